@@ -1,0 +1,103 @@
+// Emission-absorption compositing along packed rays.
+//
+//   alpha_i = 1 - exp(-sigma_i * dt_i),  T_i = prod_{j<i} (1 - alpha_j),  w_i = T_i * alpha_i
+//   out = sum_i w_i c_i                                   (NeRF, arXiv:2003.08934, eq. 3)
+//   distortion = sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 dt_i   (mip-NeRF 360, arXiv:2111.12077, eq. 15)
+// with midpoints m_i; the double sum is linear in time because midpoints ascend (DVGOv2, arXiv:2206.05085, eq. 6).
+#pragma once
+#include "macros.h"
+
+namespace nerftrain {
+
+template <class T>
+struct PackedRays {
+  const T* density;        // [N]
+  const T* channels;       // [N][K]
+  const T* t_starts;       // [N]
+  const T* t_ends;         // [N]
+  const int64_t* offsets;  // [R + 1]
+  int64_t num_channels;
+};
+
+template <class T>
+struct CompositeForward {
+  PackedRays<T> in;
+  T* channels;    // [R][K]
+  T* opacity;     // [R]
+  T* depth;       // [R]
+  T* distortion;  // [R]
+  T* weights;     // [N]
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t k_end = in.num_channels;
+    T* color = channels + r * k_end;
+    for (int64_t k = 0; k < k_end; ++k) color[k] = 0;
+    T transmittance = 1, sum_w = 0, sum_wm = 0, sum_distortion = 0;
+    for (int64_t i = in.offsets[r]; i < in.offsets[r + 1]; ++i) {
+      const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5);
+      const T kept = exp_of(-in.density[i] * dt);
+      const T w = transmittance * (T(1) - kept);
+      transmittance *= kept;
+      weights[i] = w;
+      for (int64_t k = 0; k < k_end; ++k) color[k] += w * in.channels[i * k_end + k];
+      sum_distortion += T(2) * w * (mid * sum_w - sum_wm) + w * w * dt / T(3);
+      sum_w += w;
+      sum_wm += w * mid;
+    }
+    opacity[r] = sum_w;
+    depth[r] = sum_wm;
+    distortion[r] = sum_distortion;
+  }
+};
+
+// With q_i = dL/dw_i:  dL/dsigma_i = dt_i * (T_{i+1} q_i - sum_{j>i} w_j q_j),  dL/dc_i = w_i * dL/dout.
+// The sum over what lies behind is the ray's total less a running sum, so two forward sweeps are enough.
+template <class T>
+struct CompositeBackward {
+  PackedRays<T> in;
+  const T* weights;       // [N]
+  const T* opacity;       // [R]
+  const T* depth;         // [R]
+  const T* v_channels;    // [R][K]
+  const T* v_opacity;     // [R]
+  const T* v_depth;       // [R]
+  const T* v_distortion;  // [R]
+  const T* v_weights;     // [N]
+  T* v_density;           // [N]
+  T* v_sample_channels;   // [N][K]
+
+  // What the weight of sample i is worth; sum_w and sum_wm run over the samples before it.
+  NT_HD T weight_gradient(int64_t r, int64_t i, T sum_w, T sum_wm) const {
+    const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
+    const T spread = mid * (T(2) * sum_w + w - opacity[r]) - (T(2) * sum_wm + w * mid - depth[r]);
+    T q = v_weights[i] + v_opacity[r] + v_depth[r] * mid;
+    q += v_distortion[r] * (T(2) * spread + T(2) / T(3) * w * dt);
+    const int64_t k_end = in.num_channels;
+    for (int64_t k = 0; k < k_end; ++k) q += v_channels[r * k_end + k] * in.channels[i * k_end + k];
+    return q;
+  }
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = in.num_channels;
+    T behind = 0, sum_w = 0, sum_wm = 0;
+    for (int64_t i = first; i < last; ++i) {
+      behind += weights[i] * weight_gradient(r, i, sum_w, sum_wm);
+      sum_w += weights[i];
+      sum_wm += weights[i] * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
+    }
+    T transmittance = 1;
+    sum_w = sum_wm = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const T dt = in.t_ends[i] - in.t_starts[i], w = weights[i];
+      const T q = weight_gradient(r, i, sum_w, sum_wm);
+      transmittance *= exp_of(-in.density[i] * dt);
+      behind -= w * q;
+      v_density[i] = dt * (transmittance * q - behind);
+      for (int64_t k = 0; k < k_end; ++k) v_sample_channels[i * k_end + k] = w * v_channels[r * k_end + k];
+      sum_w += w;
+      sum_wm += w * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
+    }
+  }
+};
+
+}  // namespace nerftrain

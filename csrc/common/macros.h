@@ -1,0 +1,45 @@
+// What lets one source compile for the host and for CUDA. Free of torch.
+//
+// Letters, as in nerftrain/types.py: R rays, N packed samples, C cameras, D features, K channels, L levels.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define NT_HD __host__ __device__ __forceinline__
+#else
+#define NT_HD inline __attribute__((always_inline))
+#endif
+
+namespace nerftrain {
+
+template <class T>
+NT_HD T min_of(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+NT_HD T max_of(T a, T b) {
+  return a > b ? a : b;
+}
+
+NT_HD float exp_of(float x) { return expf(x); }
+NT_HD double exp_of(double x) { return exp(x); }
+
+// Converting a float outside the range of int is undefined: clamp first. NaN becomes `high`.
+NT_HD int to_int_clamped(float x, int low, int high) {
+  if (!(x < float(high))) return high;
+  return x > float(low) ? int(x) : low;
+}
+
+// Adds to memory that other threads may be adding to. On the CPU the loops own what they add to.
+template <class T>
+NT_HD void atomic_add(T* address, T value) {
+#if defined(__CUDA_ARCH__)
+  atomicAdd(address, value);
+#else
+  *address += value;
+#endif
+}
+
+}  // namespace nerftrain

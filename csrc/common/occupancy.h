@@ -1,0 +1,120 @@
+// Occupancy grids: nested cubes of cells, a bit per cell, and a bit per block of cells above it.
+//
+// Level l covers the box of level 0 scaled by 2^l about its centre, with the same number of cells per side
+// (Instant-NGP, arXiv:2201.05989, section 5.2). Cells are ordered x slowest, z fastest.
+#pragma once
+#include "macros.h"
+
+namespace nerftrain {
+
+struct OccupancyGrid {
+  const uint64_t* cells;   // [L][(resolution / 4)^3] a bit per cell of a 4^3 block
+  const uint64_t* blocks;  // [L][(resolution / 16)^3] a bit per 4^3 block that has an occupied cell
+  int num_levels;
+  int resolution;  // cells per side, a multiple of 16
+  float center[3];
+  float half[3];  // half the size of level 0
+};
+
+// The place of (x, y, z) in a cube of 4^3-bit words with `side` units per side.
+struct BitPlace {
+  int64_t word;
+  int bit;
+};
+
+NT_HD BitPlace bit_place(int x, int y, int z, int side) {
+  const int words = side / 4;
+  return {(int64_t(x >> 2) * words + (y >> 2)) * words + (z >> 2), (((x & 3) << 2) | (y & 3)) << 2 | (z & 3)};
+}
+
+// Gathers 4^3 flags into one word of the next level of detail.
+struct PackBits {
+  const bool* flags;  // [L][side^3]
+  uint64_t* words;    // [L][(side / 4)^3]
+  bool* any;          // [L][(side / 4)^3] whether the word has a bit set
+  int side;
+
+  NT_HD void operator()(int64_t i) const {
+    const int words_per_side = side / 4;
+    const int64_t per_level = int64_t(words_per_side) * words_per_side * words_per_side;
+    const int64_t level = i / per_level, place = i % per_level;
+    const int x = int(place / (words_per_side * words_per_side)) * 4;
+    const int y = int(place / words_per_side % words_per_side) * 4;
+    const int z = int(place % words_per_side) * 4;
+    const bool* cube = flags + level * side * side * side;
+    uint64_t word = 0;
+    for (int bit = 0; bit < 64; ++bit) {
+      const int64_t cell = (int64_t(x + (bit >> 4)) * side + y + (bit >> 2 & 3)) * side + z + (bit & 3);
+      word |= uint64_t(cube[cell]) << bit;
+    }
+    words[i] = word;
+    any[i] = word != 0;
+  }
+};
+
+// Whether a cell can hold anything that the cameras show. Its bounding sphere, projected, is out of a camera's sight,
+// in sight, or wholly in front of transparent pixels: one camera of the last kind is enough to rule the cell out
+// (the visual hull: Laurentini, 1994).
+struct VisibleCells {
+  const float* poses;       // [C][3][4] camera to world, OpenGL axes
+  const float* intrinsics;  // [C][4] fx fy cx cy
+  const float* sizes;       // [C][2] width, height
+  const int32_t* counts;    // [C][mask height + 1][mask width + 1] opaque mask pixels above and left; or none
+  int mask_width, mask_height;
+  float mask_scale;  // mask pixels per image pixel
+  int64_t num_cameras;
+  OccupancyGrid grid;
+  float near;
+  bool* visible;  // [L][resolution^3]
+
+  enum Sight { kUnseen, kSeen, kEmpty };
+
+  NT_HD bool transparent(int64_t camera, float u, float v, float margin_u, float margin_v) const {
+    const float left = (u - margin_u) * mask_scale, right = (u + margin_u) * mask_scale;
+    const float top = (v - margin_v) * mask_scale, bottom = (v + margin_v) * mask_scale;
+    if (!(left >= 0.f && right < float(mask_width) && top >= 0.f && bottom < float(mask_height))) return false;
+    const int x0 = int(left), x1 = int(right) + 1, y0 = int(top), y1 = int(bottom) + 1, row = mask_width + 1;
+    const int32_t* sum = counts + camera * row * (mask_height + 1);
+    return sum[y1 * row + x1] - sum[y0 * row + x1] - sum[y1 * row + x0] + sum[y0 * row + x0] == 0;
+  }
+
+  NT_HD Sight look(int64_t camera, const float* p, float radius) const {
+    const float *pose = poses + 12 * camera, *k = intrinsics + 4 * camera, *size = sizes + 2 * camera;
+    const float offset[3] = {p[0] - pose[3], p[1] - pose[7], p[2] - pose[11]};
+    float q[3];
+    for (int a = 0; a < 3; ++a) q[a] = pose[a] * offset[0] + pose[4 + a] * offset[1] + pose[8 + a] * offset[2];
+    const float depth = -q[2];
+    if (depth + radius < near) return kUnseen;
+    const float scale = 1.f / max_of(depth, 1e-6f);
+    const float u = k[0] * q[0] * scale + k[2], v = -k[1] * q[1] * scale + k[3];
+    const float margin_u = k[0] * radius * scale, margin_v = k[1] * radius * scale;
+    if (!(u > -margin_u && u < size[0] + margin_u && v > -margin_v && v < size[1] + margin_v)) return kUnseen;
+    // A sphere that is near for its size looks larger than radius / depth.
+    if (counts == nullptr || depth < 4.f * radius) return kSeen;
+    return transparent(camera, u, v, 1.1f * margin_u, 1.1f * margin_v) ? kEmpty : kSeen;
+  }
+
+  NT_HD void operator()(int64_t i) const {
+    const int n = grid.resolution;
+    const int64_t per_level = int64_t(n) * n * n;
+    const int64_t cell = i % per_level;
+    const int c[3] = {int(cell / (int64_t(n) * n)), int(cell / n % n), int(cell % n)};
+    const float scale = float(int64_t(1) << (i / per_level));
+    float p[3], radius = 0.f;
+    for (int a = 0; a < 3; ++a) {
+      p[a] = grid.center[a] + ((float(c[a]) + 0.5f) * 2.f / float(n) - 1.f) * scale * grid.half[a];
+      const float half_cell = scale * grid.half[a] / float(n);
+      radius += half_cell * half_cell;
+    }
+    radius = sqrtf(radius);
+    bool seen = false;
+    for (int64_t j = 0; j < num_cameras && !(seen && counts == nullptr); ++j) {
+      const Sight sight = look(j, p, radius);
+      seen = sight == kSeen || (seen && sight != kEmpty);
+      if (sight == kEmpty) break;
+    }
+    visible[i] = seen;
+  }
+};
+
+}  // namespace nerftrain

@@ -1,0 +1,8 @@
+#include "../operators/composite.h"
+
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
+  m.impl("composite_fwd", TORCH_BOX(&nerftrain::composite_fwd<nerftrain::Cpu>));
+  m.impl("composite_bwd", TORCH_BOX(&nerftrain::composite_bwd<nerftrain::Cpu>));
+}

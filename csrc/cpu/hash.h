@@ -1,0 +1,17 @@
+// The interface between the hash-encoding operators and their kernels for each instruction set.
+#pragma once
+#include "../common/hash_encoding.h"
+
+namespace nerftrain {
+
+struct HashKernels {
+  const char* name;
+  void (*forward)(int features, const HashLevels&, const float* positions, const float* table, float* out,
+                  int64_t begin, int64_t end);
+  void (*scatter)(int features, const HashLevels&, int level, const float* positions, const float* v_features,
+                  float* v_table, int64_t num_samples);
+};
+
+extern const HashKernels hash_portable, hash_avx2, hash_avx512;
+
+}  // namespace nerftrain

@@ -1,0 +1,3 @@
+#include "hash_kernel.h"
+
+const nerftrain::HashKernels nerftrain::hash_avx2 = {"avx2", forward_any, scatter_any};

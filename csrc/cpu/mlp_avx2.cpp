@@ -1,0 +1,7 @@
+// AVX2 with fused multiply-add: 8 lanes, 16 registers.
+#define NT_LANES 8
+#define NT_VECTORS 2
+#define NT_ROWS 6
+#include "mlp_kernel.h"
+
+const nerftrain::MlpKernels nerftrain::mlp_avx2 = {"avx2", scratch_floats, gradient_floats, forward, backward, reduce};

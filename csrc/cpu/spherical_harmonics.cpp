@@ -1,0 +1,8 @@
+#include "../operators/spherical_harmonics.h"
+
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
+  m.impl("spherical_harmonics_fwd", TORCH_BOX(&nerftrain::spherical_harmonics_fwd<nerftrain::Cpu>));
+  m.impl("spherical_harmonics_bwd", TORCH_BOX(&nerftrain::spherical_harmonics_bwd<nerftrain::Cpu>));
+}

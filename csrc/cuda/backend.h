@@ -1,0 +1,56 @@
+// Launches over common/ on the current CUDA stream.
+#pragma once
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace nerftrain {
+
+template <class Body>
+__global__ void each_kernel(int64_t n, Body body) {
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (i < n) body(i);
+}
+
+// The level is the slow index, so that the blocks in flight share a level's table.
+template <class Body>
+__global__ void each_level_kernel(int64_t n, Body body) {
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (i < n) body(i, int(blockIdx.y));
+}
+
+struct Cuda {
+  static constexpr int kThreads = 256;
+
+  static cudaStream_t stream_of(const torch::stable::Tensor& like) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+  static unsigned blocks_for(int64_t n) { return unsigned((n + kThreads - 1) / kThreads); }
+
+  template <class Body>
+  static void for_each(const torch::stable::Tensor& like, int64_t n, const Body& body) {
+    if (n == 0) return;
+    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    each_kernel<<<blocks_for(n), kThreads, 0, stream_of(like)>>>(n, body);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  template <class Body>
+  static void for_each(const torch::stable::Tensor& like, int64_t n, int num_levels, const Body& body) {
+    if (n == 0) return;
+    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    each_level_kernel<<<dim3(blocks_for(n), unsigned(num_levels)), kThreads, 0, stream_of(like)>>>(n, body);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  template <class Body>
+  static void scatter(const torch::stable::Tensor& like, int64_t n, const Body& body) {
+    for_each(like, n, body.levels.num_levels, body);
+  }
+};
+
+}  // namespace nerftrain

@@ -1,0 +1,39 @@
+// The native operators by name: the table of contents of csrc/. Shapes are in nerftrain/ops, kernels in common/.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(nerftrain, m) {
+  // Occupancy grids: bits from flags; which cells the cameras leave open.
+  m.def("pack_grid(Tensor occupied) -> (Tensor, Tensor)");
+  m.def(
+      "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] aabb, "
+      "int num_levels, int resolution, float near) -> Tensor");
+  // Marching: how many samples each ray has, then the samples; which of them are seen.
+  m.def(
+      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
+      "Tensor blocks, float[] aabb, int resolution, float step, float cone_angle, int max_steps) -> Tensor");
+  m.def(
+      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
+      "Tensor blocks, float[] aabb, int resolution, float step, float cone_angle, int max_steps, Tensor offsets, "
+      "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
+      "float alpha_thre, float min_weight) -> Tensor");
+  // Compositing: channels, opacity, depth and distortion of each ray; the weight of each sample.
+  m.def(
+      "composite_fwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "composite_bwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, "
+      "Tensor weights, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, Tensor v_depth, "
+      "Tensor v_distortion, Tensor v_weights) -> (Tensor, Tensor)");
+  // Encodings: the hash grid, and spherical harmonics of directions.
+  m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
+  m.def(
+      "hash_encode_bwd(Tensor positions, Tensor table, Tensor v_features, int[] resolutions, int[] offsets, "
+      "bool to_positions) -> (Tensor, Tensor)");
+  m.def("spherical_harmonics_fwd(Tensor directions, int degree) -> Tensor");
+  m.def("spherical_harmonics_bwd(Tensor directions, Tensor v_features, int degree) -> Tensor");
+  // A small MLP in float32, on the CPU only: elsewhere the vendor's matrix library serves.
+  m.def("mlp_fwd(Tensor x, Tensor weights, int[] widths, int lanes) -> Tensor");
+  m.def("mlp_bwd(Tensor x, Tensor weights, Tensor v_y, int[] widths, int lanes) -> (Tensor, Tensor)");
+}

@@ -1,0 +1,109 @@
+#pragma once
+#include "../common/march.h"
+#include "tensors.h"
+
+namespace nerftrain {
+
+inline OccupancyGrid grid_of(const std::vector<double>& aabb, int64_t num_levels, int64_t resolution) {
+  OccupancyGrid grid{nullptr, nullptr, int(num_levels), int(resolution), {}, {}};
+  for (int a = 0; a < 3; ++a) {
+    grid.center[a] = float((aabb[a] + aabb[a + 3]) / 2);
+    grid.half[a] = float((aabb[a + 3] - aabb[a]) / 2);
+  }
+  return grid;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> pack_grid(const Tensor& occupied) {
+  const int64_t levels = occupied.size(0), side = occupied.size(1), words = side / 4, groups = side / 16;
+  Tensor cells = make(occupied, {levels, words * words * words}, ScalarType::Long);
+  Tensor blocks = make(occupied, {levels, groups * groups * groups}, ScalarType::Long);
+  Tensor any_cell = make(occupied, {levels, words * words * words});
+  Tensor any_block = make(occupied, {levels, groups * groups * groups});
+  const auto pack = [&](const Tensor& flags, Tensor& bits, Tensor& any, int64_t n) {
+    const PackBits body{read<bool>(flags), reinterpret_cast<uint64_t*>(write<int64_t>(bits)), write<bool>(any), int(n)};
+    Backend::for_each(occupied, bits.size(0) * bits.size(1), body);
+  };
+  pack(occupied, cells, any_cell, side);
+  pack(any_cell, blocks, any_block, words);
+  return {cells, blocks};
+}
+
+// counts is [C][mask height + 1][mask width + 1], or empty where there are no masks.
+template <class Backend>
+Tensor visible_cells(const Tensor& poses, const Tensor& intrinsics, const Tensor& sizes, const Tensor& counts,
+                     double mask_scale, std::vector<double> aabb, int64_t num_levels, int64_t resolution, double near) {
+  Tensor visible = make(poses, {num_levels, resolution, resolution, resolution}, ScalarType::Bool);
+  const bool masked = counts.size(0) > 0;
+  const VisibleCells body{read<float>(poses),
+                          read<float>(intrinsics),
+                          read<float>(sizes),
+                          masked ? read<int32_t>(counts) : nullptr,
+                          masked ? int(counts.size(2)) - 1 : 0,
+                          masked ? int(counts.size(1)) - 1 : 0,
+                          float(mask_scale),
+                          poses.size(0),
+                          grid_of(aabb, num_levels, resolution),
+                          float(near),
+                          write<bool>(visible)};
+  Backend::for_each(poses, num_levels * resolution * resolution * resolution, body);
+  return visible;
+}
+
+inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+                            const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
+                            const std::vector<double>& aabb, int64_t resolution, double step, double cone_angle,
+                            int64_t max_steps) {
+  OccupancyGrid grid = grid_of(aabb, cells.size(0), resolution);
+  grid.cells = reinterpret_cast<const uint64_t*>(read<int64_t>(cells));
+  grid.blocks = reinterpret_cast<const uint64_t*>(read<int64_t>(blocks));
+  const MarchSettings settings{float(step), float(cone_angle), int(max_steps)};
+  return {grid,           settings,         read<float>(origins), read<float>(directions), read<float>(near),
+          read<float>(far), read<float>(jitter)};
+}
+
+template <class Backend>
+Tensor march_count(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+                   const Tensor& jitter, const Tensor& cells, const Tensor& blocks, std::vector<double> aabb,
+                   int64_t resolution, double step, double cone_angle, int64_t max_steps) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step,
+                                    cone_angle, max_steps);
+  Tensor counts = make(origins, {origins.size(0)}, ScalarType::Long);
+  Backend::for_each(origins, origins.size(0), MarchCount{rays, write<int64_t>(counts)});
+  return counts;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tensor& directions, const Tensor& near,
+                                               const Tensor& far, const Tensor& jitter, const Tensor& cells,
+                                               const Tensor& blocks, std::vector<double> aabb, int64_t resolution,
+                                               double step, double cone_angle, int64_t max_steps,
+                                               const Tensor& offsets, int64_t num_samples) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step,
+                                    cone_angle, max_steps);
+  Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
+  Tensor ray_indices = make(origins, {num_samples}, ScalarType::Long);
+  const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),
+                        write<int64_t>(ray_indices)};
+  Backend::for_each(origins, origins.size(0), body);
+  return {t_starts, t_ends, ray_indices};
+}
+
+template <class Backend, class T>
+void visible_samples_as(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
+                        double early_stop_eps, double alpha_thre, double min_weight, Tensor& visible) {
+  const VisibleSamples<T> body{read<T>(density),  read<T>(t_starts), read<T>(t_ends), read<int64_t>(offsets),
+                               T(early_stop_eps), T(alpha_thre),     T(min_weight),   write<bool>(visible)};
+  Backend::for_each(density, offsets.size(0) - 1, body);
+}
+
+template <class Backend>
+Tensor visible_samples(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
+                       double early_stop_eps, double alpha_thre, double min_weight) {
+  Tensor visible = make(density, {density.size(0)}, ScalarType::Bool);
+  const auto run = is_double(density) ? visible_samples_as<Backend, double> : visible_samples_as<Backend, float>;
+  run(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, min_weight, visible);
+  return visible;
+}
+
+}  // namespace nerftrain

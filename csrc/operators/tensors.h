@@ -1,0 +1,37 @@
+// Tensors in and out of the operators: pointers, allocation and checks against PyTorch's stable ABI.
+//
+// An operator is written once, for a Backend that offers
+//   Backend::for_each(like, n, body)              body(i) for i in [0, n)
+//   Backend::for_each(like, n, num_levels, body)  body(i, level)
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+#include <vector>
+
+namespace nerftrain {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+const T* read(const Tensor& t) {
+  return t.const_data_ptr<T>();
+}
+
+template <class T>
+T* write(const Tensor& t) {
+  return t.mutable_data_ptr<T>();
+}
+
+inline Tensor make(const Tensor& like, std::vector<int64_t> shape) { return torch::stable::new_empty(like, shape); }
+
+inline Tensor make(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
+
+}  // namespace nerftrain

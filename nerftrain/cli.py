@@ -1,0 +1,355 @@
+"""The command line: ``nerftrain [key=value ...]`` trains, verbs work on runs.
+
+Exit status: 0 done; 1 the run failed; 2 the user's mistake, in one line; 130 interrupted.
+Free of torch at import: help and tab completion have to be instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from nerftrain import __version__, usage
+from nerftrain.errors import RunError, UserError
+from nerftrain.schema import suggestion
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from nerftrain.composition import Source
+    from nerftrain.trainer import Run
+
+_FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (the process's own by default) and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _dispatch(arguments))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in _VERBS:
+        return _VERBS[first](arguments[1:])
+    if first and "=" not in first and first[0] not in "-+~":
+        raise UserError(_unknown_verb(first))
+    return _hydra_command(arguments)
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Turn what a command raises into a status, and a user's mistake into its one line."""
+    try:
+        return command()
+    except UserError as error:
+        _complain(str(error))
+        return _MISTAKE
+    except RunError as error:
+        _complain(str(error))
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # `nerftrain --help | head`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  flushed at exit
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        _complain(f"failed: {type(error).__name__}: {error}")
+        return _FAILED
+
+
+def _complain(line: str) -> None:
+    print(f"nerftrain: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
+
+def _unknown_verb(word: str) -> str:
+    if presets := usage.commands_like(word):
+        return f"{word}: did you mean nerftrain {' or '.join(presets)}?"
+    rest = suggestion(word, _VERBS)
+    return f"{word}: no such command; {rest} (to train: nerftrain [key=value ...])"
+
+
+# --- Training, by way of Hydra -------------------------------------------------------------------
+
+
+def _hydra_command(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(usage.help_page(__version__))
+        return 0
+    if "--version" in arguments:
+        print(f"nerftrain {__version__}")
+        return 0
+    from hydra._internal.utils import get_args_parser
+
+    from nerftrain.composition import CONFIG_NAME, Source, compose
+    from nerftrain.paths import data_dir
+
+    parser = get_args_parser()
+    parser.prog = "nerftrain"
+    parsed = _parse_flags(parser, arguments)
+    # Overrides may stand before and after flags, which Hydra's own parser does not take.
+    flags = [text for text in arguments if text not in parsed.overrides]
+    source = Source(
+        main=Path(parsed.config_path) if parsed.config_path else data_dir("conf"),
+        extra=parsed.config_dir,
+        name=parsed.config_name or CONFIG_NAME,
+    )
+    if parsed.hydra_help or parsed.shell_completion or parsed.experimental_rerun:
+        return _call_hydra([*flags, *parsed.overrides], source)
+    if parsed.cfg or parsed.info:
+        compose(parsed.overrides, source)
+        return _call_hydra([*flags, *parsed.overrides], source)
+    _check_first(parsed.overrides, source, parsed.multirun)
+    return _call_hydra([*flags, *parsed.overrides], source)
+
+
+def _parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse with an error that is one line; argparse prints its whole usage."""
+
+    def complain(message: str) -> NoReturn:
+        dashes = "keys have no dashes: key=value; " if message.startswith("unrecognized") else ""
+        raise UserError(f"{message}; {dashes}see {parser.prog} --help")
+
+    parser.error = complain
+    return parser.parse_intermixed_args(arguments)
+
+
+def _check_first(overrides: Sequence[str], source: Source, multirun: bool) -> None:
+    """Check every config of the command before Hydra makes a folder for any."""
+    from nerftrain import config
+    from nerftrain.composition import compose, is_sweep, jobs
+
+    swept = is_sweep(overrides, source, multirun)
+    configs = list(jobs(overrides, source)) if swept else [compose(overrides, source)]
+    run_dirs = []
+    for cfg in configs:
+        config.check(cfg)
+        run_dirs.append(cfg.run_dir)
+    chosen = [run_dir for run_dir in run_dirs if run_dir is not None]
+    if len(chosen) != len(set(chosen)):
+        raise UserError(
+            f"run_dir={chosen[0]}: would hold several runs of the sweep; "
+            f"add hydra.sweep.dir={chosen[0]} instead"
+        )
+
+
+_statuses: list[int] = []  # of the jobs that Hydra has run in this process
+
+
+def _call_hydra(arguments: Sequence[str], source: Source) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nerftrain.composition import VERSION_BASE, one_line
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises where it would print and exit
+    _statuses.clear()
+    program, sys.argv = sys.argv, [_program(), *arguments]
+    try:
+        hydra.main(str(source.main), source.name, VERSION_BASE)(_task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+    except _JobError as failure:
+        _statuses.append(failure.status)
+    except SystemExit as leave:  # of --hydra-help
+        _statuses.append(leave.code if isinstance(leave.code, int) else int(bool(leave.code)))
+    finally:
+        sys.argv = program
+    _sum_up()
+    return max(_statuses, default=0)
+
+
+def _program() -> str:
+    # Hydra's completion script calls the command by this name.
+    name = Path(sys.argv[0]).name
+    return "nerftrain" if name in ("__main__.py", "-c", "") else sys.argv[0]
+
+
+def _sum_up() -> None:
+    failed = sum(status != 0 for status in _statuses)
+    if failed and len(_statuses) > 1:
+        _complain(f"{failed} of {len(_statuses)} jobs of the sweep failed")
+
+
+class _JobError(Exception):
+    """Tells a launcher or a sweeper plugin that a job failed; its message has been printed."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _task(cfg: DictConfig) -> float | None:
+    """Train one config for Hydra, and return its PSNR, which sweepers can maximise."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    scores: list[float | None] = []
+    hydra_config = HydraConfig.get()
+    job_dir = None
+    if hydra_config.mode == RunMode.MULTIRUN:
+        job_dir = Path(hydra_config.runtime.output_dir)
+        print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", flush=True)
+    status = _guarded(lambda: _train(cfg, job_dir, scores))
+    if status == _INTERRUPTED:
+        raise KeyboardInterrupt  # which ends a sweep as well
+    if status and job_dir is not None:
+        _remove_empty(job_dir)
+    # Hydra's own launcher runs all jobs in this process; others have to be told of a failure.
+    own = ".BasicLauncher" in hydra_config.launcher._target_
+    if status and job_dir is not None and not own:
+        raise _JobError(status)
+    _statuses.append(status)
+    return scores[0] if scores else None
+
+
+def _train(cfg: DictConfig, job_dir: Path | None, scores: list[float | None]) -> int:
+    from nerftrain import config
+
+    _start_logging(None)
+    run = config.create_run_dir(config.assemble(cfg), job_dir)
+    try:
+        _start_logging(run.run_dir)
+        scores.append(_call_trainer(run).get("psnr"))
+    except UserError:
+        _discard(run.run_dir)
+        raise
+    return 0
+
+
+def _call_trainer(run: Run, resume: bool = False) -> dict[str, Any]:
+    from nerftrain.trainer import train
+
+    return train(run, resume)
+
+
+def _start_logging(run_dir: Path | None) -> None:
+    from nerftrain.report import setup_logging
+
+    setup_logging(run_dir)
+
+
+def _discard(run_dir: Path) -> None:
+    """Remove a folder in which no more than the config has been written."""
+    written = {path.name for path in run_dir.iterdir()}
+    if written <= {"config.yaml", "train.log"}:
+        _start_logging(None)  # closes train.log
+        for name in written:
+            (run_dir / name).unlink()
+        _remove_empty(run_dir)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder, and those above it that are empty then, up to the working directory."""
+    for path in [folder, *folder.parents]:
+        if path.resolve() == Path.cwd() or not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+# --- Verbs ---------------------------------------------------------------------------------------
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    parser = _verb("eval", "Judge a checkpoint of a run; write figures and images into its folder.")
+    parser.add_argument("--split", default="test", help="train, val or test (default %(default)s)")
+    parser.add_argument("--views", type=_positive, help="evenly spaced views (default all)")
+    parsed = _parse_flags(parser, arguments)
+    run = _load(parsed)
+    from nerftrain.evaluation import evaluate_run
+
+    evaluate_run(run, parsed.split, parsed.checkpoint, parsed.views)
+    return 0
+
+
+def _render(arguments: Sequence[str]) -> int:
+    parser = _verb("render", "Render the views of a split, or a video along a path through them.")
+    parser.add_argument("--split", help="train, val or test: its views (default test)")
+    parser.add_argument("--path", help="orbit, spiral or interpolate (default orbit without split)")
+    parser.add_argument("--frames", type=_positive, help="of the path (default 120)")
+    parsed = _parse_flags(parser, arguments)
+    path = parsed.path or ("views" if parsed.split else "orbit")
+    if path == "views" and parsed.frames:
+        raise UserError("--frames has no effect on the views of a split: add --path orbit")
+    run = _load(parsed)
+    from nerftrain.evaluation import render_run
+
+    render_run(run, parsed.split or "test", path, parsed.frames or 120, parsed.checkpoint)
+    return 0
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    parser = _verb("resume", "Go on with a run from its last checkpoint.", checkpoint=False)
+    parsed = _parse_flags(parser, arguments)
+    run = _load(parsed)
+    from nerftrain.config import SNAPSHOT, write_snapshot
+
+    before = (run.run_dir / SNAPSHOT).read_bytes()
+    write_snapshot(run.config, run.run_dir)
+    try:
+        _start_logging(run.run_dir)
+        _call_trainer(run, resume=True)
+    except UserError:  # such as a model that the checkpoint does not fit
+        (run.run_dir / SNAPSHOT).write_bytes(before)
+        raise
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("nerftrain doctor", description="Show the machine's state.")
+    _parse_flags(parser, arguments)
+    from nerftrain.doctor import report
+
+    print(report())
+    return 0
+
+
+def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
+    program = f"nerftrain {name}"
+    usage_line = f"{program} [options] RUN [key=value ...]"
+    parser = argparse.ArgumentParser(program, usage=usage_line, description=description)
+    parser.add_argument(
+        "run", metavar="RUN", nargs="*", help="the run's folder, then overrides of its config"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="import what the run's config names outside nerftrain"
+    )
+    if checkpoint:
+        parser.add_argument(
+            "--checkpoint", default="last", help="best, last or a file (default %(default)s)"
+        )
+    return parser
+
+
+def _load(parsed: argparse.Namespace) -> Run:
+    from nerftrain import config
+
+    if not parsed.run:
+        raise UserError("which run? name its folder, such as outputs/SCENE/MODEL-SAMPLER/TIME")
+    run_dir, overrides = Path(parsed.run[0]), parsed.run[1:]
+    cfg = config.load_run(run_dir, overrides, parsed.trust)
+    _start_logging(None)
+    return config.assemble(cfg, run_dir)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+_positive.__name__ = "whole number"  # argparse names the type in its message
+
+_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "eval": _eval,
+    "render": _render,
+    "resume": _resume,
+    "doctor": _doctor,
+}

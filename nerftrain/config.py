@@ -1,0 +1,271 @@
+"""From a composed config to the objects and the folder of a run: check, build, assemble, snapshot.
+
+Free of torch at import; below this module a config is plain Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nerftrain import schema
+from nerftrain.composition import apply_override, compose, one_line
+from nerftrain.errors import UserError
+
+if TYPE_CHECKING:
+    from nerftrain.trainer import Run
+
+__all__ = ["assemble", "build", "check", "compose", "create_run_dir", "load_run"]
+
+SNAPSHOT = "config.yaml"  # the resolved config in a run's folder
+
+# The config's groups in the order of building, and the objects that the program offers to each.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "runtime": (),
+    "scene": (),
+    "background": (),
+    "model": ("aabb",),
+    "sampler": ("aabb", "cameras", "near", "masks"),
+    "optimizer": ("model", "params"),  # torch's own optimizers take the parameters
+    "scheduler": (),
+    "trainer": (),
+    "logger": (),
+}
+_VALUES = {
+    "seed": int,
+    "data_root": str | None,
+    "run_dir": str | None,
+    "trusted": list[str],
+}
+_PATHS = ("root", "data_root")  # keys of a scene
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a config into plain Python: what a run's folder keeps as its snapshot.
+
+    Raises:
+        UserError: an interpolation that leads nowhere.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{key}{one_line(error)}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def check(cfg: DictConfig) -> dict[str, schema.Plan]:
+    """Check every key, type, choice and range that can be checked without data; build nothing.
+
+    Returns:
+        For each group what will be built, in the order of building.
+
+    Raises:
+        UserError: the first mistake, in one line with the remedy.
+    """
+    values = plain(cfg)
+    for key, hint in _VALUES.items():
+        schema.convert(values.get(key, "???"), hint, key)
+    if values["seed"] < 0:
+        raise UserError(f"seed={values['seed']}: must be at least 0")
+    for key in values:
+        if key not in _VALUES and key not in _GROUPS:
+            known = [*_GROUPS, *_VALUES]
+            raise UserError(f"{key}: no such key; {schema.suggestion(key, known)}")
+    trusted = (*schema.TRUSTED, *values["trusted"])
+    plans = {group: _plan(group, values.get(group), trusted) for group in _GROUPS}
+    for plan in plans.values():
+        plan.check_values()
+    return plans
+
+
+def build(node: DictConfig, *, trusted: Sequence[str] = schema.TRUSTED, **runtime: Any) -> Any:
+    """Check a node and build the object that it names, nested nodes first.
+
+    Args:
+        node: a node of a composed config, with ``_target_``.
+        trusted: prefixes of names that nodes may hold in ``_target_``.
+        runtime: objects for the target's keyword-only parameters.
+
+    Raises:
+        UserError: a mistake in the node, or the target's own complaint.
+    """
+    where = str(node._get_full_key(None))
+    return schema.read(plain(node), where, tuple(runtime), trusted).build(**runtime)
+
+
+def _plan(group: str, node: Any, trusted: Sequence[str]) -> schema.Plan:
+    if not isinstance(node, Mapping):
+        got = f"{group}={schema.shown(node)}" if node is not None else f"{group} is not set"
+        raise UserError(f"{got}: choose one with {group}=NAME; nerftrain --help lists them")
+    return schema.read(node, group, _GROUPS[group], trusted)
+
+
+# --- Assembly ------------------------------------------------------------------------------------
+
+
+def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
+    """Check a config and build all objects of a run; data are loaded, no file is written.
+
+    Args:
+        cfg: a composed config.
+        run_dir: the run's folder where it exists already; otherwise ``create_run_dir`` fills it in.
+
+    Raises:
+        UserError: a mistake in the config, in the data, or in their combination.
+    """
+    plans = check(cfg)
+    from nerftrain.trainer import Run
+
+    seed = cfg.seed
+    runtime = plans["runtime"].build()
+    runtime.start(seed)
+    scene = plans["scene"].build()
+    background = plans["background"].build()
+    if background.train == "random" and not scene.has_alpha:
+        raise UserError(
+            f"background=random needs images with alpha, which {scene.name} has not: "
+            "add background=white"
+        )
+    model = plans["model"].build(aabb=scene.aabb).to(runtime.torch_device)
+    seen = scene.splits["train"]
+    sampler = plans["sampler"].build(
+        aabb=scene.aabb, cameras=seen.cameras, near=scene.near, masks=seen.masks()
+    )
+    return Run(
+        scene=scene,
+        model=model,
+        sampler=sampler.to(runtime.torch_device),
+        optimizer=plans["optimizer"].build(model=model, params=model.parameters()),
+        scheduler=plans["scheduler"].build(),
+        background=background,
+        settings=plans["trainer"].build(),
+        runtime=runtime,
+        logger=plans["logger"].build(),
+        seed=seed,
+        config=_snapshot(plain(cfg)),
+        run_dir=run_dir or Path(),
+    )
+
+
+def _snapshot(values: dict[str, Any]) -> dict[str, Any]:
+    """Make paths absolute: the run has to be found again from any working directory."""
+    scene = values["scene"]
+    for key in _PATHS:
+        if scene.get(key) is not None:
+            scene[key] = str(Path(scene[key]).expanduser().absolute())
+    return values
+
+
+def create_run_dir(run: Run, job_dir: Path | None = None) -> Run:
+    """Create the run's folder with the snapshot of its config, and return the run with the folder.
+
+    Args:
+        run: an assembled run.
+        job_dir: the folder that a sweep has given to this job.
+
+    Raises:
+        UserError: the folder holds a run already or cannot be written.
+    """
+    chosen = run.config["run_dir"]
+    try:
+        if chosen is not None or job_dir is not None:
+            folder = Path(chosen).expanduser() if chosen is not None else Path(str(job_dir))
+            if (folder / SNAPSHOT).exists():
+                raise UserError(
+                    f"run_dir={folder} holds a run: choose another, "
+                    f"or go on with nerftrain resume {folder}"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _new_folder(run)
+    except OSError as error:
+        raise _unwritable(error) from None
+    write_snapshot(run.config, folder)
+    return replace(run, run_dir=folder)
+
+
+def write_snapshot(values: Mapping[str, Any], run_dir: Path) -> None:
+    """Write ``config.yaml`` whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    partial = run_dir / f".{SNAPSHOT}"
+    try:
+        OmegaConf.save(OmegaConf.create(dict(values)), partial)
+        partial.replace(run_dir / SNAPSHOT)
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(
+        f"the run's folder cannot be written ({error.strerror}: {error.filename}): "
+        "choose another with run_dir=PATH"
+    )
+
+
+def _new_folder(run: Run) -> Path:
+    names = f"{_label(run.config['model'])}-{_label(run.config['sampler'])}"
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    parent = Path("outputs", run.scene.name, names)
+    parent.mkdir(parents=True, exist_ok=True)
+    count = 1
+    while True:  # mkdir decides between two runs that start in the same second
+        folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            count += 1
+
+
+def _label(node: Mapping[str, Any]) -> str:
+    return str(node.get("name") or node["_target_"].rpartition(".")[2])
+
+
+# --- A run's own config --------------------------------------------------------------------------
+
+
+def load_run(run_dir: Path, overrides: Sequence[str], trust: bool = False) -> DictConfig:
+    """Read a run's own config and apply ``key=value`` overrides to it.
+
+    Args:
+        run_dir: the run's folder.
+        overrides: of keys that the run has; its choices of scene, model and so on stay.
+        trust: keep the prefixes that this config itself declares trusted.
+
+    Raises:
+        UserError: no run there, a config that cannot be read, an override of no key of the run.
+    """
+    file = run_dir / SNAPSHOT
+    if not file.is_file():
+        raise UserError(
+            f"{run_dir} is no run: it has no {SNAPSHOT}; "
+            "runs lie in outputs/SCENE/MODEL-SAMPLER/TIME"
+        )
+    try:
+        cfg = OmegaConf.load(file)
+        if not isinstance(cfg, DictConfig):
+            raise ValueError("it holds no keys")
+    except Exception as error:  # whatever YAML makes of a damaged file
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from None
+    # A folder from elsewhere must not choose what may be imported and called.
+    if cfg.get("trusted") and not trust:
+        raise UserError(
+            f"{file} trusts {', '.join(cfg.trusted)}: add --trust where this run is yours"
+        )
+    for text in overrides:
+        apply_override(cfg, text, fixed=tuple(_GROUPS))
+    return cfg

@@ -1,0 +1,266 @@
+"""What this machine is and what of nerftrain works on it; each fault comes with its remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nerftrain import __version__
+from nerftrain.paths import cache_dir
+
+# Of a processor's flags, those for which nerftrain or torch has code of its own.
+SIMD_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_tile",
+    "asimd",
+    "sve",
+)
+OPTIONAL_PACKAGES = {
+    "tinycudann": "fused CUDA networks; not needed: pip install "
+    "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
+    "lpips": "the LPIPS figure: pip install 'nerftrain[lpips]'",
+}
+# A file that gives a folder away as a scene of a kind.
+SCENE_MARKS = {
+    "transforms_train.json": "blender or dnerf",
+    "transforms.json": "transforms",
+    "sparse/0": "colmap",
+}
+
+Row = tuple[str, str]
+
+
+def report() -> str:
+    """Return the state of this machine, section by section, faults last with their remedies."""
+    sections: dict[str, Callable[[], Iterator[Row]]] = {
+        "Python": _python_rows,
+        "Processor": _processor_rows,
+        "GPU": _gpu_rows,
+        "Native ops": _native_rows,
+        "Optional packages": _optional_rows,
+        "Folders": _folder_rows,
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines += [title, *(f"  {name:<14} {text}" for name, text in rows()), ""]
+    found = list(faults())
+    lines += ["Faults", *(f"  ! {fault}" for fault in found)] if found else ["No faults found."]
+    return "\n".join(lines)
+
+
+def faults() -> Iterator[str]:
+    """Yield what does not work, each in a line that ends with the remedy."""
+    if torch.version.cuda is None and run_quietly("nvidia-smi", "-L"):
+        yield (
+            "there is an NVIDIA GPU but this torch has no CUDA. Install one that has: "
+            "https://pytorch.org/get-started/locally"
+        )
+    for device in _devices():
+        if reason := native_fault(device):
+            yield f"the compiled {device} ops do not work, slow torch references serve: {reason}"
+    yield from _folder_faults()
+
+
+def _folder_faults() -> Iterator[str]:
+    cache = cache_dir()
+    if cache.parent == Path(tempfile.gettempdir()) and cache.name.startswith("nerftrain-"):
+        yield (
+            "the user's cache cannot be written, so the ops are compiled anew by every process: "
+            "set NERFTRAIN_CACHE to a folder that can"
+        )
+    root = os.environ.get("NERFTRAIN_DATA")
+    if root and not Path(root).is_dir():
+        yield f"NERFTRAIN_DATA is {root}, no folder: set it to the one that holds your scenes"
+    elif root and not find_scenes(Path(root)):
+        yield f"NERFTRAIN_DATA is {root}, without a scene: set it to the folder above the scenes'"
+
+
+def find_scenes(root: Path) -> dict[str, str]:
+    """Return the scenes at most two folders below a root: path relative to it, and kind."""
+    folders = [root, *root.glob("*/"), *root.glob("*/*/")]
+    found = {}
+    for folder in sorted(folders):
+        kinds = [kind for mark, kind in SCENE_MARKS.items() if (folder / mark).exists()]
+        if kinds and folder.is_dir():
+            found[str(folder.relative_to(root))] = kinds[0]
+    return found
+
+
+def native_fault(device: str) -> str | None:
+    """Try the compiled ops of ``cpu`` or ``cuda``, compiling them if need be.
+
+    Returns:
+        Why they do not work, in one line, or None where they agree with their torch reference.
+    """
+    try:
+        from nerftrain.ops import library
+        from nerftrain.ops import spherical_harmonics as family
+    except ImportError as error:
+        return f"{error}: install nerftrain again"
+    library.set_mode("native")  # an error with its cause in place of a silent fall-back
+    try:
+        directions = torch.eye(3, device=device)
+        compiled = family.spherical_harmonics(directions, 4)
+    except Exception as error:  # whatever a foreign compiler or loader does, doctor must tell it
+        return _one_line(error)
+    finally:
+        library.set_mode("auto")
+    if torch.allclose(compiled, family.spherical_harmonics_reference(directions, 4), atol=1e-5):
+        return None
+    return f"they disagree with their torch reference: remove {cache_dir() / 'ops'} and try again"
+
+
+def _python_rows() -> Iterator[Row]:
+    yield "python", f"{platform.python_version()}, {platform.platform()}"
+    yield "nerftrain", f"{__version__}, {Path(__file__).parent}"
+    for package in ("torch", "hydra-core", "numpy"):
+        yield package, _version(package) or "not installed"
+
+
+def _processor_rows() -> Iterator[Row]:
+    yield "model", cpu_model()
+    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
+    yield "threads", f"{torch.get_num_threads()} in torch"
+    yield "SIMD", " ".join(_simd_flags()) or "unknown"
+    yield "SIMD of torch", torch.backends.cpu.get_cpu_capability()
+
+
+def _gpu_rows() -> Iterator[Row]:
+    yield "torch's CUDA", torch.version.cuda or "none, a CPU build"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{index}", f"{device.name}, sm_{device.major}{device.minor}, {memory}"
+    if not torch.cuda.device_count():
+        yield "devices", "none; training runs on the CPU"
+
+
+def _native_rows() -> Iterator[Row]:
+    yield from native_status().items()
+    for device in _devices():
+        reason = native_fault(device)
+        yield f"{device} check", "does not work" if reason else "works, agrees with its reference"
+
+
+def _optional_rows() -> Iterator[Row]:
+    for package, purpose in OPTIONAL_PACKAGES.items():
+        yield package, "installed" if _importable(package) else f"not installed ({purpose})"
+
+
+def _folder_rows() -> Iterator[Row]:
+    yield "cache", str(cache_dir())
+    root = os.environ.get("NERFTRAIN_DATA")
+    yield "data root", root or "none (set NERFTRAIN_DATA, or data_root= on the command line)"
+    for name, kind in find_scenes(Path(root)).items() if root and Path(root).is_dir() else ():
+        yield "scene", f"{name} ({kind})"
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures of a run depend on besides its config; never fails."""
+    return {
+        "nerftrain": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "hydra": _version("hydra-core"),
+        "numpy": _version("numpy"),
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpu_driver": run_quietly(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        ),
+        "native": native_status(),
+    }
+
+
+def native_status() -> dict[str, str]:
+    """Return the state of the native ops, or why it is not known; never fails."""
+    try:
+        from nerftrain.ops import library
+
+        return dict(library.status())
+    except Exception as error:  # a broken native library must not cost a run its report
+        return {"error": _one_line(error)}
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.lower().startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    apple = run_quietly("sysctl", "-n", "machdep.cpu.brand_string")
+    return apple or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_quietly(*command: str) -> str | None:
+    """Return what a command prints, or None where it is absent, fails or takes ten seconds."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _simd_flags() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.lower().startswith(("flags", "features")):
+            return [flag for flag in SIMD_FLAGS if flag in line.split()]
+    return []
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _importable(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this module runs from, marked where files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+    if not (
+        root / ".git"
+    ).exists():  # an installed package may lie within someone else's repository
+        return None
+    commit = run_quietly("git", "-C", str(root), "rev-parse", "HEAD")
+    changed = run_quietly("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if commit and changed else commit

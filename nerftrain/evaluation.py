@@ -1,0 +1,409 @@
+"""Scores of a model on a split, and the pictures that go with them.
+
+Protocol: PSNR is the mean of the per-image PSNRs of the unquantised prediction, clamped to 0..1;
+the ground truth is composited over the same background in sRGB, rgb * a + background * (1 - a).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from nerftrain import cameras as camera_paths
+from nerftrain import checkpoint, metrics, report, video
+from nerftrain.errors import UserError
+from nerftrain.scenes import Scene, Split, composite_over
+from nerftrain.types import Cameras
+
+_log = logging.getLogger(__name__)
+
+ERROR_GAIN = 5  # the amplification of error images, part of their file names
+SHEET_COLUMN = 400  # pixels, the widest column of the contact sheet
+COLUMNS = ("truth", "prediction", f"error-x{ERROR_GAIN}", "depth")
+PATHS: dict[str, Callable[[Cameras, int], Cameras]] = {
+    "orbit": camera_paths.orbit,
+    "spiral": camera_paths.spiral,
+    "interpolate": camera_paths.interpolate,
+}
+VIEWS = "views"  # in place of a path: the cameras of the split themselves
+
+
+class Run(Protocol):
+    """What evaluation needs of a finished run, all of it built from the run's own config."""
+
+    @property
+    def scene(self) -> Scene: ...  # noqa: D102
+    @property
+    def model(self) -> torch.nn.Module: ...  # noqa: D102
+    @property
+    def sampler(self) -> Any: ...  # noqa: D102
+    @property
+    def background(self) -> Any: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def run_dir(self) -> Path: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """The figures of one view."""
+
+    name: str
+    psnr: float  # dB
+    ssim: float | None
+    lpips: float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One rendered view beside its truth, on the CPU."""
+
+    name: str
+    prediction: Tensor  # [H, W, 3]
+    truth: Tensor  # [H, W, 3]
+    depth: Tensor  # [H, W] distance, divided by the opacity
+    opacity: Tensor  # [H, W]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of a split with the protocol that gives them meaning."""
+
+    split: str
+    num_views: int
+    resolution: str  # e.g. 400x400, width x height
+    background: str
+    psnr: float  # dB, mean of per-image PSNR
+    ssim: float | None
+    lpips: float | None
+    lpips_missing: str  # why there is no LPIPS; empty where there is
+    per_view: tuple[ViewScore, ...]
+    pictures: tuple[Picture, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures and their protocol as plain values, without the single views."""
+        keys = ("psnr", "ssim", "lpips", "num_views", "split", "resolution", "background")
+        return {key: getattr(self, key) for key in keys}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the figures of each view as plain values."""
+        return [asdict(score) for score in self.per_view]
+
+
+def background_color(name: str) -> Tensor:
+    """Return the colour [3] of the background called ``white`` or ``black``."""
+    return torch.full((3,), {"white": 1.0, "black": 0.0}[name])
+
+
+def validation_split(scene: Scene) -> str:
+    """Return the split to look at during training: val, or test where there is none."""
+    return next((name for name in ("val", "test") if name in scene.splits), "train")
+
+
+def find_split(scene: Scene, name: str) -> Split:
+    """Return a split of the scene.
+
+    Raises:
+        UserError: where it does not exist, with the ones that do.
+    """
+    if name not in scene.splits:
+        close = difflib.get_close_matches(name, list(scene.splits), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"scene {scene.name} has no split '{name}'{hint} It has: {', '.join(scene.splits)}"
+        )
+    return scene.splits[name]
+
+
+def evaluate(
+    scene: Scene,
+    split_name: str,
+    model: torch.nn.Module,
+    sampler: Any,
+    background: Tensor,
+    *,
+    views: int | None,
+    with_lpips: bool,
+    num_pictures: int = 0,
+) -> Evaluation:
+    """Score a model on a split over a background [3].
+
+    Args:
+        scene: the scene.
+        split_name: one of its splits.
+        model: the model; its training mode is put back afterwards.
+        sampler: the sampler, treated alike.
+        background: the colour [3] behind prediction and truth.
+        views: how many evenly spaced views; None for all.
+        with_lpips: measures LPIPS too, where it can be had.
+        num_pictures: how many evenly spaced views are kept for ``write_images``.
+
+    Raises:
+        UserError: for a split that does not exist or fewer than one view.
+    """
+    split = find_split(scene, split_name)
+    chosen = spaced(len(split.cameras), views)
+    kept = {chosen[i] for i in spaced(len(chosen), num_pictures)} if num_pictures else set()
+    lpips, missing = metrics.load_lpips() if with_lpips else (None, "not asked for")
+    scores, pictures = [], []
+    for index in tqdm(
+        chosen, desc=f"evaluating {split_name}", unit="view", leave=False, disable=None
+    ):
+        picture = _picture(scene, split, index, model, sampler, background)
+        scores.append(_score(picture, lpips))
+        if index in kept:
+            pictures.append(picture)
+    return Evaluation(
+        split=split_name,
+        num_views=len(chosen),
+        resolution=_resolution(split.cameras, chosen),
+        background=_color_name(background),
+        psnr=float(np.mean([score.psnr for score in scores])),
+        ssim=_mean([score.ssim for score in scores]),
+        lpips=_mean([score.lpips for score in scores]),
+        lpips_missing="" if lpips else missing,
+        per_view=tuple(scores),
+        pictures=tuple(pictures),
+    )
+
+
+def spaced(count: int, wanted: int | None) -> list[int]:
+    """Return at most ``wanted`` evenly spaced indices out of ``count``, all of them for None.
+
+    Raises:
+        UserError: where fewer than one is wanted.
+    """
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    if wanted < 1:
+        raise UserError(f"views must be at least 1 or left out for all, not {wanted}")
+    return [index * count // wanted for index in range(wanted)]
+
+
+def _picture(
+    scene: Scene, split: Split, index: int, model: torch.nn.Module, sampler: Any, background: Tensor
+) -> Picture:
+    rendering = video.render_view(scene, split.cameras, index, model, sampler, background)
+    truth = composite_over(split.image(index).cpu(), background.cpu()).float()
+    height, width = truth.shape[:2]
+    opacity = rendering.opacity.float().cpu().reshape(height, width)
+    depth = rendering.depth.float().cpu().reshape(height, width)
+    return Picture(
+        name=Path(split.names[index]).stem,
+        prediction=rendering.rgb.float().cpu().reshape(height, width, 3).clamp(0, 1),
+        truth=truth,
+        depth=depth
+        / opacity.clamp_min(1e-6),  # empty rays have no distance; the depth image leaves them out
+        opacity=opacity,
+    )
+
+
+def _score(picture: Picture, lpips: metrics.ImageMetric | None) -> ViewScore:
+    pair = (picture.prediction, picture.truth)
+    return ViewScore(
+        picture.name, metrics.psnr(*pair), metrics.ssim(*pair), lpips(*pair) if lpips else None
+    )
+
+
+def _resolution(cameras: Cameras, chosen: list[int]) -> str:
+    sizes = {f"{int(cameras.widths[i])}x{int(cameras.heights[i])}" for i in chosen}
+    return sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"
+
+
+def _color_name(background: Tensor) -> str:
+    values = [round(value, 3) for value in background.tolist()]
+    return {(1.0,) * 3: "white", (0.0,) * 3: "black"}.get(tuple(values), f"rgb{tuple(values)}")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present and len(present) == len(values) else None
+
+
+def write_images(folder: Path, evaluation: Evaluation) -> Path:
+    """Write truth, prediction, amplified error and depth of each kept view, and all in one sheet.
+
+    Returns:
+        The sheet, ``comparison.png``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, picture in enumerate(evaluation.pictures):
+        images = _images(picture)
+        for column, image in images.items():
+            image.save(folder / f"{number:02d}-{picture.name}-{column}.png")
+        psnr = metrics.psnr(picture.prediction, picture.truth)
+        rows.append((f"{picture.name}  {psnr:.2f} dB", images))
+    sheet = folder / "comparison.png"
+    _sheet(rows).save(sheet)
+    return sheet
+
+
+def _images(picture: Picture) -> dict[str, Image.Image]:
+    error = (picture.prediction - picture.truth).abs() * ERROR_GAIN
+    depth = depth_image(picture.depth.numpy(), picture.opacity.numpy())
+    arrays = [
+        *(video.to_uint8(image) for image in (picture.truth, picture.prediction, error)),
+        depth,
+    ]
+    return dict(zip(COLUMNS, map(Image.fromarray, arrays), strict=True))
+
+
+def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Colour a depth map [H, W] as bytes [H, W, 3]: near is red, far is blue, see-through is white.
+
+    The range runs over the 1st to 99th percentile of what is more opaque than 0.5, so that a few
+    stray pixels do not take up all colours.
+    """
+    solid = opacity > 0.5
+    image = np.full((*depth.shape, 3), 255, np.uint8)
+    if solid.any():
+        near, far = np.percentile(depth[solid], (1, 99))
+        position = np.clip((depth[solid] - near) / max(far - near, 1e-6), 0, 1)
+        image[solid] = (turbo(1 - position) * 255).round().astype(np.uint8)
+    return image
+
+
+# A polynomial fit of the Turbo colour map (A. Mikhailov, 2019): red, green, blue by rising power.
+_TURBO = np.array(
+    [
+        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
+        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
+        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
+    ]
+)
+
+
+def turbo(values: np.ndarray) -> np.ndarray:
+    """Map values [...] in 0..1 to the colours [..., 3] in 0..1 of Turbo."""
+    powers = values[..., None] ** np.arange(6)
+    return np.clip(powers @ _TURBO.T, 0, 1)
+
+
+def _sheet(rows: list[tuple[str, dict[str, Image.Image]]]) -> Image.Image:
+    """Set labelled rows of images, columns as wide as the widest, at most SHEET_COLUMN pixels."""
+    gap, label = 4, 16  # pixels
+    widest = max((image.width for _, images in rows for image in images.values()), default=1)
+    column = min(SHEET_COLUMN, widest)
+    heights = [round(images["truth"].height * column / images["truth"].width) for _, images in rows]
+    width = len(COLUMNS) * (column + gap) + gap
+    sheet = Image.new(
+        "RGB", (width, label + sum(height + label + gap for height in heights)), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for number, title in enumerate(COLUMNS):
+        draw.text((gap + number * (column + gap), 2), title, fill="black")
+    top = label
+    for (caption, images), height in zip(rows, heights, strict=True):
+        draw.text((gap, top + 2), caption, fill="black")
+        for number, image in enumerate(images.values()):
+            sheet.paste(
+                image.resize((column, height)), (gap + number * (column + gap), top + label)
+            )
+        top += height + label + gap
+    return sheet
+
+
+def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) -> Evaluation:
+    """Score a checkpoint of a run on a split; writes and shows the figures.
+
+    Everything lies in ``run_dir/eval/<split>-<checkpoint>``: metrics.json, views.json and images.
+
+    Args:
+        run: the run, built from its own config.
+        split: one of the scene's splits.
+        checkpoint_name: last, best or a path.
+        views: how many evenly spaced views; None for all.
+
+    Raises:
+        UserError: for a split or a checkpoint that does not exist or does not fit.
+    """
+    find_split(run.scene, split)
+    state, label = _load_into(run, checkpoint_name)
+    background = background_color(run.background.evaluation)
+    result = evaluate(
+        run.scene,
+        split,
+        run.model,
+        run.sampler,
+        background,
+        views=views,
+        with_lpips=True,
+        num_pictures=6,
+    )
+    folder = run.run_dir / "eval" / f"{split}-{label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = {**result.summary(), **_training_figures(state), "seed": run.seed}
+    report.write_metrics(folder, final)
+    (folder / "views.json").write_text(json.dumps(result.rows(), indent=1) + "\n", encoding="utf-8")
+    write_images(folder / "images", result)
+    report.say(report.final_table(final))
+    if result.lpips_missing:
+        report.say(f"no LPIPS: {result.lpips_missing}")
+    report.say(f"written to {folder}")
+    return result
+
+
+def render_run(run: Run, split: str, path: str, frames: int, checkpoint_name: str) -> Path:
+    """Render a split, or a camera path derived from it, to a film and single frames.
+
+    Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs.
+
+    Args:
+        run: the run, built from its own config.
+        split: one of the scene's splits.
+        path: views (the split's own cameras), orbit, spiral or interpolate.
+        frames: how many frames a path has; the split's own views are all rendered.
+        checkpoint_name: last, best or a path to a file.
+
+    Raises:
+        UserError: for a split, path or checkpoint that does not exist or does not fit.
+    """
+    cameras = _path_cameras(find_split(run.scene, split).cameras.to("cpu"), path, frames)
+    _, label = _load_into(run, checkpoint_name)
+    name = f"{path}-{split}-{label}"
+    folder = run.run_dir / "renders"
+    background = background_color(run.background.evaluation)
+    images = video.render_frames(run.scene, cameras, run.model, run.sampler, background)
+    fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
+    written = video.write_video(
+        folder / f"{name}.mp4", video.keep_frames(folder / name, images), fps
+    )
+    report.say(f"{len(cameras)} frames: {written} and {folder / name}")
+    return written
+
+
+def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
+    if path == VIEWS:
+        return cameras
+    if path not in PATHS:
+        close = difflib.get_close_matches(path, [VIEWS, *PATHS], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"no camera path '{path}'{hint} There are: {', '.join([VIEWS, *PATHS])}")
+    return PATHS[path](cameras, frames)
+
+
+def _load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:
+    """Fill the run's model (averaged weights, where there are) and sampler: state and label."""
+    path = checkpoint.find(run.run_dir, checkpoint_name)
+    state = checkpoint.load(path)
+    checkpoint.restore(state, model=run.model, sampler=run.sampler, use_ema=True)
+    _log.info("checkpoint %s of step %s", path, state["step"])
+    return state, path.stem
+
+
+def _training_figures(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"steps": state["step"], "train_seconds": state.get("seconds")}

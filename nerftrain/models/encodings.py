@@ -1,0 +1,99 @@
+"""Encodings of positions and directions, and the activation of densities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nerftrain.errors import UserError
+from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.spherical_harmonics import spherical_harmonics
+
+
+class HashEncoding(nn.Module):
+    """The multiresolution hash encoding (Instant-NGP, arXiv:2201.05989, section 3) of positions in 0..1."""
+
+    def __init__(
+        self,
+        num_levels: int,
+        features_per_level: int,
+        log2_table_size: int,
+        base_resolution: int,
+        finest_resolution: int,
+    ) -> None:
+        """Start from uniform noise of 1e-4 (the paper's section 4). Raises UserError for what cannot be laid out."""
+        super().__init__()
+        if not 1 <= num_levels <= 32:
+            raise UserError(f"num_levels={num_levels}: choose 1 to 32")
+        if features_per_level not in (1, 2, 4, 8):
+            raise UserError(f"features_per_level={features_per_level}: choose 1, 2, 4 or 8")
+        if not 4 <= log2_table_size <= 28:
+            raise UserError(f"log2_table_size={log2_table_size}: choose 4 to 28")
+        if not 1 <= base_resolution <= finest_resolution <= 2**20:
+            raise UserError(
+                f"base_resolution={base_resolution}, finest_resolution={finest_resolution}: "
+                "choose 1 <= base <= finest <= 2^20"
+            )
+        self.levels = HashLevels.geometric(num_levels, base_resolution, finest_resolution, log2_table_size)
+        self.num_features = num_levels * features_per_level
+        entries = torch.empty(self.levels.offsets[-1], features_per_level).uniform_(-1e-4, 1e-4)
+        self.table = nn.Parameter(entries)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Encode positions [N, 3]: [N, num_features]."""
+        return hash_encode(positions, self.table, self.levels)
+
+
+class FrequencyEncoding(nn.Module):
+    """The input itself, then sin and cos of 2^k times it (NeRF, arXiv:2003.08934, eq. 4; without its factor pi)."""
+
+    def __init__(self, num_frequencies: int) -> None:
+        """Prepare the frequencies. Raises UserError where there would be a negative number of them."""
+        super().__init__()
+        if num_frequencies < 0:
+            raise UserError(f"frequencies={num_frequencies}: must be at least 0")
+        self.register_buffer("scales", 2.0 ** torch.arange(num_frequencies), persistent=False)
+        self.scales: Tensor
+        self.num_features = 3 * (1 + 2 * num_frequencies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode x [N, 3]: [N, num_features]."""
+        angles = (x[:, None, :] * self.scales[:, None]).flatten(1)
+        return torch.cat([x, angles.sin(), angles.cos()], -1)
+
+
+class DirectionEncoding(nn.Module):
+    """Spherical harmonics of unit directions."""
+
+    def __init__(self, degree: int) -> None:
+        """Prepare degree**2 harmonics, degree 1 to 4. Raises UserError for any other degree."""
+        super().__init__()
+        if degree not in (1, 2, 3, 4):
+            raise UserError(f"sh_degree={degree}: choose 1, 2, 3 or 4")
+        self.degree = degree
+        self.num_features = degree**2
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """Encode directions [N, 3]: [N, degree**2]."""
+        return spherical_harmonics(directions, self.degree)
+
+
+class _TruncatedExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        # exp overflows float32 at 88.7; a density beyond exp(80) is opaque all the same.
+        return x.clamp(max=80.0).exp()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        # A gradient of exp(15) is the most that training survives (Instant-NGP's code).
+        return v * x.clamp(max=15.0).exp()
+
+
+def truncated_exp(x: Tensor) -> Tensor:
+    """Exponentiate in float32 with a gradient that is clamped at exp(15): the density activation of Instant-NGP."""
+    return _TruncatedExp.apply(x.float())  # type: ignore[return-value]

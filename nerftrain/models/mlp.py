@@ -1,0 +1,68 @@
+"""The MLP of the original NeRF (arXiv:2003.08934, figure 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nerftrain.errors import UserError
+from nerftrain.models import RadianceField
+from nerftrain.models.encodings import FrequencyEncoding
+
+
+class MLP(RadianceField):
+    """A deep MLP on frequencies of the position, joined by the view direction just before the colour."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        skip: int,
+        position_frequencies: int,
+        direction_frequencies: int,
+        extra_channels: dict[str, int],
+        *,
+        aabb: Tensor,
+    ) -> None:
+        """Build `depth` layers of `width`; the encoded position enters again after layer `skip`."""
+        super().__init__(extra_channels, aabb)
+        if depth < 1 or width < 2:
+            raise UserError(f"depth={depth}, width={width}: need depth >= 1 and width >= 2")
+        if not 0 <= skip:
+            raise UserError(f"skip={skip}: must be at least 0")
+        self.skip = skip
+        self.positions = FrequencyEncoding(position_frequencies)
+        self.directions = FrequencyEncoding(direction_frequencies)
+        encoded = self.positions.num_features
+        inputs = [encoded] + [width + (encoded if i == skip else 0) for i in range(1, depth)]
+        self.trunk = nn.ModuleList(nn.Linear(n, width) for n in inputs)
+        self.density_head = nn.Linear(width, 1)
+        self.bottleneck = nn.Linear(width, width)
+        self.color_hidden = nn.Linear(width + self.directions.num_features, width // 2)
+        self.color_head = nn.Linear(width // 2, self.num_channels)
+
+    def _trunk(self, positions: Tensor) -> Tensor:
+        # The box is -1..1 here: the frequencies are meant for coordinates of about one.
+        encoded = self.positions(self.unit_positions(positions) * 2 - 1)
+        x = encoded
+        for i, layer in enumerate(self.trunk):
+            if i == self.skip and i > 0:
+                x = torch.cat([x, encoded], -1)
+            x = layer(x).relu()
+        return x
+
+    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """Evaluate the density at positions [N, 3]: [N]."""
+        return self._density(self._trunk(positions))
+
+    def _density(self, trunk: Tensor) -> Tensor:
+        # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF, arXiv:2103.13415, appendix C).
+        return functional.softplus(self.density_head(trunk)[:, 0])
+
+    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
+        trunk = self._trunk(positions)
+        seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
+        raw = self.color_head(self.color_hidden(seen).relu())
+        return self.activate(raw), self._density(trunk)

@@ -1,0 +1,65 @@
+"""The hash grid with two small MLPs (Instant-NGP, arXiv:2201.05989, section 5.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nerftrain.errors import UserError
+from nerftrain.models import RadianceField
+from nerftrain.models.encodings import DirectionEncoding, HashEncoding, truncated_exp
+from nerftrain.ops.mlp import mlp
+
+
+class SmallMLP(nn.Module):
+    """Bias-free linear layers with ReLU between them, Xavier-uniform at first."""
+
+    def __init__(self, num_inputs: int, width: int, num_hidden: int, num_outputs: int) -> None:
+        """Stack num_hidden hidden layers of a width."""
+        super().__init__()
+        widths = [num_inputs, *[width] * num_hidden, num_outputs]
+        shapes = zip(widths[1:], widths[:-1], strict=True)
+        self.weights = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate x [N, num_inputs]: [N, num_outputs]."""
+        return mlp(x, list(self.weights))
+
+
+class NGP(RadianceField):
+    """Density from a hash grid and one hidden layer; colour from what that layer knows and the view direction."""
+
+    def __init__(
+        self,
+        encoding: HashEncoding,
+        width: int,
+        color_layers: int,
+        geometry_features: int,
+        sh_degree: int,
+        extra_channels: dict[str, int],
+        *,
+        aabb: Tensor,
+    ) -> None:
+        """Build the two MLPs on an encoding; aabb [6] is the scene's box. Raises UserError for impossible sizes."""
+        super().__init__(extra_channels, aabb)
+        for name, value in (("width", width), ("color_layers", color_layers), ("geometry_features", geometry_features)):
+            if value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+        self.encoding = encoding
+        self.directions = DirectionEncoding(sh_degree)
+        self.density_mlp = SmallMLP(encoding.num_features, width, 1, 1 + geometry_features)
+        num_inputs = geometry_features + self.directions.num_features
+        self.color_mlp = SmallMLP(num_inputs, width, color_layers, self.num_channels)
+
+    def _geometry(self, positions: Tensor) -> Tensor:
+        return self.density_mlp(self.encoding(self.unit_positions(positions)))
+
+    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """Evaluate the density at positions [N, 3]: [N]."""
+        return truncated_exp(self._geometry(positions)[:, 0] - 1)
+
+    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
+        geometry = self._geometry(positions)
+        inputs = torch.cat([geometry[:, 1:], self.directions(directions)], -1)
+        return self.activate(self.color_mlp(inputs)), truncated_exp(geometry[:, 0] - 1)

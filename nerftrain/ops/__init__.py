@@ -1,0 +1,1 @@
+"""The native ops: every one a torch reference, a compiled op for CPU and CUDA, and a public function that chooses."""

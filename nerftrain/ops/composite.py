@@ -1,0 +1,95 @@
+"""Compositing of packed samples: colour and other channels, opacity, depth, distortion.
+
+    alpha_i = 1 - exp(-sigma_i dt_i),  T_i = prod_{j<i} (1 - alpha_j),  w_i = T_i alpha_i,  out = sum_i w_i c_i
+(NeRF, arXiv:2003.08934, eq. 3), and the distortion of mip-NeRF 360 (arXiv:2111.12077, eq. 15) with distances as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nerftrain.ops import library
+from nerftrain.types import Samples
+
+
+class Composited(NamedTuple):
+    """What rays see; all differentiable with respect to density and channels."""
+
+    channels: Tensor  # [R, K]
+    opacity: Tensor  # [R]
+    depth: Tensor  # [R] sum of weight times distance
+    distortion: Tensor  # [R]
+    weights: Tensor  # [N]
+
+
+def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> Composited:
+    """Composite by torch (see `composite`), ray after ray padded to the longest."""
+    num_rays = samples.offsets.shape[0] - 1
+    place = torch.arange(len(samples), device=density.device) - samples.offsets[samples.ray_indices]
+    longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if num_rays else 0
+    at = (samples.ray_indices, place)
+
+    def padded(values: Tensor) -> Tensor:
+        return values.new_zeros(num_rays, longest, *values.shape[1:]).index_put(at, values)
+
+    dt = padded((samples.t_ends - samples.t_starts).to(density))
+    middle = padded(((samples.t_starts + samples.t_ends) * 0.5).to(density))
+    optical = padded(density) * dt
+    weights = torch.exp(-(optical.cumsum(1) - optical)) * (1 - torch.exp(-optical))  # [R, longest]
+    pairs = weights[:, :, None] * weights[:, None, :] * (middle[:, :, None] - middle[:, None, :]).abs()
+    distortion = pairs.sum((1, 2)) + (weights.square() * dt).sum(1) / 3
+    return Composited(
+        channels=(weights[..., None] * padded(channels)).sum(1),
+        opacity=weights.sum(1),
+        depth=(weights * middle).sum(1),
+        distortion=distortion,
+        weights=weights[at],
+    )
+
+
+@library.fake("composite_fwd")
+def _composite_fwd_fake(density: Tensor, channels: Tensor, _s: Tensor, _e: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    rays, make = offsets.shape[0] - 1, density.new_empty
+    return make(rays, channels.shape[1]), make(rays), make(rays), make(rays), torch.empty_like(density)
+
+
+@library.fake("composite_bwd")
+def _composite_bwd_fake(density: Tensor, channels: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(density), torch.empty_like(channels)
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, density: Tensor, channels: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
+        out = torch.ops.nerftrain.composite_fwd(density, channels, *packed)
+        ctx.save_for_backward(density, channels, *packed, out[4], out[1], out[2])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        v = [g.contiguous() for g in grads]
+        v_density, v_channels = torch.ops.nerftrain.composite_bwd(*ctx.saved_tensors, *v)
+        return (
+            v_density,
+            v_channels,
+            None,  # t_starts
+            None,  # t_ends
+            None,  # offsets
+        )
+
+
+def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited:
+    """Composite density [N] and channels [N, K] along their rays.
+
+    Gradients flow to density and channels, not to the intervals. Float32 and float64; an empty ray gives zeros.
+    """
+    if not library.native(density, channels, samples.offsets):
+        return composite_reference(density, channels, samples)
+    packed = (samples.t_starts.to(density.dtype), samples.t_ends.to(density.dtype), samples.offsets)
+    inputs = (density.contiguous(), channels.to(density.dtype).contiguous(), *packed)
+    return Composited(*_Composite.apply(*inputs))  # type: ignore[misc]

@@ -1,0 +1,260 @@
+"""Compiles csrc/ with ninja on first use and loads it; without a compiler the torch references serve.
+
+The cache is keyed by everything that decides the outcome (sources, flags, compiler, torch, architectures) and a finished
+library is moved into place at once, so processes that build at the same time all succeed and no lock can be left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.paths import cache_dir, data_dir
+
+Mode = Literal["auto", "native", "reference"]
+
+# Contraction to fused multiply-add would make the CPU's results differ from the references; -ffast-math would turn
+# denormals off for the whole process.
+CPU_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wall")
+CUDA_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "-t", "0")
+# Kernels for one instruction set of x86 lie in files of their own and are chosen at run time.
+ISA_FLAGS = {
+    "_avx2": "-mavx2 -mfma -ffp-contract=fast",
+    "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mprefer-vector-width=512 -ffp-contract=fast",
+}
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
+ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+_logger = logging.getLogger(__name__)
+_mode: Mode = "auto"
+_fakes: dict[str, Callable[..., Any]] = {}
+
+
+class BuildError(Exception):
+    """Compiling failed: one line with the cause and the fix; `log` holds the compiler's own words."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        """Keep the compiler's words beside the line."""
+        super().__init__(message)
+        self.log = log
+
+
+def set_mode(mode: Mode) -> None:
+    """Choose between compiled ops and references: `auto` falls back with one warning, `native` raises UserError."""
+    global _mode
+    _mode = mode
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what an op's outputs look like (shapes and types only), once the op exists."""
+
+    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+        _fakes[name] = function
+        return function
+
+    return keep
+
+
+def native(*tensors: torch.Tensor) -> bool:
+    """Say whether compiled ops serve these tensors' device, compiling them if need be.
+
+    Raises UserError where tensors of one call lie on different devices.
+    """
+    device = tensors[0].device
+    for tensor in tensors[1:]:
+        if tensor.device != device:
+            raise UserError(f"tensors of one call lie on {device} and {tensor.device}: move them with .to({device})")
+    if _mode == "reference":
+        return False
+    reason = _load(device.type)
+    if reason is not None and _mode == "native":
+        raise UserError(f"runtime.ops=native, but {reason}")
+    return reason is None
+
+
+@cache
+def _load(device_type: str) -> str | None:
+    """Build and load the library for a device; None, or why there is none (said once)."""
+    if device_type not in ("cpu", "cuda"):
+        return f"there are no compiled ops for {device_type}"
+    if device_type == "cuda" and (reason := _load("cpu")):
+        return reason
+    try:
+        torch.ops.load_library(build(device_type))
+    except (BuildError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        _logger.warning("the compiled ops are not available, torch references serve (slow): %s", reason)
+        return reason
+    if device_type == "cpu":
+        for name, function in _fakes.items():
+            torch.library.register_fake(f"nerftrain::{name}", function)
+    return None
+
+
+def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Path:
+    """Return the library for a device, compiled now unless the cache has it. Raises BuildError."""
+    plan = _Plan(device_type, architectures)
+    if plan.target.exists():
+        return plan.target
+    plan.target.parent.mkdir(parents=True, exist_ok=True)
+    _say(f"nerftrain: compiling the {device_type.upper()} ops (about {plan.seconds} s, once per machine) ...")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=plan.target.parent, prefix=".build-") as folder:
+        (Path(folder) / "build.ninja").write_text(plan.ninja())
+        command = [_ninja(), "-C", folder]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise _build_error(device_type, result.stdout + result.stderr)
+        os.replace(Path(folder) / plan.target.name, plan.target)
+    _say(f"nerftrain: compiled in {time.perf_counter() - started:.1f} s")
+    return plan.target
+
+
+class _Plan:
+    """What is to be compiled, with what, into which file."""
+
+    def __init__(self, device_type: str, architectures: tuple[int, ...] | None) -> None:
+        self.cuda = device_type == "cuda"
+        self.seconds = 60 if self.cuda else 10
+        self.csrc = data_dir("csrc")
+        pattern = "cuda/*.cu" if self.cuda else "cpu/*.cpp"
+        self.sources = sorted(self.csrc.glob(pattern)) + ([] if self.cuda else [self.csrc / "nerftrain.cpp"])
+        self.compiler = find_nvcc() if self.cuda else find_cxx()
+        if self.compiler is None:
+            remedy = "pip install 'nerftrain[cuda]'" if self.cuda else "install g++ or clang, or set CXX"
+            raise BuildError(f"no {'CUDA' if self.cuda else 'C++'} compiler was found: {remedy}")
+        self.architectures = (architectures or _present_architectures()) if self.cuda else ()
+        self.target = cache_dir() / "ops" / f"nerftrain_{device_type}-{self._key()}.so"
+
+    def _key(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
+            digest.update(str(path.relative_to(self.csrc)).encode() + path.read_bytes())
+        digest.update(repr([self._compile(), self._link(), _version(str(self.compiler)), torch.__version__]).encode())
+        digest.update(platform.machine().encode())
+        return digest.hexdigest()[:16]
+
+    def _compile(self) -> list[str]:
+        include = Path(torch.__file__).parent / "include"
+        flags = [*(CUDA_FLAGS if self.cuda else CPU_FLAGS), STABLE_ABI]
+        for folder in (include, include / "torch" / "csrc" / "api" / "include"):
+            flags += ["-isystem", str(folder)]
+        return flags + [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+
+    def _link(self) -> list[str]:
+        folders = [Path(torch.__file__).parent / "lib"]
+        libraries = ["-ltorch", "-ltorch_cpu"]
+        if self.cuda:
+            # nvcc from pip keeps its runtime in lib, its own profile looks in lib64.
+            folders.append(Path(str(self.compiler)).resolve().parent.parent / "lib")
+            libraries = ["-ltorch_cuda", *libraries] if _has_libtorch_cuda() else libraries
+        return ["-shared", *(f"-L{f}" for f in folders if f.is_dir()), *libraries]
+
+    def ninja(self) -> str:
+        """Write the build as ninja reads it."""
+        link = self._link() + ([] if self.cuda else ["-fopenmp"])
+        lines = [
+            f"rule compile\n  command = {self.compiler} {' '.join(self._compile())} $isa -c $in -o $out",
+            f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}",
+        ]
+        objects = [f"{source.stem}.o" for source in self.sources]
+        for target, source in zip(objects, self.sources, strict=True):
+            lines.append(f"build {target}: compile {_escaped(source)}\n  isa = {_isa_flags(source)}")
+        lines.append(f"build {self.target.name}: link {' '.join(objects)}\n")
+        return "\n".join(lines)
+
+
+def find_cxx() -> str | None:
+    """Return the C++ compiler: CXX, else the first of c++, g++, clang++ on PATH."""
+    names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def find_nvcc() -> str | None:
+    """Return nvcc: of CUDA_HOME, on PATH, in the usual place, or from pip (`nerftrain[cuda]`)."""
+    folders = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    candidates = [Path(f) / "bin" / "nvcc" for f in folders[:1] if f]
+    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [Path(str(folders[1])) / "bin" / "nvcc"]
+    for entry in sys.path:
+        if entry.endswith("site-packages"):
+            candidates += sorted(Path(entry).glob("nvidia/cu*/bin/nvcc"))
+    return next((str(c) for c in candidates if c.exists()), None)
+
+
+def status() -> dict[str, str]:
+    """Describe compilers and libraries, a row per fact, for `nerftrain doctor`; builds nothing."""
+    rows = {"C++ compiler": _described(find_cxx()), "CUDA compiler": _described(find_nvcc()), "ninja": _ninja()}
+    for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        try:
+            target = _Plan(device_type, None).target
+            rows[f"{device_type} ops"] = f"{target} ({'built' if target.exists() else 'built on first use'})"
+        except BuildError as error:
+            rows[f"{device_type} ops"] = f"not available: {error}"
+    return rows
+
+
+def _described(compiler: str | None) -> str:
+    return f"{compiler} ({_version(compiler).splitlines()[0]})" if compiler else "none"
+
+
+@cache
+def _version(compiler: str) -> str:
+    result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown version"
+
+
+def _ninja() -> str:
+    # The one from pip is on PATH only where the virtual environment is activated.
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        return shutil.which("ninja") or "ninja"
+
+
+def _present_architectures() -> tuple[int, ...]:
+    if not torch.cuda.is_available():
+        return ALL_ARCHITECTURES
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return tuple(sorted(major * 10 + minor for major, minor in found))
+
+
+def _has_libtorch_cuda() -> bool:
+    return any((Path(torch.__file__).parent / "lib").glob("libtorch_cuda.*"))
+
+
+def _isa_flags(source: Path) -> str:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ""
+    return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), "")
+
+
+def _escaped(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def _build_error(device_type: str, log: str) -> BuildError:
+    causes = [line.strip() for line in log.splitlines() if re.search(r"\b(error|fatal|not found)\b", line, re.I)]
+    cause = causes[0] if causes else "the compiler failed"
+    return BuildError(f"compiling the {device_type.upper()} ops failed: {cause} (see `nerftrain doctor`)", log)
+
+
+def _say(line: str) -> None:
+    # Before there is a run there is no log; a build of many seconds must not look like a hang.
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,306 @@
+"""Occupancy grids and marching rays through them: which cells are where, which samples a ray has.
+
+Notation (csrc/common/march.h): a ray's steps lie on the lattice t(s), s = 0, 1, 2, ...; sample k covers
+[t(k + jitter), t(k + 1 + jitter)] and is kept where its midpoint lies in an occupied cell.
+Sources: NerfAcc (arXiv:2305.04966), Instant-NGP (arXiv:2201.05989, section 5.2 and appendix E).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nerftrain.ops import library
+from nerftrain.types import Cameras, Rays, Samples
+
+
+MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Occupancy bits of nested cubes of cells; level l covers the box of level 0 scaled by 2**l about its centre."""
+
+    cells: Tensor  # [L, (resolution / 4)**3] int64, a bit per cell
+    blocks: Tensor  # [L, (resolution / 16)**3] int64, a bit per 4**3 cells
+    aabb: tuple[float, ...]  # of level 0: min xyz, max xyz
+    resolution: int  # cells per side
+
+    @cached_property
+    def occupied(self) -> Tensor:
+        """Unpack the bits, [L, resolution, resolution, resolution] bool."""
+        return _unpack_bits(self.cells, self.resolution)
+
+
+@dataclass(frozen=True)
+class March:
+    """How rays step: `step` in world units, growing with the distance by `cone_angle`, at most `max_steps` of them."""
+
+    step: float
+    cone_angle: float
+    max_steps: int
+
+
+# ------------------------------------------------------------------------------------------------ references
+
+
+def _bit_order(side: int, device: torch.device) -> Tensor:
+    """Where each unit of a cube goes when 4**3 of them make a word: [side**3] indices, word after word."""
+    index = torch.arange(side**3, device=device).view(side // 4, 4, side // 4, 4, side // 4, 4)
+    return index.permute(0, 2, 4, 1, 3, 5).reshape(-1)
+
+
+def _unpack_bits(words: Tensor, side: int) -> Tensor:
+    shifts = torch.arange(64, device=words.device)
+    flags = (words[..., None] >> shifts & 1).bool().flatten(1)
+    cube = torch.empty_like(flags)
+    cube[:, _bit_order(side, words.device)] = flags
+    return cube.view(-1, side, side, side)
+
+
+def _pack_bits(flags: Tensor) -> Tensor:
+    bits = flags.flatten(1)[:, _bit_order(flags.shape[1], flags.device)].view(flags.shape[0], -1, 64).long()
+    return (bits << torch.arange(64, device=flags.device)).sum(-1)
+
+
+def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack flags into words by torch (see `pack_grid`)."""
+    cells = _pack_bits(occupied)
+    words = occupied.shape[1] // 4
+    return cells, _pack_bits((cells != 0).view(-1, words, words, words))
+
+
+def visible_cells_reference(  # noqa: PLR0913
+    cameras: Cameras, masks: Tensor | None, aabb: tuple[float, ...], num_levels: int, resolution: int, near: float
+) -> Tensor:
+    """Find the cells that can hold anything by torch (see `visible_cells`)."""
+    low, high = torch.tensor(aabb[:3]), torch.tensor(aabb[3:])
+    center, half = ((low + high) / 2).to(cameras.poses), ((high - low) / 2).to(cameras.poses)
+    axis = (torch.arange(resolution, device=center.device) + 0.5) * 2 / resolution - 1
+    unit = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+    counts, mask_scale = _mask_counts(masks, cameras)
+    levels = []
+    for scale in (2.0**level for level in range(num_levels)):
+        points, radius = center + unit * scale * half, (scale * half / resolution).norm()
+        seen = torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
+        empty = torch.zeros_like(seen)
+        for camera in range(len(cameras)):
+            in_sight, box, depth = _project(cameras, camera, points, radius, near)
+            seen |= in_sight
+            if len(counts):
+                empty |= in_sight & (depth >= 4 * radius) & _transparent(counts[camera], box * mask_scale)
+        levels.append(seen & ~empty)
+    return torch.stack(levels)
+
+
+def _project(
+    cameras: Cameras, camera: int, points: Tensor, radius: Tensor, near: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project spheres: whether they are in sight, their boxes (left, right, top, bottom) and depths."""
+    pose, k = cameras.poses[camera], cameras.intrinsics[camera]
+    x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).unbind(-1)
+    scale = 1 / (-z).clamp(min=1e-6)
+    u, v = k[0] * x * scale + k[2], -k[1] * y * scale + k[3]
+    margin_u, margin_v = k[0] * radius * scale, k[1] * radius * scale
+    inside = (u > -margin_u) & (u < cameras.widths[camera] + margin_u)
+    inside &= (v > -margin_v) & (v < cameras.heights[camera] + margin_v) & (radius - z >= near)
+    margin_u, margin_v = 1.1 * margin_u, 1.1 * margin_v  # a near sphere looks larger than radius / depth
+    return inside, torch.stack([u - margin_u, u + margin_u, v - margin_v, v + margin_v]), -z
+
+
+def _transparent(counts: Tensor, box: Tensor) -> Tensor:
+    """Tell whether boxes (left, right, top, bottom) of mask pixels lie wholly on transparent ones."""
+    height, width = counts.shape[0] - 1, counts.shape[1] - 1
+    left, right, top, bottom = box
+    inside = (left >= 0) & (right < width) & (top >= 0) & (bottom < height)
+    x0, y0 = left.clamp(0, width - 1).long(), top.clamp(0, height - 1).long()
+    x1, y1 = right.clamp(0, width - 1).long() + 1, bottom.clamp(0, height - 1).long() + 1
+    return inside & (counts[y1, x1] - counts[y0, x1] - counts[y1, x0] + counts[y0, x0] == 0)
+
+
+def _mask_counts(masks: Tensor | None, cameras: Cameras) -> tuple[Tensor, float]:
+    """Count opaque mask pixels above and left of each, [C, h + 1, w + 1] int32, and mask pixels per image pixel.
+
+    Masks are pooled first: a mask pixel is transparent where all of its image pixels are.
+    """
+    if masks is None:
+        return cameras.poses.new_empty(0, 0, 0, dtype=torch.int32), 1.0
+    pool = max(1, -(-max(masks.shape[1:]) // MASK_PIXELS))
+    pooled = functional.max_pool2d(masks[:, None].float(), pool, ceil_mode=True)[:, 0]
+    counts = pooled.int().cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    return functional.pad(counts, (1, 0, 1, 0)).contiguous(), 1 / pool
+
+
+def _lattice(near: Tensor, s: Tensor, settings: March) -> Tensor:
+    """Evaluate t(s) for near [R] and s [R, K]."""
+    linear = near[:, None] + s * settings.step
+    if settings.cone_angle <= 0:
+        return linear
+    knee = near.clamp(min=settings.step / settings.cone_angle)[:, None]
+    knee_s = (knee - near[:, None]) / settings.step
+    beyond = knee * torch.exp((s - knee_s).clamp(min=0) * math.log1p(settings.cone_angle))
+    return torch.where(s <= knee_s, linear, beyond)
+
+
+def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
+    """Look points [..., 3] up in the finest level that holds them; outside of all levels nothing is occupied."""
+    low, high = torch.tensor(grid.aabb[:3]).to(points), torch.tensor(grid.aabb[3:]).to(points)
+    unit = (points - (low + high) / 2) / ((high - low) / 2)
+    reach = unit.abs().amax(-1)
+    found = torch.zeros(reach.shape, dtype=torch.bool, device=points.device)
+    done = torch.zeros_like(found)
+    for level, occupied in enumerate(grid.occupied):
+        here = (reach < 2.0**level) & ~done
+        cell = ((unit[here] / 2.0**level * 0.5 + 0.5) * grid.resolution).long().clamp(0, grid.resolution - 1)
+        found[here] = occupied[cell[:, 0], cell[:, 1], cell[:, 2]]
+        done |= here
+    return found
+
+
+def march_reference(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
+    """March by testing every step of every ray (see `march`): O(rays * max_steps) memory."""
+    k = torch.arange(settings.max_steps + 1, device=rays.near.device)
+    bounds = _lattice(rays.near, k + jitter[:, None], settings)  # [R, max_steps + 1]
+    middle = 0.5 * (bounds[:, :-1] + bounds[:, 1:])
+    points = rays.origins[:, None] + middle[..., None] * rays.directions[:, None]
+    keep = _occupied_at(grid, points) & (middle < rays.far[:, None]) & (rays.near < rays.far)[:, None]
+    ray_indices, steps = keep.nonzero(as_tuple=True)
+    offsets = _offsets(keep.sum(1))
+    return Samples(bounds[ray_indices, steps], bounds[ray_indices, steps + 1], ray_indices, offsets)
+
+
+def visible_samples_reference(
+    samples: Samples, density: Tensor, early_stop_eps: float, alpha_thre: float, min_weight: float
+) -> Tensor:
+    """Find the samples that are seen by torch (see `visible_samples`)."""
+    optical = (density * (samples.t_ends - samples.t_starts)).double()
+    before = optical.cumsum(0) - optical
+    first = samples.offsets[:-1][samples.ray_indices]
+    transmittance = torch.exp(-(before - before[first]) if len(samples) else -before)
+    alpha = 1 - torch.exp(-optical)
+    seen = (transmittance >= early_stop_eps) & (alpha >= alpha_thre)
+    return seen & (transmittance * alpha >= min_weight)
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    offsets = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+@library.fake("pack_grid")
+def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    levels, side = occupied.shape[:2]
+    words, groups = side // 4, side // 16
+    make = occupied.new_empty
+    return make(levels, words**3, dtype=torch.int64), make(levels, groups**3, dtype=torch.int64)
+
+
+@library.fake("visible_cells")
+def _visible_cells_fake(poses: Tensor, *rest: object) -> Tensor:
+    num_levels, resolution = rest[-3], rest[-2]
+    return poses.new_empty(num_levels, resolution, resolution, resolution, dtype=torch.bool)
+
+
+@library.fake("march_count")
+def _march_count_fake(origins: Tensor, *_: object) -> Tensor:
+    return origins.new_empty(origins.shape[0], dtype=torch.int64)
+
+
+@library.fake("march_write")
+def _march_write_fake(origins: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    num_samples = rest[-1]
+    make = origins.new_empty
+    return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)  # type: ignore[arg-type]
+
+
+@library.fake("visible_samples")
+def _visible_samples_fake(density: Tensor, *_: object) -> Tensor:
+    return density.new_empty(density.shape[0], dtype=torch.bool)
+
+
+# ------------------------------------------------------------------------------------------------ public functions
+
+
+def pack_grid(occupied: Tensor, aabb: tuple[float, ...]) -> Grid:
+    """Make a grid of flags [L, resolution, resolution, resolution] (x slowest); resolution is a multiple of 16."""
+    pack = torch.ops.nerftrain.pack_grid if library.native(occupied) else pack_grid_reference
+    cells, blocks = pack(occupied.contiguous())
+    return Grid(cells, blocks, aabb, occupied.shape[1])
+
+
+def visible_cells(  # noqa: PLR0913
+    cameras: Cameras, masks: Tensor | None, aabb: tuple[float, ...], num_levels: int, resolution: int, near: float
+) -> Tensor:
+    """Find the cells that can hold anything the cameras show: [L, resolution, resolution, resolution] bool.
+
+    A cell counts where a camera sees its bounding sphere beyond `near` and, given masks, no camera sees it wholly in
+    front of transparent pixels.
+
+    Args:
+        cameras: C cameras.
+        masks: [C, H, W] bool, true where a pixel is not wholly transparent; or None.
+        aabb: of level 0.
+        num_levels: L.
+        resolution: cells per side.
+        near: world units.
+    """
+    if not library.native(cameras.poses):
+        return visible_cells_reference(cameras, masks, aabb, num_levels, resolution, near)
+    sizes = torch.stack([cameras.widths, cameras.heights], -1).float()
+    tensors = (cameras.poses.contiguous(), cameras.intrinsics.contiguous(), sizes)
+    counts, scale = _mask_counts(masks, cameras)
+    return torch.ops.nerftrain.visible_cells(*tensors, counts, scale, list(aabb), num_levels, resolution, near)
+
+
+def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
+    """March rays through a grid: the samples whose midpoints lie in occupied cells, without gradient.
+
+    Args:
+        rays: R rays in float32.
+        jitter: [R] in 0..1, the share of a step by which a ray's lattice is shifted.
+        grid: the cells that are occupied.
+        settings: the steps.
+    """
+    if not library.native(rays.origins, rays.directions, jitter, grid.cells):
+        return march_reference(rays, jitter, grid, settings)
+    tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
+    inputs = [t.contiguous() for t in tensors]
+    steps = (list(grid.aabb), grid.resolution, settings.step, settings.cone_angle, settings.max_steps)
+    offsets = _offsets(torch.ops.nerftrain.march_count(*inputs, *steps))
+    num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
+    written = torch.ops.nerftrain.march_write(*inputs, *steps, offsets, num_samples)
+    return Samples(*written, offsets)
+
+
+@torch.no_grad()
+def visible_samples(
+    samples: Samples, density: Tensor, early_stop_eps: float, alpha_thre: float, min_weight: float
+) -> Tensor:
+    """Find the samples that are seen: [N] bool.
+
+    A sample is seen where the transmittance in front of it is at least `early_stop_eps`, its opacity at least
+    `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`. Density is [N].
+    """
+    thresholds = (early_stop_eps, alpha_thre, min_weight)
+    if not library.native(density, samples.offsets):
+        return visible_samples_reference(samples, density, *thresholds)
+    intervals = samples.t_starts, samples.t_ends, samples.offsets
+    return torch.ops.nerftrain.visible_samples(density.detach().contiguous(), *intervals, *thresholds)
+
+
+def select(samples: Samples, keep: Tensor) -> Samples:
+    """Keep the samples where `keep` [N] is true, packed again."""
+    rows = keep.nonzero().squeeze(1)
+    before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
+    torch.cumsum(keep, 0, out=before[1:])
+    picked = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
+    return Samples(*picked, before[samples.offsets])

@@ -1,0 +1,67 @@
+"""A small MLP: bias-free linear layers with ReLU between them, on the CPU fused over tiles of samples.
+
+The library products of such thin layers run at a tenth of a CPU's rate; on CUDA they are what serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from nerftrain.ops import library
+
+BEST = 0  # lanes of the vectors: the most that this CPU offers; 4, 8 and 16 ask for one instruction set
+
+
+def mlp_reference(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Evaluate by torch (see `mlp`)."""
+    for i, weight in enumerate(weights):
+        x = functional.linear(x if i == 0 else x.relu(), weight)
+    return x
+
+
+@library.fake("mlp_fwd")
+def _mlp_fwd_fake(x: Tensor, _weights: Tensor, widths: list[int], _lanes: int) -> Tensor:
+    return x.new_empty(x.shape[0], widths[-1])
+
+
+@library.fake("mlp_bwd")
+def _mlp_bwd_fake(x: Tensor, weights: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weights)
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, widths: list[int], lanes: int) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.shape = widths, lanes
+        return torch.ops.nerftrain.mlp_fwd(x, weights, widths, lanes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_y: Tensor) -> tuple[Tensor | None, ...]:
+        v_x, v_weights = torch.ops.nerftrain.mlp_bwd(*ctx.saved_tensors, v_y.contiguous(), *ctx.shape)
+        return (
+            v_x,
+            v_weights,
+            None,  # widths
+            None,  # lanes
+        )
+
+
+def mlp(x: Tensor, weights: Sequence[Tensor], lanes: int = BEST) -> Tensor:
+    """Evaluate layers of weights [out, in] with ReLU between them at x [N, in of the first]: [N, out of the last].
+
+    Fused on the CPU in float32 with at most eight layers; else by torch.
+    """
+    fused = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= 8
+    if not fused or not library.native(x):
+        return mlp_reference(x, weights)
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    flat = torch.cat([w.reshape(-1) for w in weights])
+    return _Mlp.apply(x.contiguous(), flat, widths, lanes)  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""Sample, query, composite: the only place where samplers and radiance fields meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nerftrain.cameras import image_rays
+from nerftrain.models import NUM_COLORS, RadianceField
+from nerftrain.ops.composite import composite
+from nerftrain.samplers import Sampler
+from nerftrain.scenes import Scene
+from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
+
+CHUNK = 16384  # rays of an image that are rendered at once
+
+
+class Background:
+    """What lies behind the scene: a colour per training ray, and one colour in evaluation."""
+
+    def __init__(self, train: Literal["random", "white", "black"], evaluation: Literal["white", "black"]) -> None:
+        """Name the colours in training and evaluation."""
+        self.train, self.evaluation = train, evaluation
+
+    def sample(self, num_rays: int, generator: torch.Generator) -> Tensor:
+        """Draw the colours behind R training rays: [R, 3]."""
+        if self.train == "random":
+            return torch.rand(num_rays, 3, generator=generator, device=generator.device)
+        return torch.full((num_rays, 3), float(self.train == "white"), device=generator.device)
+
+
+def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigmaFn]:
+    """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays, as samplers and `render` take them."""
+
+    def positions(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        directions = rays.directions.index_select(0, ray_indices)
+        middle = (t_starts + t_ends).mul_(0.5)[:, None]
+        points = torch.addcmul(rays.origins.index_select(0, ray_indices), directions, middle)
+        return points, directions, None if rays.times is None else rays.times[ray_indices]
+
+    def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
+        points, _, times = positions(t_starts, t_ends, ray_indices)
+        return model.density(points, times)
+
+    def rgb_sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor]:
+        return model(*positions(t_starts, t_ends, ray_indices))
+
+    return sigma_fn, rgb_sigma_fn
+
+
+def render(
+    samples: Samples, rgb_sigma_fn: RgbSigmaFn, background: Tensor, extra_channels: dict[str, int] | None = None
+) -> Rendering:
+    """Query a field at packed samples and composite what it says.
+
+    Args:
+        samples: of R rays.
+        rgb_sigma_fn: gives channels [N, K], of which the first three are the colour, and density [N].
+        background: [R, 3] or [3], what shows where rays are not opaque.
+        extra_channels: names and widths of the channels after the colour.
+    """
+    channels, density = rgb_sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
+    out = composite(density, channels, samples)
+    through = (1 - out.opacity)[:, None] * background
+    widths = list((extra_channels or {}).values())
+    extras = out.channels[:, NUM_COLORS:].split(widths, -1) if widths else ()
+    return Rendering(
+        rgb=out.channels[:, :NUM_COLORS] + through,
+        opacity=out.opacity,
+        depth=out.depth,
+        distortion=out.distortion,
+        extras=dict(zip(extra_channels or {}, extras, strict=True)),
+        weights=out.weights,
+    )
+
+
+@torch.no_grad()
+def render_image(
+    scene: Scene, cameras: Cameras, index: int, model: RadianceField, sampler: Sampler, background: Tensor
+) -> Rendering:
+    """Render one camera over a background [3], all on the model's device: H * W rays, row by row."""
+    rays = image_rays(cameras, index, scene.near, scene.far)
+    return _joined(list(_render_chunks(rays, model, sampler, background)))
+
+
+def _render_chunks(rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor) -> Iterator[Rendering]:
+    for first in range(0, len(rays), CHUNK):
+        chunk = rays[first : first + CHUNK]
+        sigma_fn, rgb_sigma_fn = field_functions(model, chunk)
+        samples = sampler.sample(chunk, sigma_fn)
+        yield render(samples, rgb_sigma_fn, background, model.extra_channels)
+
+
+def _joined(parts: list[Rendering]) -> Rendering:
+    joined = {key: torch.cat([getattr(p, key) for p in parts]) for key in ("rgb", "opacity", "depth", "distortion", "weights")}
+    extras = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
+    return Rendering(**joined, extras=extras)

@@ -1,0 +1,422 @@
+"""What a run tells: the terminal, TensorBoard, the curve, the environment, figures, REPORT.md.
+
+The only one of the lower modules that prints; whatever it says is in the run's train.log as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nerftrain.doctor import environment
+
+_log = logging.getLogger(__name__)
+
+FINAL_KEYS = ("psnr", "ssim", "lpips", "num_views", "steps", "train_seconds", "peak_memory_bytes")
+PROTOCOL_KEYS = ("split", "resolution", "background", "seed")
+EVALUATION_KEY = "eval_psnr"  # in rows of the curve that come from an evaluation
+PLAIN_LINE_SECONDS = 10.0  # between two progress lines where there is no terminal
+
+
+def say(text: str) -> None:
+    """Print a line or several without breaking a progress bar, and logs them."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+    _log.info("%s", text)
+
+
+# Logging
+
+
+class _ProgressSafe(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(run_dir: Path | None) -> None:
+    """Send everything logged to train.log and warnings to stderr; a second call replaces the first.
+
+    Args:
+        run_dir: the run's folder; None for a command that writes no log.
+    """
+    logging.captureWarnings(True)
+    screen = _ProgressSafe(logging.WARNING)
+    screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handlers: list[logging.Handler] = [screen]
+    if run_dir is not None:
+        file = logging.FileHandler(Path(run_dir) / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    for name in ("nerftrain", "py.warnings"):
+        logger = logging.getLogger(name)
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+            old.close()
+        for handler in handlers:
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+# While it trains
+
+
+class TensorBoard:
+    """Scalars, images and hyperparameters in the run's ``tb`` folder; idle where disabled."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self._writer: Any = None
+        self._last_second: dict[str, int] = {}
+
+    def open(self, run_dir: Path, resumed_step: int | None = None) -> None:
+        """Start writing; TensorBoard hides what an earlier process wrote after ``resumed_step``."""
+        if not self.enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            _log.warning("no TensorBoard: pip install tensorboard, or logger=none for none")
+            return
+        purge = None if resumed_step is None else resumed_step + 1
+        self._writer = SummaryWriter(str(Path(run_dir) / "tb"), purge_step=purge)
+
+    def scalars(self, figures: Mapping[str, float | None], step: int, seconds: float) -> None:
+        """Write figures against the step and, under ``by_second/``, against training seconds."""
+        if self._writer is None:
+            return
+        for tag, value in figures.items():
+            if value is None:
+                continue
+            self._writer.add_scalar(tag, value, step)
+            if self._last_second.get(tag) != int(
+                seconds
+            ):  # one point a second: two would share an abscissa
+                self._writer.add_scalar(f"by_second/{tag}", value, int(seconds))
+                self._last_second[tag] = int(seconds)
+
+    def image(self, tag: str, image: Any, step: int) -> None:
+        """Write an image [H, W, 3], floats in 0..1 or bytes."""
+        if self._writer is not None:
+            self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Write the config, its nested keys joined by dots, beside the final figures."""
+        if self._writer is not None:
+            figures = {f"final/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
+            self._writer.add_hparams(_flat(config), figures, run_name=".")
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{name}."))
+        else:
+            flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class Curve:
+    """The rows of metrics.jsonl, one JSON object a line, on disk as soon as written."""
+
+    def __init__(self, run_dir: Path, resumed_step: int = 0) -> None:
+        """Go on with an existing file, of which rows after ``resumed_step`` are dropped."""
+        path = Path(run_dir) / "metrics.jsonl"
+        kept = [row for row in read_curve(run_dir) if row["step"] <= resumed_step]
+        _replace(path, "".join(_json(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, seconds: float, **figures: float | None) -> None:
+        """Append a row; a figure that is not finite is written as null."""
+        self._file.write(_json({"step": step, "seconds": seconds, **figures}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_curve(run_dir: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl; a last line cut short by a crash is left out, a missing file is empty."""
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A live line on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(
+        self, total_steps: int, max_seconds: float | None, *, terminal: bool | None = None
+    ) -> None:
+        self._total_steps = total_steps
+        self._max_seconds = max_seconds
+        self._last = -math.inf  # time of the last plain line
+        self._unsaid = ""
+        self._bar = None
+        if sys.stderr.isatty() if terminal is None else terminal:
+            layout = "{percentage:3.0f}% |{bar:20}| {desc}"
+            self._bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, dynamic_ncols=True)
+
+    def update(self, step: int, seconds: float, figures: Mapping[str, float | None]) -> None:
+        """Show where the run is.
+
+        Args:
+            step: steps done.
+            seconds: of training so far.
+            figures: any of loss, psnr, rays_per_second, samples_per_second; others are left out.
+        """
+        done = self._fraction(step, seconds)
+        text = _progress_line(step, seconds, figures)
+        if done > 0:
+            text += f"  eta {_duration(seconds * (1 - done) / done)}"
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_description_str(text)
+        elif time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
+            say(f"{done:4.0%}  {text}")
+            self._last, self._unsaid = time.monotonic(), ""
+        else:
+            self._unsaid = f"{done:4.0%}  {text}"
+
+    def close(self) -> None:
+        """End the line, so that the last state stays to be seen."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._unsaid:
+            say(self._unsaid)
+            self._unsaid = ""
+
+    def _fraction(self, step: int, seconds: float) -> float:
+        """The share of the run that is done, by whichever of steps and seconds ends it."""
+        by_seconds = seconds / self._max_seconds if self._max_seconds else 0.0
+        return min(1.0, max(step / self._total_steps, by_seconds))
+
+
+def _progress_line(step: int, seconds: float, figures: Mapping[str, float | None]) -> str:
+    parts = [f"step {step}", _duration(seconds)]
+    for key, label, form in (("loss", "loss", "{:.5f}"), ("psnr", "psnr", "{:.2f}")):
+        if figures.get(key) is not None:
+            parts.append(f"{label} {form.format(figures[key])}")
+    for key, label in (("rays_per_second", "rays/s"), ("samples_per_second", "samples/s")):
+        value = figures.get(key)
+        if value is not None:
+            parts.append(f"{tqdm.format_sizeof(value)} {label}")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else tqdm.format_interval(seconds)
+
+
+# The end of a run
+
+
+def write_env(run_dir: Path) -> None:
+    """Write env.json: what the figures of a run depend on besides its config."""
+    _replace(Path(run_dir) / "env.json", _json(environment(), indent=1) + "\n")
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the peak of resident memory plus, where CUDA was used, that of GPU tensors."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024  # Linux counts KiB
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak += sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return peak
+
+
+def write_metrics(folder: Path, final: Mapping[str, Any]) -> None:
+    """Write the final figures and their protocol to metrics.json, null where there is none."""
+    unknown = set(final) - {*FINAL_KEYS, *PROTOCOL_KEYS}
+    assert not unknown, unknown
+    rows = {key: final.get(key) for key in (*FINAL_KEYS, *PROTOCOL_KEYS)}
+    _replace(Path(folder) / "metrics.json", _json(rows, indent=1) + "\n")
+
+
+def final_table(final: Mapping[str, Any]) -> str:
+    """Return the final figures as a Markdown table of one row."""
+    memory = final.get("peak_memory_bytes")
+    cells = {
+        "PSNR": _decimals(final.get("psnr"), 2),
+        "SSIM": _decimals(final.get("ssim"), 4),
+        "LPIPS": _decimals(final.get("lpips"), 4),
+        "split": f"{final.get('split')}, {final.get('num_views')} views",
+        "resolution": final.get("resolution"),
+        "background": final.get("background"),
+        "seed": final.get("seed"),
+        "steps": final.get("steps"),
+        "training": _decimals(final.get("train_seconds"), 1, " s"),
+        "peak memory": "-" if memory is None else f"{memory / 2**30:.2f} GiB",
+    }
+    return markdown_table(list(cells), [["-" if c is None else str(c) for c in cells.values()]])
+
+
+def print_final(run_dir: Path, final: Mapping[str, Any]) -> None:
+    """Show the final figures and the commands that come next."""
+    commands = "\n".join(f"  {command}" for command in next_commands(run_dir))
+    say(f"\n{final_table(final)}\n\nNext:\n{commands}")
+
+
+def next_commands(run_dir: Path) -> list[str]:
+    """Return the commands that a finished run invites to."""
+    verbs = ("nerftrain eval", "nerftrain render", "nerftrain resume", "tensorboard --logdir")
+    return [f"{verb} {shlex.quote(str(run_dir))}" for verb in verbs]
+
+
+def write_report(
+    run_dir: Path,
+    final: Mapping[str, Any],
+    per_view: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    *,
+    command: str | None = None,
+) -> None:
+    """Write REPORT.md from the final figures and what else lies in the run's folder.
+
+    Args:
+        run_dir: the run's folder, with env.json, metrics.jsonl, images and video, where there are.
+        final: what ``write_metrics`` takes.
+        per_view: name, psnr, ssim and lpips of each view.
+        config: the run's config.
+        command: the command line of the run; None for one made up from the config's names.
+    """
+    run_dir = Path(run_dir)
+    names = {
+        group: config.get(group, {}).get("name", "?") for group in ("scene", "model", "sampler")
+    }
+    made_up = " ".join(
+        ["nerftrain", *(f"{k}={v}" for k, v in names.items()), f"seed={final.get('seed')}"]
+    )
+    sections = [
+        f"# {names['scene']} with {names['model']} and {names['sampler']}",
+        f"## What was run\n\n```\n{command or made_up}\n```\n\n"
+        "The whole configuration: [config.yaml](config.yaml).",
+        f"## Final figures\n\n{final_table(final)}\n\n{_protocol(final)}",
+        f"## Curve\n\n{_curve_table(read_curve(run_dir))}",
+        f"## Pictures\n\n{_pictures(run_dir)}",
+        f"## Views\n\n{_view_table(per_view)}",
+        f"## Environment\n\n{_environment_table(run_dir)}",
+        "## Next\n\n```\n" + "\n".join(next_commands(run_dir)) + "\n```",
+    ]
+    _replace(run_dir / "REPORT.md", "\n\n".join(sections) + "\n")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns line up in plain text too."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _protocol(final: Mapping[str, Any]) -> str:
+    return (
+        f"PSNR is the mean of the per-image PSNRs of {final.get('num_views')} views of the "
+        f"{final.get('split')} split at {final.get('resolution')} on a {final.get('background')} "
+        "background, composited in sRGB. Only the train split was trained on."
+    )
+
+
+def _curve_table(rows: list[dict[str, Any]], limit: int = 12) -> str:
+    """The evaluations, or else the logged rows; at most ``limit``, the last included."""
+    if not rows:
+        return "No row was logged."
+    chosen = [row for row in rows if row.get(EVALUATION_KEY) is not None] or rows
+    picks = sorted({round(i * (len(chosen) - 1) / (limit - 1)) for i in range(limit)})
+    keys = [
+        k
+        for k in ("step", "seconds", "loss", "psnr", EVALUATION_KEY)
+        if any(k in row for row in chosen)
+    ]
+    return markdown_table(keys, [[_figure(chosen[i].get(key)) for key in keys] for i in picks])
+
+
+def _view_table(per_view: Sequence[Mapping[str, Any]]) -> str:
+    keys = ["name", "psnr", "ssim", "lpips"]
+    return markdown_table(keys, [[_figure(row.get(key)) for key in keys] for row in per_view])
+
+
+def _pictures(run_dir: Path) -> str:
+    lines = []
+    if (run_dir / "images" / "comparison.png").is_file():
+        lines.append(
+            "Truth, prediction, amplified error, depth:\n\n![comparison](images/comparison.png)"
+        )
+    for film in sorted(run_dir.glob("video.*")):
+        lines.append(f"Orbit: [{film.name}]({film.name})")
+    return "\n\n".join(lines) or "None were made."
+
+
+def _environment_table(run_dir: Path) -> str:
+    path = run_dir / "env.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else environment()
+    native = rows.pop("native", {})
+    rows.update({f"native {key}": value for key, value in native.items()})
+    return markdown_table(["what", "which"], [[k, _cell(v)] for k, v in rows.items() if v])
+
+
+def _cell(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.split()).replace("|", "/")
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _decimals(value: float | None, digits: int, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

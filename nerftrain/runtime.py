@@ -1,0 +1,69 @@
+"""Where and how a run computes: device, threads, compiled ops, seeds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Literal
+
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.ops import library
+
+# glibc's mallopt parameters: memory up to this size is kept for reuse instead of going back to the system. Without
+# them each step's buffers are new pages, and touching these for the first time costs as much as the arithmetic.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 30
+
+
+class Runtime:
+    """The device, the CPU's threads and which ops serve."""
+
+    def __init__(
+        self, device: Literal["auto", "cpu", "cuda"], threads: int | None, ops: Literal["auto", "native", "reference"]
+    ) -> None:
+        """Choose; `start` puts the choice into effect. Raises UserError for fewer than one thread."""
+        if threads is not None and threads < 1:
+            raise UserError(f"threads={threads}: must be at least 1, or null for all that this process may use")
+        self.device, self.threads, self.ops = device, threads, ops
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Name the device to compute on. Raises UserError where CUDA is asked for and absent."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("runtime.device=cuda, but torch finds no CUDA device: see nerftrain doctor, or use runtime=cpu")
+        cuda = self.device != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if cuda else "cpu")
+
+    def start(self, seed: int) -> None:
+        """Set threads, ops and seeds for this process."""
+        torch.set_num_threads(self.threads or _usable_cores())
+        library.set_mode(self.ops)
+        torch.manual_seed(seed)
+        _keep_memory()
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Make the generator that rays, jitter and backgrounds are drawn from."""
+        return torch.Generator(self.torch_device).manual_seed(seed)
+
+
+def _usable_cores() -> int:
+    """Count the cores that this process may use: its affinity and, where there is one, its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
+        return cores
+
+
+def _keep_memory() -> None:
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from libraries other than glibc
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

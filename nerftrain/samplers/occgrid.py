@@ -1,0 +1,204 @@
+"""Occupancy-grid sampling: skip empty space, stop behind surfaces (NerfAcc, arXiv:2305.04966; Instant-NGP, appendix E).
+
+The grid's value in a cell is the largest optical depth that one step there has had lately, decaying from update to
+update; a cell is occupied where it exceeds min(mean, occ_thre).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nerftrain.errors import UserError
+from nerftrain.ops import march as ops
+from nerftrain.samplers import Sampler, jitter
+from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
+
+# Rays are evaluated front to back in rounds of so many samples: what lies behind a surface is never evaluated, and a
+# round is long enough to keep the field's batches large.
+ROUND = 16
+
+UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """The occupancy grid and how it is kept up to date; what each means is said in conf/sampler/occgrid.yaml."""
+
+    resolution: int
+    num_levels: int
+    update_every: int
+    warmup_steps: int
+    cells_per_update: int
+    ema_decay: float
+    occ_thre: float
+    carve: bool
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what no grid can be."""
+        if self.resolution < 16 or self.resolution % 16:
+            raise UserError(f"resolution={self.resolution}: must be a multiple of 16")
+        for name in ("num_levels", "update_every", "cells_per_update"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1)")
+
+
+class OccGrid(Sampler):
+    """A multi-level occupancy grid that learns from the field where there is anything to see."""
+
+    def __init__(
+        self,
+        grid: GridSettings,
+        steps_per_diagonal: int,
+        cone_angle: float,
+        early_stop_eps: float,
+        alpha_thre: float,
+        min_weight: float,
+        max_steps: int,
+        *,
+        aabb: Tensor,
+        cameras: Cameras,
+        near: float,
+        masks: Tensor | None,
+    ) -> None:
+        """Lay level 0 of the grid over aabb [6]; cells that cannot hold anything are off from the start.
+
+        These are the cells that no camera sees beyond `near` and, with grid.carve, those that masks [C, H, W] (true
+        where a pixel is not wholly transparent; None: unknown) show to be empty.
+        """
+        super().__init__()
+        for name, value in (("steps_per_diagonal", steps_per_diagonal), ("max_steps", max_steps)):
+            if value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+        for name, value in (("cone_angle", cone_angle), ("early_stop_eps", early_stop_eps), ("min_weight", min_weight)):
+            if value < 0:
+                raise UserError(f"{name}={value}: must not be negative")
+        self.settings = grid
+        self.num_marched = 0  # samples in occupied cells at the last call
+        self.aabb = tuple(aabb.tolist())
+        diagonal = float((aabb[3:] - aabb[:3]).norm())
+        self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
+        self.early_stop_eps, self.alpha_thre, self.min_weight = early_stop_eps, alpha_thre, min_weight
+        masks = masks if grid.carve else None
+        visible = ops.visible_cells(cameras, masks, self.aabb, grid.num_levels, grid.resolution, near)
+        self.register_buffer("visible", visible)
+        self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
+        self.register_buffer("threshold", torch.zeros(()))
+        self.visible: Tensor
+        self.occupancy: Tensor
+        self.threshold: Tensor
+        self._refresh()
+
+    def _refresh(self) -> None:
+        occupied = (self.occupancy > self.threshold) | (self.occupancy == UNKNOWN)
+        for level in range(1, self.settings.num_levels):
+            _cover(occupied[level - 1], occupied[level])
+        self.grid = ops.pack_grid(occupied, self.aabb)
+        self.occupied_cells = occupied.flatten().nonzero().squeeze(1)
+        # Before the field has learnt anything every weight is small: the thresholds must not cut all of it off
+        # (nerfacc does the same with its alpha_thre).
+        mean = float(self.occupancy.clamp(min=0).mean())  # a synchronisation on CUDA, once per update
+        self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
+
+    def load_state_dict(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        """Load the buffers and bring what is derived from them up to date."""
+        result = super().load_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        self._refresh()
+        return result
+
+    def _apply(self, *args: object, **kwargs: object) -> OccGrid:  # type: ignore[override]
+        super()._apply(*args, **kwargs)  # type: ignore[arg-type]
+        self._refresh()
+        return self
+
+    @torch.no_grad()
+    def sample(self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None) -> Samples:
+        """Place samples in occupied cells, front to back until nothing behind them can be seen."""
+        samples = ops.march(rays, jitter(rays, generator), self.grid, self.march)
+        self.num_marched = len(samples)
+        density = self._visible_density(samples, sigma_fn)
+        thresholds = self.early_stop_eps, self._alpha_thre, self._min_weight
+        return ops.select(samples, ops.visible_samples(samples, density, *thresholds))
+
+    def _visible_density(self, samples: Samples, sigma_fn: SigmaFn) -> Tensor:
+        """Evaluate densities front to back [N]; those behind what stops a ray stay zero."""
+        density = torch.zeros_like(samples.t_starts)
+        first, last = samples.offsets[:-1], samples.offsets[1:]
+        optical_depth = torch.zeros_like(first, dtype=density.dtype)
+        self.num_evaluated = 0
+        begin = first
+        alive = (first < last).nonzero().squeeze(1)
+        while len(alive):
+            rows = _ranges(begin[alive], torch.minimum(begin[alive] + ROUND, last[alive]))
+            starts, ends, rays = samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows]
+            sigma = sigma_fn(starts, ends, rays)
+            self.num_evaluated += len(rows)
+            density[rows] = sigma
+            optical_depth.index_add_(0, rays, sigma * (ends - starts))
+            begin = begin + ROUND
+            still = (torch.exp(-optical_depth[alive]) >= self.early_stop_eps) & (begin[alive] < last[alive])
+            alive = alive[still]
+        return density
+
+    @torch.no_grad()
+    def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
+        """Every update_every steps, look at some cells again: random ones, and after warm-up occupied ones too."""
+        if (step + 1) % self.settings.update_every:
+            return
+        cells = self._draw_cells(step, generator)
+        optical_depth = density_fn(self._points_in(cells, generator)) * self.march.step
+        occupancy = self.occupancy.view(-1)
+        old = occupancy[cells] * self.settings.ema_decay  # below zero, and so the lesser, where unknown
+        occupancy[cells] = torch.maximum(old, optical_depth) * self.visible.view(-1)[cells]
+        self.threshold.copy_(occupancy.clamp(min=0).mean().clamp(max=self.settings.occ_thre))
+        self._refresh()
+
+    def _draw_cells(self, step: int, generator: torch.Generator) -> Tensor:
+        """Pick cells_per_update cells: equally spaced from a random one on, half of them occupied ones after warm-up."""
+        total, device = self.occupancy.numel(), self.occupancy.device
+        num = min(self.settings.cells_per_update, total)
+        warm = step >= self.settings.warmup_steps and len(self.occupied_cells) > 0
+        num_random = num // 2 if warm else num
+        start = torch.randint(total, (1,), generator=generator, device=device)
+        # A stride that is prime to the number of cells visits each at most once.
+        random = (start + torch.arange(num_random, device=device) * 2654435761) % total
+        if not warm:
+            return random
+        picks = torch.randint(len(self.occupied_cells), (num - num_random,), generator=generator, device=device)
+        return torch.cat([random, self.occupied_cells[picks]]).unique()
+
+    def _points_in(self, cells: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a point in each cell [M]: [M, 3]."""
+        n = self.settings.resolution
+        level, cell = cells // n**3, cells % n**3
+        corner = torch.stack([cell // n**2, cell // n % n, cell % n], -1)
+        place = torch.rand(corner.shape, generator=generator, device=cells.device)
+        low, high = torch.tensor(self.aabb, device=cells.device).view(2, 3)
+        unit = (corner + place) * 2 / n - 1
+        return (low + high) / 2 + unit * (2.0**level)[:, None] * (high - low) / 2
+
+    def describe(self) -> dict[str, float]:
+        """Report the share of occupied cells, and how many samples the last call marched and evaluated."""
+        shares = {"occupied": len(self.occupied_cells) / self.occupancy.numel()}
+        return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
+
+
+def _ranges(first: Tensor, last: Tensor) -> Tensor:
+    """Concatenate the ranges first[i] : last[i]."""
+    lengths = last - first
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0  # a synchronisation on CUDA: the size of what follows
+    shift = (first - (ends - lengths)).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=first.device) + shift
+
+
+def _cover(inner: Tensor, outer: Tensor) -> None:
+    """Mark the cells of a level that hold occupied cells of the finer level inside it, in place."""
+    n = inner.shape[0]
+    pooled = torch.nn.functional.max_pool3d(inner[None, None].float(), 2)[0, 0] > 0
+    middle = slice(n // 4, n // 4 + n // 2)
+    outer[middle, middle, middle] |= pooled

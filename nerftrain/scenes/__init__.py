@@ -1,0 +1,127 @@
+"""Scenes: images with their cameras, and the box and the distances that hold what they show.
+
+Each kind of scene has a file beside this one with a ``load_scene`` that returns a ``Scene``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nerftrain.cameras import pixel_rays
+from nerftrain.types import Batch, Cameras
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Cameras and their images, back to back, each row by row from its top left pixel."""
+
+    name: str
+    cameras: Cameras
+    pixels: Tensor  # [P, 3 or 4] uint8, straight colour and, of 4, alpha
+    names: tuple[str, ...]  # file names, for reports
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the images are transparent somewhere, or could be."""
+        return self.pixels.shape[1] == 4
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """[C + 1] int64: image i owns the pixels offsets[i] : offsets[i + 1]."""
+        sizes = self.cameras.widths * self.cameras.heights
+        return torch.cat([torch.zeros_like(sizes[:1]), sizes.cumsum(0)])
+
+    @cached_property
+    def _common_size(self) -> tuple[int, int] | None:
+        """Width and height where all images share them; known to the host, so found only once."""
+        sizes = set(zip(self.cameras.widths.tolist(), self.cameras.heights.tolist(), strict=True))
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def masks(self) -> Tensor | None:
+        """Tell where images are not wholly transparent, [C, H, W] bool; None without alpha or of mixed sizes."""
+        if not self.has_alpha or self._common_size is None:
+            return None
+        width, height = self._common_size
+        return (self.pixels[:, 3] > 0).view(len(self), height, width)
+
+    def image(self, index: int) -> Tensor:
+        """Return image index as [H, W, 3 or 4] in 0..1, straight colour."""
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        width = int(self.cameras.widths[index])
+        return self.pixels[start:end].view(-1, width, self.pixels.shape[1]).float() / 255
+
+    def locate(self, pixel_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find camera, column and row, [R] int64 each, of pixel_indices [R] into ``pixels``."""
+        if self._common_size is not None:
+            width, height = self._common_size
+            cameras = pixel_indices // (width * height)
+            within = pixel_indices - cameras * (width * height)
+            y = within // width
+            return cameras, within - y * width, y
+        cameras = torch.searchsorted(self.offsets, pixel_indices, right=True) - 1
+        within = pixel_indices - self.offsets[cameras]
+        widths = self.cameras.widths[cameras]
+        y = within // widths
+        return cameras, within - y * widths, y
+
+    def to(self, device: torch.device | str) -> Split:
+        """Copy cameras and images to a device."""
+        return replace(self, cameras=self.cameras.to(device), pixels=self.pixels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What is trained on and judged by."""
+
+    name: str
+    splits: dict[str, Split]  # "train", "test" and, where there is one, "val"
+    aabb: Tensor  # [6] lowest x y z, highest x y z, world units
+    near: float  # distance along every ray, world units
+    far: float
+    root: Path
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the images that are trained on have alpha."""
+        return self.splits["train"].has_alpha
+
+    def to(self, device: torch.device | str) -> Scene:
+        """Copy all splits and the box to a device."""
+        splits = {key: split.to(device) for key, split in self.splits.items()}
+        return replace(self, splits=splits, aabb=self.aabb.to(device))
+
+    def batch(self, generator: torch.Generator, num_rays: int, background_colors: Tensor) -> Batch:
+        """Draw pixels of the train split, every one equally likely, with replacement.
+
+        Args:
+            generator: of the device that holds the scene.
+            num_rays: R.
+            background_colors: [R, 3] in 0..1; shows through where alpha is below 1.
+        """
+        train = self.splits["train"]
+        drawn = torch.randint(
+            len(train.pixels), (num_rays,), generator=generator, device=train.pixels.device
+        )
+        cameras, x, y = train.locate(drawn)
+        # Only the drawn rows leave uint8: a split as float32 would take four times the memory.
+        colors = train.pixels.index_select(0, drawn).float().mul_(1 / 255)
+        return Batch(
+            rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
+            target=composite_over(colors, background_colors),
+            background=background_colors,
+        )
+
+
+def composite_over(colors: Tensor, background: Tensor) -> Tensor:
+    """Lay straight colours [..., 3 or 4] over a background [..., 3]; without alpha they hide it."""
+    if colors.shape[-1] == 3:
+        return colors
+    return torch.lerp(background.expand_as(colors[..., :3]), colors[..., :3], colors[..., 3:])

@@ -1,0 +1,138 @@
+"""Reading image files: headers first, then pixels in threads, shrunk as they come."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from nerftrain.errors import UserError
+
+# What PIL raises for files that are damaged or no images.
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file's header."""
+
+    path: Path
+    width: int
+    height: int
+    mode: str  # RGB or RGBA: what it is decoded to
+
+
+def read_header(path: Path) -> Picture:
+    """Read the size and the kind of an image.
+
+    Raises:
+        UserError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            return Picture(path, image.width, image.height, "RGBA" if has_alpha else "RGB")
+    except _IMAGE_ERRORS as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: BaseException) -> UserError:
+    reason = " ".join(str(error).split()).replace(f" '{path}'", "")
+    return UserError(f"{path} is truncated or no image ({reason}): restore the file")
+
+
+def check_alike(path: Path, pictures: list[Picture]) -> None:
+    """Check that the images that path names share their size and all have alpha or none.
+
+    Raises:
+        UserError: they do not.
+    """
+    first = pictures[0]
+    for other in pictures[1:]:
+        if (other.width, other.height) != (first.width, first.height):
+            raise UserError(
+                f"{path} names images of different sizes: {first.path.name} is "
+                f"{first.width}x{first.height}, {other.path.name} is {other.width}x{other.height}; "
+                "bring them to one size"
+            )
+        if other.mode != first.mode:
+            with_alpha, without = (first, other) if first.mode == "RGBA" else (other, first)
+            raise UserError(
+                f"{path} names images with alpha ({with_alpha.path.name}) and without "
+                f"({without.path.name}); give all of them an alpha channel, or none"
+            )
+
+
+def shrunk_size(picture: Picture, downscale: float) -> tuple[int, int]:
+    """Return width and height after downscaling, rounded to whole pixels.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    size = round(picture.width / downscale), round(picture.height / downscale)
+    if min(size) < 1:
+        raise UserError(
+            f"scene.downscale={downscale} leaves nothing of {picture.width}x{picture.height} "
+            f"images: give at most {min(picture.width, picture.height)}"
+        )
+    return size
+
+
+def read_pixels(pictures: list[Picture], size: tuple[int, int], pool: ThreadPoolExecutor) -> Tensor:
+    """Decode images that are alike into pixels [P, 3 or 4] uint8, shrunk to size (width, height).
+
+    Raises:
+        UserError: a file is truncated.
+    """
+    width, height = size
+    num_pixels = width * height
+    # One block from the start: a list of images and their concatenation would need it twice.
+    channels = len(pictures[0].mode)
+    pixels = torch.empty(len(pictures) * num_pixels, channels, dtype=torch.uint8)
+
+    def read(index: int) -> None:
+        image = shrink(_decode(pictures[index]), width, height)
+        pixels[index * num_pixels : (index + 1) * num_pixels] = image.view(num_pixels, channels)
+
+    for _ in pool.map(read, range(len(pictures))):
+        pass
+    return pixels
+
+
+def _decode(picture: Picture) -> Tensor:
+    """Read an image as [H, W, 3 or 4] uint8."""
+    try:
+        with Image.open(picture.path) as image:
+            return torch.from_numpy(np.array(image.convert(picture.mode)))
+    except _IMAGE_ERRORS as error:
+        raise _broken(picture.path, error) from error
+
+
+def shrink(image: Tensor, width: int, height: int) -> Tensor:
+    """Average an image [H, W, 3 or 4] uint8 of straight colour over the areas of larger pixels.
+
+    Colour is weighted by alpha: what stands in transparent pixels must not bleed into edges.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    values = image.permute(2, 0, 1).float()  # [3 or 4, H, W] in 0..255
+    if image.shape[2] == 3:
+        return _to_bytes(interpolate(values[None], size=(height, width), mode="area")[0])
+    alpha = values[3:] / 255
+    mean = interpolate(
+        torch.cat([values[:3] * alpha, alpha])[None], size=(height, width), mode="area"
+    )[0]
+    # Where nothing is opaque the colour is 0 / tiny = 0.
+    color = mean[:3] / mean[3:].clamp(min=1e-6)
+    return _to_bytes(torch.cat([color, mean[3:] * 255]))
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    """Turn [3 or 4, H, W] in 0..255 into [H, W, 3 or 4] uint8."""
+    return values.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()

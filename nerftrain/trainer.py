@@ -1,0 +1,373 @@
+"""The training loop, and what it must remember to be taken up again."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerftrain import checkpoint, evaluation, report, video
+from nerftrain.errors import RunError, UserError
+from nerftrain.losses import Kind, loss_terms
+from nerftrain.models import RadianceField
+from nerftrain.rendering import Background, field_functions, render
+from nerftrain.runtime import Runtime
+from nerftrain.samplers import Sampler
+from nerftrain.scenes import Scene
+from nerftrain.schedules import Schedule
+
+_log = logging.getLogger(__name__)
+
+FIRST_RAYS = 512  # of the first step; then their number follows the sample budget
+MIN_RAYS = 64
+GROWTH = 1.2  # of the number of rays from step to step, at most
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often a run logs, evaluates and saves; what each means is said in conf/trainer/default.yaml."""
+
+    log: int
+    evaluate_seconds: float | None
+    evaluate_views: int
+    checkpoint_seconds: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, intervals that never end."""
+        for name in ("log", "evaluate_seconds", "evaluate_views", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}={value}: must be more than 0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run trains; what each means is said in conf/trainer/default.yaml."""
+
+    steps: int
+    max_seconds: float | None
+    sample_budget: int
+    max_rays: int
+    loss: Kind
+    distortion_weight: float
+    ema_decay: float | None
+    orbit_frames: int
+    intervals: Intervals
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what cannot be trained with."""
+        for name in ("steps", "max_seconds", "sample_budget"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}={value}: must be more than 0")
+        if self.max_rays < MIN_RAYS:
+            raise UserError(f"max_rays={self.max_rays}: must be at least {MIN_RAYS}")
+        if self.distortion_weight < 0 or self.orbit_frames < 0:
+            raise UserError("distortion_weight and orbit_frames must not be negative")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: must be between 0 and 1, or null for none")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is made of, built and checked."""
+
+    scene: Scene
+    model: RadianceField
+    sampler: Sampler
+    optimizer: torch.optim.Optimizer
+    scheduler: Schedule
+    background: Background
+    settings: Settings
+    runtime: Runtime
+    logger: report.TensorBoard
+    seed: int
+    config: dict[str, Any]
+    run_dir: Path
+
+
+class State:
+    """What changes from step to step besides weights, optimiser and sampler."""
+
+    def __init__(self, run: Run) -> None:
+        """Start at step zero with the run's seed."""
+        self.step = 0
+        self.seconds = 0.0  # of training alone
+        self.num_rays = float(min(FIRST_RAYS, run.settings.max_rays))
+        self.best_psnr = float("-inf")
+        self.generator = run.runtime.generator(run.seed)
+        parameters = run.model.named_parameters() if run.settings.ema_decay else ()
+        self.ema = {name: p.detach().clone() for name, p in parameters}
+
+    def progress(self, settings: Settings) -> float:
+        """Return the share of the run that is done, by whichever of steps and seconds will end it."""
+        by_seconds = self.seconds / settings.max_seconds if settings.max_seconds else 0.0
+        return min(1.0, max(self.step / settings.steps, by_seconds))
+
+    def follow_budget(self, settings: Settings, num_samples: int, num_evaluated: int) -> None:
+        """Choose the next number of rays so that a step has sample_budget samples with gradients.
+
+        Densities without gradient cost about a quarter of such a sample: four times the budget is their limit.
+        """
+        fit = settings.sample_budget / max(num_samples, num_evaluated / 4, 1.0)
+        self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
+        self.num_rays = min(max(self.num_rays, MIN_RAYS), settings.max_rays)
+
+    def follow_weights(self, run: Run) -> None:
+        """Move the averaged weights towards the weights."""
+        for name, parameter in run.model.named_parameters() if self.ema else ():
+            self.ema[name].lerp_(parameter.detach(), 1 - float(run.settings.ema_decay or 0))
+
+    def state_dict(self, run: Run) -> dict[str, Any]:
+        """Collect everything that going on needs."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "num_rays": self.num_rays,
+            "best_psnr": self.best_psnr,
+            "random": self.generator.get_state(),
+            "ema": self.ema,
+            "model": run.model.state_dict(),
+            "sampler": run.sampler.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "config": run.config,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], run: Run) -> None:
+        """Go on from a checkpoint. Raises UserError where it is not of this run's objects."""
+        checkpoint.restore(state, model=run.model, sampler=run.sampler, optimizer=run.optimizer)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.num_rays, self.best_psnr = state["num_rays"], state["best_psnr"]
+        self.generator.set_state(state["random"])
+        for name, value in state["ema"].items() if self.ema else ():
+            self.ema[name].copy_(value)
+
+
+def train(run: Run, resume: bool = False) -> dict[str, Any]:
+    """Train to the end, evaluate, and write everything that a run leaves behind; return the final figures.
+
+    Raises KeyboardInterrupt after an interrupted run has been saved, RunError where the loss is no longer a number,
+    UserError where a checkpoint cannot be read or written.
+    """
+    state = State(run)
+    if resume:
+        state.load_state_dict(checkpoint.load(checkpoint.find(run.run_dir, "last")), run)
+        report.say(f"resuming {run.run_dir} at step {state.step}")
+    else:
+        report.say(f"training {run.run_dir}")
+    report.write_env(run.run_dir)
+    with _Journal(run, state) as journal:
+        _loop(run, state, journal)
+        journal.save("last")
+    return _finish(run, state)
+
+
+def _loop(run: Run, state: State, journal: _Journal) -> None:
+    settings, model, sampler, optimizer = run.settings, run.model, run.sampler, run.optimizer
+    scene, generator = run.scene.to(run.runtime.torch_device), state.generator
+    base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    model.train()
+    with _interruptible() as interrupted:
+        while state.progress(settings) < 1:
+            started = time.perf_counter()
+
+            factor = run.scheduler.factor(state.step, state.progress(settings))
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["initial_lr"], group["lr"] = rate, rate * factor
+
+            num_rays = int(state.num_rays)
+            batch = scene.batch(generator, num_rays, run.background.sample(num_rays, generator))
+            sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
+            samples = sampler.sample(batch.rays, sigma_fn, generator)
+            rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
+            terms = loss_terms(settings.loss, settings.distortion_weight, rendering, batch)
+
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            state.follow_weights(run)
+            sampler.update(state.step, model.density, generator)
+
+            state.step += 1
+            state.follow_budget(settings, len(samples), sampler.num_evaluated)
+            state.seconds += time.perf_counter() - started
+            journal.after_step(terms, rendering.rgb.detach(), batch.target, len(samples))
+
+            if interrupted.is_set():
+                journal.save("last")
+                report.say(f"interrupted at step {state.step}, saved; go on with: nerftrain resume {run.run_dir}")
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Let Ctrl-C and SIGTERM end the loop after a whole step; a second one ends it at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, ask) for number in signals]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Journal:
+    """What a run tells and saves while it trains; the time that this takes is not training time."""
+
+    def __init__(self, run: Run, state: State) -> None:
+        self.run, self.state = run, state
+        self.intervals = run.settings.intervals
+        run.logger.open(run.run_dir, state.step or None)
+        self.curve = report.Curve(run.run_dir, state.step)
+        self.progress = report.Progress(run.settings.steps, run.settings.max_seconds)
+        self.bad: dict[str, Tensor] = {}
+        self.last_evaluated = self.last_saved = self.last_seconds = state.seconds
+        self.rays = self.samples = 0
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.close()
+        self.curve.close()
+
+    def after_step(self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor, num_samples: int) -> None:
+        """Log, evaluate and save as often as the settings say."""
+        for name, term in terms.items():
+            self.bad[name] = self.bad.get(name, torch.zeros_like(term, dtype=torch.bool)) | ~term.detach().isfinite()
+        self.rays += len(rgb)
+        self.samples += num_samples
+        settings, state = self.intervals, self.state
+        if state.step % settings.log == 0:
+            self._log(terms, rgb, target)
+        if settings.evaluate_seconds and state.seconds - self.last_evaluated >= settings.evaluate_seconds:
+            self.last_evaluated = state.seconds
+            self._evaluate()
+        if settings.checkpoint_seconds and state.seconds - self.last_saved >= settings.checkpoint_seconds:
+            self.save("last")
+
+    def _stop_if_bad(self) -> None:
+        for name, bad in self.bad.items():
+            if bool(bad):  # a synchronisation on CUDA
+                where = f"the last good state is in {self.run.run_dir / checkpoint.FOLDER}"
+                raise RunError(
+                    f"the {name} term of the loss is not a number by step {self.state.step}: "
+                    f"try a lower optimizer.lr ({where}, if any was saved)"
+                )
+
+    def _log(self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor) -> None:
+        self._stop_if_bad()
+        state = self.state
+        seconds = max(state.seconds - self.last_seconds, 1e-9)
+        figures: dict[str, float | None] = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+        figures["loss"] = sum(float(term.detach()) for term in terms.values())
+        figures["psnr"] = -10 * float((rgb - target).square().mean().clamp(min=1e-10).log10())
+        figures["lr"] = self.run.optimizer.param_groups[0]["lr"]
+        figures["rays"], figures["samples"] = len(rgb), self.samples / max(self.rays, 1) * len(rgb)
+        figures["rays_per_second"], figures["samples_per_second"] = self.rays / seconds, self.samples / seconds
+        figures |= {f"sampler/{name}": value for name, value in self.run.sampler.describe().items()}
+        self.curve.write(state.step, state.seconds, **figures)
+        self.run.logger.scalars(figures, state.step, state.seconds)
+        self.progress.update(state.step, state.seconds, figures)
+        self.last_seconds, self.rays, self.samples = state.seconds, 0, 0
+
+    def _evaluate(self) -> None:
+        self._stop_if_bad()
+        run, state = self.run, self.state
+        with averaged_weights(run, state):
+            result = _score(run, evaluation.validation_split(run.scene), self.intervals.evaluate_views, pictures=1)
+        psnr = {report.EVALUATION_KEY: result.psnr}
+        self.curve.write(state.step, state.seconds, **psnr)
+        run.logger.scalars(psnr, state.step, state.seconds)
+        picture = result.pictures[0]
+        pair = torch.cat([picture.truth, picture.prediction], 1)
+        run.logger.image("preview", pair, state.step)
+        video.write_png(run.run_dir / "images" / "preview.png", pair)
+        if result.psnr > state.best_psnr:
+            state.best_psnr = result.psnr
+            self.save("best")
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint, unless the weights are no longer numbers."""
+        self._stop_if_bad()
+        if name == "last":
+            self.last_saved = self.state.seconds
+        checkpoint.save(self.run.run_dir / checkpoint.FOLDER / f"{name}.pt", self.state.state_dict(self.run))
+
+
+@contextmanager
+def averaged_weights(run: Run, state: State) -> Iterator[None]:
+    """Put the averaged weights, where there are some, in the model's place for a while."""
+    parameters = dict(run.model.named_parameters()) if state.ema else {}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state.ema[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+
+
+def _score(run: Run, split: str, views: int | None, pictures: int, with_lpips: bool = False) -> evaluation.Evaluation:
+    background = evaluation.background_color(run.background.evaluation)
+    return evaluation.evaluate(
+        run.scene,
+        split,
+        run.model,
+        run.sampler,
+        background,
+        views=views,
+        with_lpips=with_lpips,
+        num_pictures=pictures,
+    )
+
+
+def _finish(run: Run, state: State) -> dict[str, Any]:
+    """Evaluate the whole test split and write figures, pictures, film and report."""
+    split = "test" if "test" in run.scene.splits else evaluation.validation_split(run.scene)
+    with averaged_weights(run, state):
+        result = _score(run, split, None, pictures=6, with_lpips=True)
+        if result.psnr >= state.best_psnr or not (run.run_dir / checkpoint.FOLDER / "best.pt").exists():
+            state.best_psnr = result.psnr
+        evaluation.write_images(run.run_dir / "images", result)
+        if run.settings.orbit_frames:
+            background = evaluation.background_color(run.background.evaluation)
+            film = run.run_dir / "video.mp4"
+            frames = run.settings.orbit_frames
+            video.orbit_video(run.scene, run.model, run.sampler, background, film, num_frames=frames, size_limit=800)
+    final = {
+        **result.summary(),
+        "steps": state.step,
+        "train_seconds": state.seconds,
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "seed": run.seed,
+    }
+    report.write_metrics(run.run_dir, final)
+    run.logger.hparams(run.config, final)
+    run.logger.close()
+    report.write_report(run.run_dir, final, result.rows(), run.config)
+    report.print_final(run.run_dir, final)
+    return final

@@ -1,0 +1,97 @@
+"""The nouns of the project and the legend of shape letters.
+
+Letters, in every shape comment in Python and C++: ``R`` rays, ``N`` packed samples, ``C`` cameras, ``H W`` pixels,
+``P`` pixels of a whole split, ``D`` features, ``K`` channels, ``L`` levels. Per-ray scalars are ``[R]``, never ``[R, 1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+# Densities at packed samples, and colours (with any extra channels) and densities: nerfacc's names and arguments.
+SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # (t_starts [N], t_ends [N], ray_indices [N]) -> [N]
+RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N, K], [N])
+DensityFn = Callable[[Tensor], Tensor]  # positions [N, 3] -> [N]
+
+T = TypeVar("T", bound="_Tensors")
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A dataclass whose tensor fields move and index together."""
+
+    def to(self: T, device: torch.device | str) -> T:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Cameras(_Tensors):
+    """Pinhole cameras with OpenGL axes (x right, y up, looking along -z); pixel centres lie at +0.5."""
+
+    poses: Tensor  # [C, 3, 4] camera to world
+    intrinsics: Tensor  # [C, 4] fx fy cx cy, pixels
+    widths: Tensor  # [C] int64, pixels
+    heights: Tensor  # [C] int64, pixels
+    times: Tensor | None = None  # [C] in 0..1
+
+    def __len__(self) -> int:
+        return self.poses.shape[0]
+
+
+@dataclass(frozen=True)
+class Rays(_Tensors):
+    """What rendering needs to know of each ray."""
+
+    origins: Tensor  # [R, 3]
+    directions: Tensor  # [R, 3] unit length
+    near: Tensor  # [R] distance along the ray
+    far: Tensor  # [R]
+    times: Tensor | None = None  # [R] in 0..1
+    cameras: Tensor | None = None  # [R] int64
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Rays:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rays(**{k: v if v is None else v[rows] for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Samples(_Tensors):
+    """Intervals along rays, all rays' samples back to back, front to back within a ray."""
+
+    t_starts: Tensor  # [N]
+    t_ends: Tensor  # [N]
+    ray_indices: Tensor  # [N] int64, non-decreasing
+    offsets: Tensor  # [R + 1] int64; ray r owns offsets[r] : offsets[r + 1]
+
+    def __len__(self) -> int:
+        return self.t_starts.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """Rays and what only the loss needs: the colour each should have over its background."""
+
+    rays: Rays
+    target: Tensor  # [R, 3] composited over background
+    background: Tensor  # [R, 3]
+
+
+@dataclass(frozen=True)
+class Rendering(_Tensors):
+    """What compositing makes of the samples of each ray."""
+
+    rgb: Tensor  # [R, 3] over the background
+    opacity: Tensor  # [R]
+    depth: Tensor  # [R] sum of weight times distance, not divided by the opacity
+    distortion: Tensor  # [R] mip-NeRF 360 eq. 15, in units of distance
+    extras: dict[str, Tensor]  # name -> [R, k]
+    weights: Tensor  # [N]

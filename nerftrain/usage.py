@@ -1,0 +1,85 @@
+"""The help page, read off the presets' own comments; no torch and no Hydra: it is instant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nerftrain.paths import data_dir
+
+_HEAD = """\
+nerftrain {version}: train a radiance field
+
+Usage:
+  nerftrain [key=value ...]           train; without arguments the procedural demo scene
+  nerftrain -m key=value,value ...    train every combination (a sweep)
+  nerftrain eval RUN                  judge a run's checkpoint on its test views
+  nerftrain render RUN                render a split, or a video along a path
+  nerftrain resume RUN [key=value ..] go on with an interrupted run
+  nerftrain doctor                    show the machine and what was built for it
+
+RUN is a run's folder; `nerftrain eval --help` and so on list the options.
+"""
+_TAIL = """\
+Any key of a choice can be set as well, e.g. trainer.steps=5000; `nerftrain --cfg job` lists all.
+
+Examples:
+  nerftrain scene=lego scene.root=PATH/nerf_synthetic/lego
+  nerftrain scene=lego data_root=PATH model=ngp sampler=occgrid seed=7 trainer.steps=2000
+  nerftrain -m scene=lego,chair,drums model=ngp,mlp data_root=PATH
+
+Flags:
+  --cfg job            print the config instead of running
+  --config-dir PATH    a folder of presets of your own
+  --info, --hydra-help what else Hydra offers
+  --version            print the version
+
+Tab completion, for this shell (a line for ~/.bashrc or ~/.zshrc; fish: -sc install=fish | source):
+  eval "$(nerftrain -sc install=bash)"
+"""
+
+
+def help_page(version: str) -> str:
+    """Write the help page: commands, every preset of every group, the other keys, examples."""
+    conf = data_dir("conf")
+    config = (conf / "config.yaml").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", config, flags=re.MULTILINE))
+    groups = [group for group in defaults if (conf / group).is_dir()]
+    groups += sorted(f.name for f in conf.iterdir() if f.is_dir() and f.name not in groups)
+    sections = [_section(conf / group, defaults.get(group)) for group in groups]
+    sections = [section for section in sections if section]
+    return "\n".join([_HEAD.format(version=version), *sections, _other_keys(config), _TAIL])
+
+
+def commands_like(word: str) -> list[str]:
+    """List all that could be typed as a first argument: a bare ``lego`` means ``scene=lego``."""
+    conf = data_dir("conf")
+    files = (file.relative_to(conf).with_suffix("") for file in conf.glob("*/**/*.yaml"))
+    return [file.as_posix().replace("/", "=", 1) for file in files if file.name == word]
+
+
+def _section(group: Path, default: str | None) -> str:
+    """List the presets of a group, the default first; nothing for an empty group."""
+    files = sorted(group.rglob("*.yaml"), key=lambda file: (file.stem != default, str(file)))
+    lines = [f"{group.name}="] if files else []
+    for file in files:
+        name = file.relative_to(group).with_suffix("").as_posix()
+        mark = " (default)" if name == default else ""
+        lines.append(f"  {name:<16} {_first_comment(file)}{mark}")
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def _first_comment(file: Path) -> str:
+    with file.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _other_keys(config: str) -> str:
+    """Describe the top-level ``key: value  # comment`` lines."""
+    found = re.findall(r"^(\w+): (\S+) +# (.*)$", config, flags=re.MULTILINE)
+    lines = ["Other keys:"]
+    for key, value, comment in found:
+        shown = "" if value.startswith(("null", "[]", "$")) else f" (default {value})"
+        lines.append(f"  {key + '=':<16} {comment}{shown}")
+    return "\n".join(lines) + "\n"

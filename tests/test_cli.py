@@ -1,0 +1,349 @@
+"""The command line: exit statuses, one-line errors, nothing left behind, sweeps, verbs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nerftrain.cli import main
+from nerftrain.errors import RunError, UserError
+
+
+class Device:
+    def __init__(self) -> None:
+        self.torch_device = "cpu"
+
+    def start(self, seed: int) -> None:
+        pass
+
+
+class Part:
+    def __init__(self, *, aabb: Any = None, scene: Any = None, model: Any = None) -> None:
+        pass
+
+    def to(self, device: str) -> Part:
+        return self
+
+    def parameters(self) -> list[int]:
+        return []
+
+
+TRAIN = {"train": SimpleNamespace(cameras=None)}
+
+
+def load_scene(name: str, fault: str | None) -> SimpleNamespace:
+    if fault:
+        raise UserError(f"fault={fault}: no data there")
+    return SimpleNamespace(name=name, has_alpha=True, aabb=None, near=0.0, splits=TRAIN)
+
+
+def background(train: str) -> SimpleNamespace:
+    return SimpleNamespace(train=train)
+
+
+def settings(ending: str) -> str:
+    return ending
+
+
+def train(run: Any, resume: bool = False) -> dict[str, Any]:
+    """End as the trainer's one toy setting says."""
+    calls.append((run, resume))
+    if run.settings == "mistake":
+        raise UserError("the checkpoint is of another model")
+    if run.settings == "crash":
+        raise RuntimeError("loss is nan")
+    if run.settings == "diverge":
+        raise RunError("the huber term of the loss is not a number")
+    if run.settings == "interrupt":
+        raise KeyboardInterrupt
+    return {"psnr": 30.0}
+
+
+calls: list[Any] = []
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make toy presets and a toy trainer; the working directory is empty."""
+    conf, work = tmp_path / "conf", tmp_path / "work"
+    work.mkdir()
+    nodes: dict[str, Any] = {
+        "runtime": {"_target_": "Device"},
+        "scene": {"_target_": "load_scene", "name": "cube", "fault": None},
+        "background": {"_target_": "background", "train": "white"},
+        "model": {"_target_": "Part", "name": "net"},
+        "sampler": {"_target_": "Part", "name": "grid"},
+        "optimizer": {"_target_": "Part"},
+        "scheduler": {"_target_": "Device"},
+        "trainer": {"_target_": "settings", "ending": "well"},
+        "logger": {"_target_": "Device"},
+    }
+    for node in nodes.values():
+        node["_target_"] = f"{__name__}.{node['_target_']}"
+    shipped = OmegaConf.load(Path(__file__).parents[1] / "conf" / "config.yaml")
+    quiet = [f"override hydra/{kind}: none" for kind in ("job_logging", "hydra_logging")]
+    values = {
+        "defaults": ["_self_", *({k: v} for k, v in (line.split(": ") for line in quiet))],
+        "seed": 1,
+        "data_root": None,
+        "run_dir": None,
+        "trusted": [__name__],
+        "hydra": OmegaConf.to_container(shipped)["hydra"],  # type: ignore[index]
+        **nodes,
+    }
+    conf.mkdir()
+    OmegaConf.save(OmegaConf.create(values), conf / "config.yaml")
+    trainer = ModuleType("nerftrain.trainer")
+    trainer.Run, trainer.train = _run_type(), train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nerftrain.trainer", trainer)
+    monkeypatch.chdir(work)
+    calls.clear()
+    return ["--config-path", str(conf)]
+
+
+def _run_type() -> type:
+    import dataclasses
+
+    fields = "scene model sampler optimizer scheduler background settings runtime logger seed"
+    return dataclasses.make_dataclass("Run", [*fields.split(), "config", "run_dir"])
+
+
+def left_behind() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def the_run() -> Path:
+    (folder,) = Path("outputs/cube/net-grid").iterdir()
+    return folder
+
+
+def test_a_run_writes_its_folder_and_nothing_else(toy: list[str]):
+    assert main(toy) == 0
+    folder = the_run()
+    assert calls[0][0].run_dir == folder
+    assert {Path(name).parent for name in left_behind()} == {folder}
+    assert OmegaConf.load(folder / "config.yaml").trainer.ending == "well"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "trainer.endign=x",
+            "nerftrain: trainer.endign: no such key; did you mean trainer.ending?",
+        ),
+        ("trainer.ending=3", "nerftrain: trainer.ending=3: must be a text"),
+        ("scene.fault=here", "nerftrain: scene.fault=here: no data there"),
+        ("trainer.ending=mistake", "nerftrain: the checkpoint is of another model"),
+        ("+trainer.more=3", "nerftrain: trainer.more: no such key; there is ending"),
+        ("~model", "nerftrain: model is not set"),
+        ("trainer.ending=well,crash", "are a sweep: add -m"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    toy: list[str], capfd: pytest.CaptureFixture[str], override: str, line: str
+):
+    assert main([*toy, override]) == 2
+    out, err = capfd.readouterr()
+    assert line in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(Path().iterdir()) == []
+
+
+def test_a_crash_is_status_1_with_its_traceback(toy: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*toy, "trainer.ending=crash"]) == 1
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("nerftrain: failed: RuntimeError: loss is nan\n")
+    assert (the_run() / "config.yaml").exists()
+
+
+def test_a_run_that_cannot_go_on_is_status_1_and_one_line(
+    toy: list[str], capfd: pytest.CaptureFixture[str]
+):
+    assert main([*toy, "trainer.ending=diverge"]) == 1
+    assert capfd.readouterr().err == "nerftrain: the huber term of the loss is not a number\n"
+
+
+def test_an_interruption_is_status_130(toy: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*toy, "trainer.ending=interrupt"]) == 130
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_failed_job_does_not_stop_a_sweep(toy: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*toy, "-m", "trainer.ending=crash,well", "seed=1,2"]) == 1
+    assert [run.settings for run, _ in calls] == ["crash", "crash", "well", "well"]
+    assert {run.run_dir.name for run, _ in calls} == {"0", "1", "2", "3"}
+    assert "2 of 4 jobs of the sweep failed" in capfd.readouterr().err
+
+
+def test_an_interruption_ends_a_sweep(toy: list[str]):
+    assert main([*toy, "-m", "trainer.ending=well,interrupt,well", "seed=1"]) == 130
+    assert [run.settings for run, _ in calls] == ["well", "interrupt"]
+
+
+@pytest.mark.parametrize("bad", ["trainer.ending=well,3", "seed=1,x", "run_dir=here"])
+def test_a_mistake_anywhere_in_a_sweep_starts_no_job(
+    toy: list[str], bad: str, capfd: pytest.CaptureFixture[str]
+):
+    assert main([*toy, "-m", bad, "scene.name=a,b"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert calls == []
+    assert list(Path().iterdir()) == []
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(toy: list[str]):
+    assert main(["seed=1,2", "-m", *toy, "trainer.ending=well"]) == 0
+    assert [run.seed for run, _ in calls] == [1, 2]
+
+
+def test_resume_goes_on_in_the_same_folder_with_its_overrides(toy: list[str]):
+    main(toy)
+    folder = the_run()
+    assert main(["resume", str(folder), "--trust", "seed=5"]) == 0
+    run, resume = calls[-1]
+    assert (run.run_dir, run.seed, resume) == (folder, 5, True)
+    assert OmegaConf.load(folder / "config.yaml").seed == 5
+
+
+def test_a_refused_resume_keeps_the_runs_config(toy: list[str]):
+    main(toy)
+    before = (the_run() / "config.yaml").read_bytes()
+    assert main(["resume", str(the_run()), "--trust", "trainer.ending=mistake"]) == 2
+    assert (the_run() / "config.yaml").read_bytes() == before
+
+
+@pytest.fixture
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    seen: list[tuple[Any, ...]] = []
+    module = ModuleType("nerftrain.evaluation")
+    for name in ("evaluate_run", "render_run"):
+        setattr(module, name, lambda run, *args: seen.append(args))
+    monkeypatch.setitem(sys.modules, "nerftrain.evaluation", module)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["eval"], ("test", "last", None)),
+        (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3)),
+        (["render"], ("test", "orbit", 120, "last")),
+        (["render", "--split=val"], ("val", "views", 120, "last")),
+        (["render", "--path=spiral", "--frames=8"], ("test", "spiral", 8, "last")),
+    ],
+)
+def test_verbs_hand_over_their_options(
+    toy: list[str],
+    evaluation: list[tuple[Any, ...]],
+    arguments: list[str],
+    expected: tuple[Any, ...],
+):
+    main(toy)
+    verb, *options = arguments
+    assert main([verb, *options, str(the_run()), "--trust", "seed=2"]) == 0
+    assert evaluation == [expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["evla"], "evla: no such command; did you mean eval?"),
+        (["lego"], "lego: did you mean nerftrain scene=lego?"),
+        (["eval"], "which run?"),
+        (["eval", "absent"], "absent is no run"),
+        (["eval", "absent", "--views", "0"], "0: must be at least 1"),
+        (["render", "absent", "--split", "val", "--frames", "3"], "--frames has no effect"),
+        (["--steps", "3"], "keys have no dashes"),
+        (["--config-dir", "absent"], "there is no such folder"),
+        (["--cfg", "job", "trainer.stepz=3"], "did you mean trainer.steps?"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    capfd: pytest.CaptureFixture[str], arguments: list[str], line: str
+):
+    assert main(arguments) == 2
+    err = capfd.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_cfg_prints_the_config_alone(capfd: pytest.CaptureFixture[str]):
+    assert main(["--cfg", "job", "seed=4"]) == 0
+    out, err = capfd.readouterr()
+    assert OmegaConf.create(out).seed == 4
+    assert err == ""
+
+
+def test_help_lists_every_preset_with_its_description(capfd: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    out = capfd.readouterr().out
+    conf = Path(__file__).parents[1] / "conf"
+    for file in conf.glob("*/**/*.yaml"):
+        description = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        group, _, name = file.relative_to(conf).with_suffix("").as_posix().partition("/")
+        section = out.partition(f"\n{group}=\n")[2].partition("\n\n")[0]
+        assert any(name in line and description in line for line in section.splitlines()), file
+
+
+# --- In a process of its own
+
+
+def process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "nerftrain", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_takes_less_than_a_second(tmp_path: Path):
+    start = time.perf_counter()
+    done = process("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 1.0
+
+
+def test_help_and_completion_load_no_torch(tmp_path: Path):
+    script = (
+        "import sys; from nerftrain.cli import main; import nerftrain, nerftrain.config\n"
+        "assert main(['--help']) == 0\n"
+        "assert main(['-sc', 'query=bash']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "COMP_LINE": "nerftrain scene=leg",
+        "COMP_POINT": "19",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("scene=lego\n")
+
+
+def test_a_typo_is_status_2_and_leaves_the_folder_empty(tmp_path: Path):
+    done = process("scene=leggo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "nerftrain: scene=leggo: no such scene; did you mean scene=lego?\n"
+    assert list(tmp_path.iterdir()) == []

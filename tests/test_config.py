@@ -1,0 +1,495 @@
+"""The configuration refuses every mistake in one line with its remedy, and builds what is right."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from nerftrain import config, schema
+from nerftrain.composition import Source, compose, is_sweep, jobs
+from nerftrain.errors import UserError
+
+TRUSTED = (*schema.TRUSTED, __name__)
+
+
+@dataclass(frozen=True)
+class Inner:
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"every={self.every}: must be at least 1")
+
+
+class Toy:
+    def __init__(
+        self,
+        count: int,
+        rate: float,
+        on: bool,
+        label: str | None,
+        kind: Literal["huber", "l2"],
+        folder: Path,
+        rates: list[float],
+        pair: tuple[float, float],
+        channels: dict[str, int],
+        inner: Inner,
+        *,
+        scene: Any = None,
+    ) -> None:
+        self.values = dict(locals())
+
+
+class OneOfEach:
+    def __init__(self, choice: Literal["a", "b"] | None, either: int | str) -> None:
+        self.choice, self.either = choice, either
+
+
+class Needs:
+    def __init__(self, width: int, *, aabb: Any) -> None:
+        self.width, self.aabb = width, aabb
+
+
+class Elsewhere:
+    def __init__(self) -> None:
+        raise UserError("no transforms_train.json in /data: name a folder that has it")
+
+
+GOOD: dict[str, Any] = {
+    "_target_": f"{__name__}.Toy",
+    "count": 3,
+    "rate": 1,
+    "on": True,
+    "label": None,
+    "kind": "huber",
+    "folder": "a/b",
+    "rates": [1, 2.5],
+    "pair": [0.9, 1],
+    "channels": {"semantics": 3},
+    "inner": {"_target_": f"{__name__}.Inner", "every": 2},
+}
+
+
+def build(changes: dict[str, Any] | None = None, **runtime: Any) -> Any:
+    node = OmegaConf.create({"toy": {**GOOD, **(changes or {})}}).toy
+    return config.build(node, trusted=TRUSTED, **runtime)
+
+
+def mistake(changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        build(changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_build_hands_over_plain_python_of_the_annotated_types():
+    scene = object()
+    values = build(scene=scene).values
+    assert values["scene"] is scene
+    assert type(values["rate"]) is float
+    assert values["folder"] == Path("a/b")
+    assert values["rates"] == [1.0, 2.5]
+    assert all(type(rate) is float for rate in values["rates"])
+    assert values["pair"] == (0.9, 1.0)
+    assert type(values["channels"]) is dict
+    assert values["inner"] == Inner(2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("count", True, "toy.count=true: must be a whole number"),
+        ("count", "three", "toy.count=three: must be a whole number"),
+        ("count", 3.0, "toy.count=3.0: must be a whole number, written toy.count=3"),
+        ("count", None, "toy.count=null: must be a whole number"),
+        ("rate", False, "toy.rate=false: must be a number"),
+        ("rate", float("nan"), "toy.rate=nan: must be a number"),
+        ("on", 1, "toy.on=1: must be true or false"),
+        ("label", [1], "toy.label=[1]: must be a text or null"),
+        ("kind", "hubr", "toy.kind=hubr: choose one of huber, l2; did you mean huber?"),
+        ("folder", 7, "toy.folder=7: must be a text, in quotes"),
+        ("rates", 1.0, "toy.rates=1.0: must be a list: toy.rates=[...]"),
+        ("rates", [1, "x"], "toy.rates[1]=x: must be a number"),
+        ("pair", [1, 2, 3], "toy.pair=[1, 2, 3]: must have 2 values"),
+        ("channels", {"a": "b"}, "toy.channels.a=b: must be a whole number"),
+        ("channels", 3, "toy.channels=3: must be a mapping"),
+        ("inner", 3, "toy.inner=3: must be a node with _target_: Inner"),
+        ("inner", {"_target_": f"{__name__}.Needs", "width": 1}, "toy.inner: Needs wants aabb="),
+        ("count", "???", "toy.count is not set: add toy.count=VALUE"),
+        ("cuont", 3, "toy.cuont: no such key; did you mean toy.count?"),
+        ("zzz", 3, "toy.zzz: no such key; there is count, rate"),
+        ("scene", 3, "toy.scene: no such key"),
+        ("_target_", "os.system", "toy._target_=os.system: trusted are nerftrain., torch.optim."),
+        ("_target_", 3, "toy has no _target_"),
+        (
+            "_target_",
+            f"{__name__}.Toi",
+            f"no such class; did you mean toy._target_={__name__}.Toy?",
+        ),
+        ("_target_", "nerftrain.nothing.X", "there is no module nerftrain.nothing"),
+        # What a trusted module has imported from elsewhere is not trusted for that.
+        ("_target_", "nerftrain.paths.Path", "toy._target_=pathlib.Path: trusted are"),
+    ],
+)
+def test_build_refuses_with_the_key_and_the_remedy(key: str, value: Any, line: str):
+    assert line in mistake({key: value})
+
+
+def test_unknown_keys_of_nested_nodes_are_named_in_full():
+    inner = {"_target_": f"{__name__}.Inner", "evry": 2}
+    assert mistake({"inner": inner}) == "toy.inner.evry: no such key; did you mean toy.inner.every?"
+
+
+def test_a_missing_key_is_named():
+    node = OmegaConf.create({"toy": {k: v for k, v in GOOD.items() if k != "rate"}}).toy
+    with pytest.raises(UserError, match=r"toy\.rate is not set"):
+        config.build(node, trusted=TRUSTED)
+
+
+def test_a_targets_own_complaint_gets_the_nodes_key():
+    inner = {"_target_": f"{__name__}.Inner", "every": -3}
+    assert mistake({"inner": inner}) == "toy.inner.every=-3: must be at least 1"
+
+
+def test_a_complaint_about_something_else_stays_as_it_is():
+    node = OmegaConf.create({"scene": {"_target_": f"{__name__}.Elsewhere"}}).scene
+    with pytest.raises(UserError, match=r"^no transforms_train\.json in /data"):
+        config.build(node, trusted=TRUSTED)
+
+
+def test_unions_take_each_member_and_null():
+    def made(choice: Any, either: Any) -> OneOfEach:
+        node = {"_target_": f"{__name__}.OneOfEach", "choice": choice, "either": either}
+        return schema.read(node, "x", (), TRUSTED).build()
+
+    assert made(None, 1).choice is None
+    assert made("a", "text").either == "text"
+    with pytest.raises(UserError, match=r"x\.choice=c: choose one of a, b"):
+        made("c", 1)
+
+
+def test_name_is_dropped_where_the_target_does_not_ask_for_it():
+    assert isinstance(build({"name": "toy"}), Toy)
+
+
+def test_a_target_takes_what_it_names_of_what_the_program_offers():
+    node = {"_target_": f"{__name__}.Inner", "every": 1}
+    plan = schema.read(node, "model", ("aabb",), TRUSTED)
+    assert plan.build(aabb="box") == Inner(1)
+    with pytest.raises(UserError, match="Needs wants aabb=, but the program offers scene"):
+        schema.read({"_target_": f"{__name__}.Needs", "width": 1}, "x", ("scene",), TRUSTED)
+
+
+# --- Composition of the shipped presets
+
+
+def composition_mistake(*overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        compose(overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.stepz=3", "trainer.stepz: no such key; did you mean trainer.steps?"),
+        ("trainr.steps=3", "trainr.steps: no such key; did you mean trainer.steps?"),
+        ("steps=3", "steps: no such key; did you mean trainer.steps?"),
+        ("sampler.occ=3", "sampler.occ: no such key; did you mean sampler.grid.occ_thre?"),
+        ("sede=3", "sede: no such key; did you mean seed?"),
+        ("scen=lego", "scen: no such key; did you mean scene?"),
+        ("scene=leggo", "scene=leggo: no such scene; did you mean scene=lego?"),
+        ("model=ngpp", "model=ngpp: no such model; did you mean model=ngp?"),
+        ("model=null", "model=null: no such model; there is mlp, ngp"),
+        ("hydra/lancher=basic", "hydra/lancher: no such key; did you mean hydra/launcher?"),
+        ("+scene=lego", "+scene=lego: it is there already: write scene=lego"),
+        ("+trainer.steps=3", "it is there already: write trainer.steps=3"),
+        ("model=ngp,mlp", "model=ngp,mlp: several values are a sweep: add -m"),
+        ("seed", "seed: options are written key=value"),
+        ("seed=[1", "cannot be read; put the value in quotes"),
+        ("=3", "cannot be read"),
+        ("scene.root=a b(c", "'scene.root=\"a b(c\"'"),
+        ("experiment=nothing", "experiment/nothing"),
+        ("~trainer.stepz", "trainer.stepz"),
+        ("model.extra_channels.semantics=3", "is added by +model.extra_channels.semantics=3"),
+    ],
+)
+def test_compose_refuses_with_the_remedy(override: str, line: str):
+    assert line in composition_mistake("seed=2", override)
+
+
+def test_suggestions_follow_the_chosen_preset():
+    line = composition_mistake("sampler=uniform", "sampler.sampels=3")
+    assert "sampler.num_samples" in line
+    assert "occ" not in line
+
+
+def test_every_preset_passes_the_checks_and_opens_with_a_description():
+    conf = Source().main
+    files = sorted(conf.glob("*/**/*.yaml"))
+    assert files
+    for file in files:
+        group, _, name = file.relative_to(conf).with_suffix("").as_posix().partition("/")
+        if group not in ("hydra", "sweep"):
+            config.check(compose([f"{group}={name}"]))
+        assert file.read_text(encoding="utf-8").startswith("# "), file
+
+
+def test_a_folder_of_the_users_own_adds_presets(tmp_path: Path):
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "quick.yaml").write_text("defaults: [default]\nsteps: 7\n")
+    assert compose(["trainer=quick"], Source(extra=str(tmp_path))).trainer.steps == 7
+    with pytest.raises(UserError, match="there is no such folder"):
+        compose([], Source(extra=str(tmp_path / "absent")))
+
+
+def test_broken_yaml_is_one_line(tmp_path: Path):
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "broken.yaml").write_text("a: [1\nb: {")
+    with pytest.raises(UserError) as error:
+        compose(["trainer=broken"], Source(extra=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_sweep_is_composed_in_full():
+    found = [(cfg.seed, cfg.model.name) for cfg in jobs(["seed=1,2", "model=ngp,mlp"], Source())]
+    assert found == [(1, "ngp"), (1, "mlp"), (2, "ngp"), (2, "mlp")]
+
+
+def test_a_large_sweep_is_covered_value_by_value(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nerftrain.composition._MOST_JOBS_CHECKED", 3)
+    found = list(jobs(["seed=1,2,3", "trainer.steps=range(1,4)"], Source()))
+    assert {cfg.seed for cfg in found} == {1, 2, 3}
+    assert {cfg.trainer.steps for cfg in found} == {1, 2, 3}
+    assert len(found) < 9
+
+
+def test_a_sweep_is_told_by_its_flag_or_its_mode():
+    assert is_sweep(["seed=1,2"], Source(), True)
+    assert is_sweep(["hydra.mode=MULTIRUN"], Source(), False)
+    assert not is_sweep(["seed=1"], Source(), False)
+
+
+# --- The whole config
+
+
+class ToyRuntime:
+    def __init__(self, log: list[str]) -> None:
+        self.torch_device = "cpu"
+        self.log = log
+
+    def start(self, seed: int) -> None:
+        self.log.append(f"seed {seed}")
+
+
+class Movable:
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def to(self, device: str) -> Movable:
+        return Movable(**self.values, device=device)
+
+    def parameters(self) -> list[int]:
+        return [1, 2]
+
+
+TRAIN = {"train": SimpleNamespace(cameras="cameras")}
+
+
+def toy_scene(name: str, root: str | None, alpha: bool) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name, root=root, has_alpha=alpha, aabb="box", near=2.0, splits=TRAIN
+    )
+
+
+def toy_background(train: str) -> SimpleNamespace:
+    return SimpleNamespace(train=train)
+
+
+def toy_model(width: int, *, aabb: Any) -> Movable:
+    return Movable(width=width, aabb=aabb)
+
+
+def toy_sampler(*, scene: Any, cameras: Any, near: float) -> Movable:
+    return Movable(scene=scene, cameras=cameras, near=near)
+
+
+def toy_optimizer(lr: float, *, model: Any) -> Any:
+    return (lr, model)
+
+
+def plain_object() -> object:
+    return object()
+
+
+@dataclass
+class ToyRun:
+    scene: Any
+    model: Any
+    sampler: Any
+    optimizer: Any
+    scheduler: Any
+    background: Any
+    settings: Any
+    runtime: Any
+    logger: Any
+    seed: int
+    config: dict[str, Any]
+    run_dir: Path
+
+
+def whole(**changes: Any) -> Any:
+    def node(target: str, **values: Any) -> dict[str, Any]:
+        return {"_target_": f"{__name__}.{target}", **values}
+
+    values = {
+        "seed": 1,
+        "data_root": None,
+        "run_dir": None,
+        "trusted": [__name__],
+        "runtime": node("ToyRuntime", log=[]),
+        "scene": node("toy_scene", name="cube", root="data/cube", alpha=True),
+        "background": node("toy_background", train="random"),
+        "model": node("toy_model", name="net", width=3),
+        "sampler": node("toy_sampler", name="grid"),
+        "optimizer": node("toy_optimizer", lr=1),
+        "scheduler": node("plain_object"),
+        "trainer": node("Inner", every=1),
+        "logger": node("plain_object"),
+    }
+    cfg = OmegaConf.create(values)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False)
+    return cfg
+
+
+@pytest.fixture
+def toy_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("nerftrain.trainer")
+    module.Run = ToyRun  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nerftrain.trainer", module)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": "x"}, "seed=x: must be a whole number"),
+        ({"seeds": 2}, "seeds: no such key; did you mean seed?"),
+        ({"model": 3}, "model=3: choose one with model=NAME"),
+        ({"model": None}, "model is not set: choose one with model=NAME"),
+        ({"trainer__every": -3}, "trainer.every=-3: must be at least 1"),
+        ({"trainer__evry": 3}, "trainer.evry: no such key; did you mean trainer.every?"),
+        ({"trusted": []}, "add trusted=["),
+        ({"data_root": "${nowhere}"}, "nowhere"),
+    ],
+)
+def test_check_refuses_before_anything_is_built(change: dict[str, Any], line: str):
+    with pytest.raises(UserError) as error:
+        config.check(whole(**change))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_assemble_gives_each_part_what_it_needs():
+    run = config.assemble(whole())
+    assert run.runtime.log == ["seed 1"]
+    assert run.model.values == {"width": 3, "aabb": "box", "device": "cpu"}
+    expected = {"scene": run.scene, "cameras": "cameras", "near": 2.0, "device": "cpu"}
+    assert run.sampler.values == expected
+    assert run.optimizer == (1.0, run.model)
+    assert run.config["scene"]["root"] == str(Path("data/cube").absolute())
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_a_random_background_needs_alpha():
+    with pytest.raises(UserError, match="cube has not: add background=white"):
+        config.assemble(whole(scene__alpha=False))
+    config.assemble(whole(scene__alpha=False, background__train="white"))
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_torchs_own_optimizers_get_the_parameters(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    monkeypatch.setattr(Movable, "parameters", lambda self: [parameter])
+    run = config.assemble(whole(optimizer={"_target_": "torch.optim.SGD", "lr": 1}))
+    assert run.optimizer.param_groups[0]["params"] == [parameter]
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_the_run_folder_is_named_by_the_choices_and_never_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = config.assemble(whole())
+    assert list(tmp_path.iterdir()) == []
+    folders = {config.create_run_dir(run).run_dir for _ in range(3)}
+    assert len(folders) == 3
+    assert {folder.parent for folder in folders} == {Path("outputs/cube/net-grid")}
+    again = config.load_run(folders.pop(), [], trust=True)
+    assert config.plain(again) == run.config
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_a_run_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path: Path):
+    run = config.assemble(whole(run_dir=str(tmp_path / "run")))
+    config.create_run_dir(run)
+    with pytest.raises(UserError, match="holds a run: choose another"):
+        config.create_run_dir(run)
+    (tmp_path / "file").write_text("")
+    run = config.assemble(whole(run_dir=str(tmp_path / "file" / "run")))
+    with pytest.raises(UserError, match=r"cannot be written .*choose another with run_dir=PATH"):
+        config.create_run_dir(run)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    OmegaConf.save(whole(), tmp_path / config.SNAPSHOT)
+    return tmp_path
+
+
+def test_a_runs_config_takes_overrides_of_its_keys(run_dir: Path):
+    cfg = config.load_run(run_dir, ["trainer.every=5", "optimizer.lr=0.5"], trust=True)
+    assert (cfg.trainer.every, cfg.optimizer.lr) == (5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.evry=5", "did you mean trainer.every?"),
+        ("model=mlp", "would make another run"),
+        ("+trainer.x=5", "takes key=value of keys that it has"),
+        ("seed=1,2", "a sweep starts new runs"),
+        ("seed", "options are written key=value"),
+    ],
+)
+def test_a_runs_config_refuses_with_the_remedy(run_dir: Path, override: str, line: str):
+    with pytest.raises(UserError) as error:
+        config.load_run(run_dir, [override], trust=True)
+    assert line in str(error.value)
+
+
+def test_a_run_cannot_declare_itself_trusted(run_dir: Path):
+    with pytest.raises(UserError, match="add --trust"):
+        config.load_run(run_dir, [])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="is no run"):
+        config.load_run(tmp_path, [])
+    (tmp_path / config.SNAPSHOT).write_text("a: [1\nb: {")
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load_run(tmp_path, [])
+    (tmp_path / config.SNAPSHOT).write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load_run(tmp_path, [])

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from nerftrain import doctor
+from nerftrain.paths import cache_dir
+
+
+@pytest.fixture(autouse=True)
+def _no_data_root(monkeypatch):
+    monkeypatch.delenv("NERFTRAIN_DATA", raising=False)
+
+
+@pytest.fixture
+def native(monkeypatch) -> types.SimpleNamespace:
+    """Native ops whose state the test decides; nothing is compiled."""
+    library = types.SimpleNamespace(status=lambda: {"cpu ops": "ops.so"}, set_mode=lambda _: None)
+    reference = lambda directions, degree: directions.repeat(1, degree)  # noqa: E731
+    family = types.SimpleNamespace(
+        spherical_harmonics=reference, spherical_harmonics_reference=reference
+    )
+    package = types.SimpleNamespace(library=library, spherical_harmonics=family)
+    monkeypatch.setitem(sys.modules, "nerftrain.ops", package)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return package
+
+
+def test_the_report_names_machine_torch_and_native_ops(native):
+    text = doctor.report()
+    expected = (
+        torch.__version__,
+        doctor.cpu_model(),
+        "ops.so",
+        "works",
+        "lpips",
+        "cache",
+        "No faults",
+    )
+    assert [part for part in expected if part not in text] == []
+
+
+def test_a_failed_build_is_a_fault_with_its_cause(native, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("no C++ compiler was found:\n install g++")
+
+    monkeypatch.setattr(native.spherical_harmonics, "spherical_harmonics", fails)
+    assert any("no C++ compiler was found: install g++" in fault for fault in doctor.faults())
+    assert "! the compiled cpu ops do not work" in doctor.report()
+
+
+def test_ops_that_disagree_with_their_reference_are_a_fault(native, monkeypatch):
+    wrong = lambda directions, degree: directions.repeat(1, degree) + 1  # noqa: E731
+    monkeypatch.setattr(native.spherical_harmonics, "spherical_harmonics", wrong)
+    assert any("disagree" in fault and "remove" in fault for fault in doctor.faults())
+
+
+def test_a_broken_status_does_not_crash_the_report(native, monkeypatch):
+    monkeypatch.setattr(native.library, "status", lambda: 1 / 0)
+    assert doctor.native_status() == {"error": "division by zero"}
+    assert "division by zero" in doctor.report()
+
+
+def test_scenes_below_the_data_root_are_found(native, monkeypatch, tmp_path):
+    root = tmp_path / "data"
+    (root / "nerf_synthetic" / "lego").mkdir(parents=True)
+    (root / "nerf_synthetic" / "lego" / "transforms_train.json").touch()
+    (root / "garden" / "sparse" / "0").mkdir(parents=True)
+    monkeypatch.setenv("NERFTRAIN_DATA", str(root))
+    found = {"garden": "colmap", "nerf_synthetic/lego": "blender or dnerf"}
+    assert doctor.find_scenes(root) == found
+    assert "nerf_synthetic/lego (blender or dnerf)" in doctor.report()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_useless_data_root_is_a_fault(native, monkeypatch, tmp_path, exists):
+    root = tmp_path / "data"
+    if exists:
+        root.mkdir()
+    monkeypatch.setenv("NERFTRAIN_DATA", str(root))
+    word = "without a scene" if exists else "no folder"
+    assert any(str(root) in fault and word in fault for fault in doctor.faults())
+
+
+def test_a_cache_that_cannot_be_written_is_a_fault(native, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NERFTRAIN_CACHE", str(tmp_path / "file"))
+    cache_dir.cache_clear()
+    try:
+        assert any("NERFTRAIN_CACHE" in fault for fault in doctor.faults())
+    finally:
+        cache_dir.cache_clear()
+
+
+def test_the_environment_is_plain_json(native):
+    found = json.loads(json.dumps(doctor.environment()))
+    assert found["torch"] == torch.__version__
+    assert found["cores"] >= 1
+    assert found["native"] == {"cpu ops": "ops.so"}
+
+
+def test_a_command_that_is_absent_or_fails_prints_nothing():
+    assert doctor.run_quietly("no-such-command-anywhere") is None
+    assert doctor.run_quietly(sys.executable, "-c", "raise SystemExit(1)") is None
+    assert doctor.run_quietly(sys.executable, "-c", "print(7)") == "7"

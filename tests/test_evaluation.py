@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerftrain import checkpoint, evaluation, report, video
+from nerftrain.errors import UserError
+from nerftrain.scenes import Scene, Split
+from nerftrain.types import Cameras, Rendering
+
+WIDTH, HEIGHT, VIEWS = 20, 16, 5
+WHITE = torch.ones(3)
+
+
+class Model(torch.nn.Module):
+    name = "toy"
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.tensor(shift))
+
+
+def some_split(name: str, channels: int = 4) -> Split:
+    generator = torch.Generator().manual_seed(3)
+    poses = torch.eye(4)[:3].repeat(VIEWS, 1, 1)
+    angles = torch.arange(VIEWS) * 0.3
+    poses[:, 0, 3], poses[:, 2, 3] = 4 * angles.sin(), 4 * angles.cos()
+    cameras = Cameras(
+        poses=poses,
+        intrinsics=torch.tensor([25.0, 25.0, WIDTH / 2, HEIGHT / 2]).repeat(VIEWS, 1),
+        widths=torch.full((VIEWS,), WIDTH),
+        heights=torch.full((VIEWS,), HEIGHT),
+    )
+    count = VIEWS * WIDTH * HEIGHT
+    pixels = torch.randint(64, 192, (count, channels), generator=generator).byte()
+    return Split(name, cameras, pixels, tuple(f"test/r_{i}.png" for i in range(VIEWS)))
+
+
+@pytest.fixture
+def scene(tmp_path) -> Scene:
+    splits = {"train": some_split("train"), "test": some_split("test")}
+    box = torch.tensor([-1.0] * 3 + [1.0] * 3)
+    return Scene("toy", splits, box, 2.0, 6.0, tmp_path)
+
+
+@pytest.fixture
+def rendered(monkeypatch) -> list[int]:
+    """Replaces rendering by the truth over the background, off by the model's shift."""
+    indices = []
+
+    def render(scene, cameras, index, model, sampler, background) -> Rendering:
+        indices.append(index)
+        rays = int(cameras.widths[index] * cameras.heights[index])
+        pixels = scene.splits["test"].image(index % VIEWS).reshape(-1, 4)[:rays]
+        rgb, alpha = pixels[:, :3], pixels[:, 3:]
+        rgb = rgb * alpha + background * (1 - alpha) + model.shift
+        depth = torch.linspace(2, 6, rays)
+        opacity = torch.linspace(0, 1, rays)
+        return Rendering(rgb, opacity, depth * opacity, 0 * depth, {}, depth)
+
+    monkeypatch.setattr(video.rendering, "render_image", render)
+    return indices
+
+
+def evaluate(scene, model, split="test", background=WHITE, **more) -> evaluation.Evaluation:
+    options = {"views": None, "with_lpips": False, **more}
+    return evaluation.evaluate(scene, split, model, None, background, **options)
+
+
+def test_a_known_error_has_its_known_psnr(scene, rendered):
+    result = evaluate(scene, Model(0.1), background=torch.zeros(3))  # white would clamp the error
+    assert result.psnr == pytest.approx(20.0, abs=0.01)
+    assert [score.psnr for score in result.per_view] == pytest.approx([20.0] * VIEWS, abs=0.01)
+    assert [score.name for score in result.per_view] == [f"r_{i}" for i in range(VIEWS)]
+    assert 0.5 < result.ssim < 1.0
+
+
+@pytest.mark.parametrize(("value", "name"), [(1.0, "white"), (0.0, "black")])
+def test_truth_and_prediction_share_the_background(scene, rendered, value, name):
+    result = evaluate(scene, Model(), background=torch.full((3,), value))
+    assert result.psnr == pytest.approx(100.0)
+    assert result.background == name
+
+
+def test_the_mean_is_of_per_image_psnrs(scene, rendered, monkeypatch):
+    scores = iter([20.0, 30.0])
+    monkeypatch.setattr(evaluation.metrics, "psnr", lambda *_: next(scores))
+    assert evaluate(scene, Model(), views=2).psnr == pytest.approx(25.0)
+
+
+def test_the_protocol_is_named(scene, rendered):
+    summary = evaluate(scene, Model(), views=2).summary()
+    named = {key: summary[key] for key in ("num_views", "split", "resolution", "background")}
+    expected = ("2", "test", "20x16", "white")
+    assert tuple(map(str, named.values())) == expected
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [(None, [0, 1, 2, 3, 4]), (2, [0, 2]), (9, [0, 1, 2, 3, 4])],
+)
+def test_views_are_evenly_spaced(scene, rendered, views, expected):
+    evaluate(scene, Model(), views=views)
+    assert rendered == expected
+
+
+def test_no_views_is_a_user_error(scene, rendered):
+    with pytest.raises(UserError, match="at least 1"):
+        evaluate(scene, Model(), views=0)
+
+
+def test_an_absent_split_lists_those_that_exist(scene, rendered):
+    with pytest.raises(UserError, match=r"did you mean test\? It has: train, test"):
+        evaluate(scene, Model(), split="tset")
+    assert evaluation.validation_split(scene) == "test"
+
+
+def test_the_model_trains_on_afterwards(scene, rendered):
+    model = Model()
+    evaluate(scene, model)
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def test_lpips_is_a_mean_or_none_with_its_reason(scene, rendered, monkeypatch):
+    monkeypatch.setattr(evaluation.metrics, "load_lpips", lambda: (lambda *_: 0.25, ""))
+    assert evaluate(scene, Model(), with_lpips=True).lpips == 0.25
+    monkeypatch.setattr(evaluation.metrics, "load_lpips", lambda: (None, "no weights"))
+    result = evaluate(scene, Model(), with_lpips=True)
+    assert (result.lpips, result.lpips_missing) == (None, "no weights")
+
+
+def test_images_show_truth_prediction_error_and_depth(scene, rendered, tmp_path):
+    result = evaluate(scene, Model(0.1), num_pictures=2)
+    sheet = evaluation.write_images(tmp_path / "images", result)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    kinds = ["depth", "error-x5", "prediction", "truth"]
+    singles = [f"{n:02d}-r_{view}-{kind}.png" for n, view in ((0, 0), (1, 2)) for kind in kinds]
+    assert names == sorted([*singles, "comparison.png"])
+    error = np.asarray(Image.open(tmp_path / "images" / "00-r_0-error-x5.png"))
+    assert np.median(error) == pytest.approx(0.5 * 255, abs=2)
+    assert Image.open(sheet).width > 4 * WIDTH
+
+
+def test_the_depth_image_is_red_near_blue_far_and_white_where_see_through():
+    depth = np.array([[2.0, 5.4, 6.0, 4.0]])
+    image = evaluation.depth_image(depth, np.array([[1.0, 1.0, 1.0, 0.2]]))
+    near, far, _, nothing = image[0].astype(int)
+    assert near[0] > near[2] + 50
+    assert far[2] > far[0] + 50
+    assert nothing.tolist() == [255, 255, 255]
+    assert (evaluation.depth_image(depth, np.zeros((1, 4))) == 255).all()
+
+
+def test_turbo_passes_through_its_published_ends():
+    blue, green, red = evaluation.turbo(np.array([0.0, 0.5, 1.0]))
+    assert blue == pytest.approx([0.14, 0.09, 0.11], abs=0.01)
+    assert green.argmax() == 1
+    assert red[0] > 0.4
+    assert red[1:].max() < 0.1
+
+
+@pytest.fixture
+def run(scene, tmp_path):
+    """A run with a checkpoint whose averaged weights are exact, unlike its last ones."""
+    state = {"step": 40, "seconds": 2.5, "model": Model(0.1).state_dict(), "sampler": {}}
+    state["ema"] = {"shift": torch.tensor(0.0)}
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
+    background = SimpleNamespace(train="random", evaluation="white")
+    return SimpleNamespace(
+        scene=scene,
+        model=Model(),
+        sampler=object(),
+        background=background,
+        seed=1,
+        run_dir=tmp_path / "run",
+    )
+
+
+def test_evaluating_a_run_uses_averaged_weights_and_writes_everything(run, rendered, capsys):
+    result = evaluation.evaluate_run(run, "test", "last", 3)
+    folder = run.run_dir / "eval" / "test-last"
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["psnr"] == result.psnr == pytest.approx(100.0)
+    assert (figures["steps"], figures["train_seconds"], figures["num_views"]) == (40, 2.5, 3)
+    assert len(json.loads((folder / "views.json").read_text())) == 3
+    assert (folder / "images" / "comparison.png").is_file()
+    assert "100.00" in capsys.readouterr().out
+
+
+def test_evaluating_a_run_checks_before_it_renders(run, rendered):
+    with pytest.raises(UserError, match="no split 'val'"):
+        evaluation.evaluate_run(run, "val", "last", None)
+    with pytest.raises(UserError, match="present: last"):
+        evaluation.evaluate_run(run, "test", "best", None)
+    assert rendered == []
+
+
+@pytest.mark.parametrize("path", ["views", "orbit", "spiral", "interpolate"])
+def test_rendering_a_run_writes_film_and_frames(run, rendered, path):
+    written = evaluation.render_run(run, "test", path, 3, "last")
+    expected = VIEWS if path == "views" else 3
+    assert written == run.run_dir / "renders" / f"{path}-test-last.mp4"
+    assert written.stat().st_size > 0
+    assert len(list(written.with_suffix("").glob("*.png"))) == expected
+
+
+def test_an_unknown_path_lists_the_known(run, rendered):
+    with pytest.raises(UserError, match=r"did you mean orbit\? There are: views, orbit, spiral"):
+        evaluation.render_run(run, "test", "obrit", 3, "last")
+
+
+def test_images_of_several_sizes_are_not_given_one_resolution(scene, rendered):
+    cameras = scene.splits["test"].cameras
+    widths = cameras.widths.clone()
+    widths[0] = 10
+    assert evaluation._resolution(replace(cameras, widths=widths), [0, 1]) == "2 sizes"
+
+
+def test_a_table_of_the_figures_can_be_shown(scene, rendered):
+    assert "test, 5 views" in report.final_table(evaluate(scene, Model(0.1)).summary())
