@@ -33,6 +33,10 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "bool to_positions) -> (Tensor, Tensor)");
   m.def("spherical_harmonics_fwd(Tensor directions, int degree) -> Tensor");
   m.def("spherical_harmonics_bwd(Tensor directions, Tensor v_features, int degree) -> Tensor");
+  // One step of Adam, in place.
+  m.def(
+      "adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, float lr, float beta1, "
+      "float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
   // A small MLP in float32, on the CPU only: elsewhere the vendor's matrix library serves.
   m.def("mlp_fwd(Tensor x, Tensor weights, int[] widths, int lanes) -> Tensor");
   m.def("mlp_bwd(Tensor x, Tensor weights, Tensor v_y, int[] widths, int lanes) -> (Tensor, Tensor)");

@@ -22,7 +22,9 @@ def color_loss(kind: Kind, prediction: Tensor, target: Tensor) -> Tensor:
     return 0.5 * functional.mse_loss(prediction, target)
 
 
-def loss_terms(kind: Kind, distortion_weight: float, rendering: Rendering, batch: Batch) -> dict[str, Tensor]:
+def loss_terms(
+    kind: Kind, distortion_weight: float, rendering: Rendering, batch: Batch
+) -> dict[str, Tensor]:
     """Name every term of the loss, weights included: their sum is what is minimised."""
     terms = {"color": color_loss(kind, rendering.rgb, batch.target)}
     if distortion_weight > 0:

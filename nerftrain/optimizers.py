@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from nerftrain.errors import UserError
+from nerftrain.ops.adam import AdamRates, adam_step
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam whose parameter groups may skip entries that no sample has seen (`skip`)."""
+
+    def __init__(self, params: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        """Take parameter groups; defaults are lr, betas, eps, weight_decay and skip."""
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            rates = AdamRates(
+                group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["skip"]
+            )
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["mean"] = torch.zeros_like(parameter)
+                    state["variance"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                moments = state["mean"], state["variance"]
+                adam_step(parameter, parameter.grad, *moments, rates, state["step"])
 
 
 def adam(
-    lr: float, eps: float, weight_decay: float, betas: list[float], *, model: torch.nn.Module
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    betas: list[float],
+    skip_unseen: bool,
+    *,
+    model: torch.nn.Module,
 ) -> torch.optim.Optimizer:
-    """Make Adam with L2 weight decay on matrices that every sample uses, not on tables of which it uses a few rows.
+    """Make Adam with L2 weight decay on matrices that every sample uses, not on hash tables.
 
-    Instant-NGP's recipe (arXiv:2201.05989, section 4): a tiny eps lets rarely seen entries learn as fast as others.
-    Raises UserError for rates that are not positive.
+    Instant-NGP's recipe (arXiv:2201.05989, section 4): a tiny eps lets rarely seen entries learn
+    as fast as others. With skip_unseen, table entries that no sample of a step has seen stay as
+    they are. Raises UserError for rates that make no sense.
     """
     if lr <= 0 or eps < 0 or weight_decay < 0:
-        raise UserError(f"lr={lr}, eps={eps}, weight_decay={weight_decay}: need lr > 0 and the others >= 0")
+        raise UserError(
+            f"lr={lr}, eps={eps}, weight_decay={weight_decay}: need lr > 0 and the others >= 0"
+        )
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"betas={betas}: need two numbers in [0, 1)")
-    tables = [p for name, p in model.named_parameters() if name.endswith("table")]
-    others = [p for name, p in model.named_parameters() if not name.endswith("table")]
-    groups = [{"params": others, "weight_decay": weight_decay}]
-    groups += [{"params": tables, "weight_decay": 0.0}] if tables else []
-    return torch.optim.Adam(groups, lr=lr, eps=eps, betas=(betas[0], betas[1]), fused=True)
+    named = list(model.named_parameters())
+    tables = [p for name, p in named if name.endswith("table")]
+    others = [p for name, p in named if not name.endswith("table")]
+    groups = [{"params": others, "weight_decay": weight_decay, "skip": False}]
+    groups += [{"params": tables, "weight_decay": 0.0, "skip": skip_unseen}] if tables else []
+    return Adam(groups, {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps})

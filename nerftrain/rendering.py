@@ -21,7 +21,9 @@ CHUNK = 16384  # rays of an image that are rendered at once
 class Background:
     """What lies behind the scene: a colour per training ray, and one colour in evaluation."""
 
-    def __init__(self, train: Literal["random", "white", "black"], evaluation: Literal["white", "black"]) -> None:
+    def __init__(
+        self, train: Literal["random", "white", "black"], evaluation: Literal["white", "black"]
+    ) -> None:
         """Name the colours in training and evaluation."""
         self.train, self.evaluation = train, evaluation
 
@@ -35,7 +37,9 @@ class Background:
 def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigmaFn]:
     """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays, as samplers and `render` take them."""
 
-    def positions(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def positions(
+        t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         directions = rays.directions.index_select(0, ray_indices)
         middle = (t_starts + t_ends).mul_(0.5)[:, None]
         points = torch.addcmul(rays.origins.index_select(0, ray_indices), directions, middle)
@@ -45,14 +49,19 @@ def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigma
         points, _, times = positions(t_starts, t_ends, ray_indices)
         return model.density(points, times)
 
-    def rgb_sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor]:
+    def rgb_sigma_fn(
+        t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return model(*positions(t_starts, t_ends, ray_indices))
 
     return sigma_fn, rgb_sigma_fn
 
 
 def render(
-    samples: Samples, rgb_sigma_fn: RgbSigmaFn, background: Tensor, extra_channels: dict[str, int] | None = None
+    samples: Samples,
+    rgb_sigma_fn: RgbSigmaFn,
+    background: Tensor,
+    extra_channels: dict[str, int] | None = None,
 ) -> Rendering:
     """Query a field at packed samples and composite what it says.
 
@@ -79,14 +88,21 @@ def render(
 
 @torch.no_grad()
 def render_image(
-    scene: Scene, cameras: Cameras, index: int, model: RadianceField, sampler: Sampler, background: Tensor
+    scene: Scene,
+    cameras: Cameras,
+    index: int,
+    model: RadianceField,
+    sampler: Sampler,
+    background: Tensor,
 ) -> Rendering:
     """Render one camera over a background [3], all on the model's device: H * W rays, row by row."""
     rays = image_rays(cameras, index, scene.near, scene.far)
     return _joined(list(_render_chunks(rays, model, sampler, background)))
 
 
-def _render_chunks(rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor) -> Iterator[Rendering]:
+def _render_chunks(
+    rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor
+) -> Iterator[Rendering]:
     for first in range(0, len(rays), CHUNK):
         chunk = rays[first : first + CHUNK]
         sigma_fn, rgb_sigma_fn = field_functions(model, chunk)
@@ -95,6 +111,9 @@ def _render_chunks(rays: Rays, model: RadianceField, sampler: Sampler, backgroun
 
 
 def _joined(parts: list[Rendering]) -> Rendering:
-    joined = {key: torch.cat([getattr(p, key) for p in parts]) for key in ("rgb", "opacity", "depth", "distortion", "weights")}
+    joined = {
+        key: torch.cat([getattr(p, key) for p in parts])
+        for key in ("rgb", "opacity", "depth", "distortion", "weights")
+    }
     extras = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
     return Rendering(**joined, extras=extras)

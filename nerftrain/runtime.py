@@ -22,18 +22,25 @@ class Runtime:
     """The device, the CPU's threads and which ops serve."""
 
     def __init__(
-        self, device: Literal["auto", "cpu", "cuda"], threads: int | None, ops: Literal["auto", "native", "reference"]
+        self,
+        device: Literal["auto", "cpu", "cuda"],
+        threads: int | None,
+        ops: Literal["auto", "native", "reference"],
     ) -> None:
         """Choose; `start` puts the choice into effect. Raises UserError for fewer than one thread."""
         if threads is not None and threads < 1:
-            raise UserError(f"threads={threads}: must be at least 1, or null for all that this process may use")
+            raise UserError(
+                f"threads={threads}: must be at least 1, or null for all that this process may use"
+            )
         self.device, self.threads, self.ops = device, threads, ops
 
     @property
     def torch_device(self) -> torch.device:
         """Name the device to compute on. Raises UserError where CUDA is asked for and absent."""
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("runtime.device=cuda, but torch finds no CUDA device: see nerftrain doctor, or use runtime=cpu")
+            raise UserError(
+                "runtime.device=cuda, but torch finds no CUDA device: see nerftrain doctor, or use runtime=cpu"
+            )
         cuda = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if cuda else "cpu")
 
@@ -51,7 +58,9 @@ class Runtime:
 
 def _usable_cores() -> int:
     """Count the cores that this process may use: its affinity and, where there is one, its cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()

@@ -45,11 +45,15 @@ class Constant(Schedule):
 class MultiStep(Schedule):
     """A factor at each milestone."""
 
-    def __init__(self, milestones: list[float], gamma: float, warmup_steps: int, warmup_factor: float) -> None:
+    def __init__(
+        self, milestones: list[float], gamma: float, warmup_steps: int, warmup_factor: float
+    ) -> None:
         """Multiply by gamma at each milestone, given as shares of the run. Raises UserError for impossible ones."""
         super().__init__(warmup_steps, warmup_factor)
         if any(not 0 < m < 1 for m in milestones) or gamma <= 0:
-            raise UserError(f"milestones={milestones}, gamma={gamma}: need shares between 0 and 1, and gamma > 0")
+            raise UserError(
+                f"milestones={milestones}, gamma={gamma}: need shares between 0 and 1, and gamma > 0"
+            )
         self.milestones, self.gamma = milestones, gamma
 
     def decay(self, progress: float) -> float:

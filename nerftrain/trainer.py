@@ -75,7 +75,9 @@ class Settings:
         if self.distortion_weight < 0 or self.orbit_frames < 0:
             raise UserError("distortion_weight and orbit_frames must not be negative")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay}: must be between 0 and 1, or null for none")
+            raise UserError(
+                f"ema_decay={self.ema_decay}: must be between 0 and 1, or null for none"
+            )
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,9 @@ def _loop(run: Run, state: State, journal: _Journal) -> None:
 
             if interrupted.is_set():
                 journal.save("last")
-                report.say(f"interrupted at step {state.step}, saved; go on with: nerftrain resume {run.run_dir}")
+                report.say(
+                    f"interrupted at step {state.step}, saved; go on with: nerftrain resume {run.run_dir}"
+                )
                 raise KeyboardInterrupt
 
 
@@ -251,20 +255,31 @@ class _Journal:
         self.progress.close()
         self.curve.close()
 
-    def after_step(self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor, num_samples: int) -> None:
+    def after_step(
+        self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor, num_samples: int
+    ) -> None:
         """Log, evaluate and save as often as the settings say."""
         for name, term in terms.items():
-            self.bad[name] = self.bad.get(name, torch.zeros_like(term, dtype=torch.bool)) | ~term.detach().isfinite()
+            self.bad[name] = (
+                self.bad.get(name, torch.zeros_like(term, dtype=torch.bool))
+                | ~term.detach().isfinite()
+            )
         self.rays += len(rgb)
         self.samples += num_samples
         settings, state = self.intervals, self.state
         if state.step % settings.log == 0:
             self._log(terms, rgb, target)
-        if settings.evaluate_seconds and state.seconds - self.last_evaluated >= settings.evaluate_seconds:
+        if (
+            settings.evaluate_seconds
+            and state.seconds - self.last_evaluated >= settings.evaluate_seconds
+        ):
             self.last_evaluated = state.seconds
             self._evaluate()
-        if settings.checkpoint_seconds and state.seconds - self.last_saved >= settings.checkpoint_seconds:
-            self.save("last")
+        if (
+            settings.checkpoint_seconds
+            and state.seconds - self.last_saved >= settings.checkpoint_seconds
+        ):
+            self._try_to_save("last")
 
     def _stop_if_bad(self) -> None:
         for name, bad in self.bad.items():
@@ -279,12 +294,17 @@ class _Journal:
         self._stop_if_bad()
         state = self.state
         seconds = max(state.seconds - self.last_seconds, 1e-9)
-        figures: dict[str, float | None] = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
+        figures: dict[str, float | None] = {
+            f"loss/{name}": float(term.detach()) for name, term in terms.items()
+        }
         figures["loss"] = sum(float(term.detach()) for term in terms.values())
         figures["psnr"] = -10 * float((rgb - target).square().mean().clamp(min=1e-10).log10())
         figures["lr"] = self.run.optimizer.param_groups[0]["lr"]
         figures["rays"], figures["samples"] = len(rgb), self.samples / max(self.rays, 1) * len(rgb)
-        figures["rays_per_second"], figures["samples_per_second"] = self.rays / seconds, self.samples / seconds
+        figures["rays_per_second"], figures["samples_per_second"] = (
+            self.rays / seconds,
+            self.samples / seconds,
+        )
         figures |= {f"sampler/{name}": value for name, value in self.run.sampler.describe().items()}
         self.curve.write(state.step, state.seconds, **figures)
         self.run.logger.scalars(figures, state.step, state.seconds)
@@ -295,7 +315,12 @@ class _Journal:
         self._stop_if_bad()
         run, state = self.run, self.state
         with averaged_weights(run, state):
-            result = _score(run, evaluation.validation_split(run.scene), self.intervals.evaluate_views, pictures=1)
+            result = _score(
+                run,
+                evaluation.validation_split(run.scene),
+                self.intervals.evaluate_views,
+                pictures=1,
+            )
         psnr = {report.EVALUATION_KEY: result.psnr}
         self.curve.write(state.step, state.seconds, **psnr)
         run.logger.scalars(psnr, state.step, state.seconds)
@@ -305,14 +330,22 @@ class _Journal:
         video.write_png(run.run_dir / "images" / "preview.png", pair)
         if result.psnr > state.best_psnr:
             state.best_psnr = result.psnr
-            self.save("best")
+            self._try_to_save("best")
+
+    def _try_to_save(self, name: str) -> None:
+        try:
+            self.save(name)
+        except UserError as error:  # a full disk may have room again by the next time
+            _log.warning("training goes on: %s", error)
 
     def save(self, name: str) -> None:
         """Write a checkpoint, unless the weights are no longer numbers."""
         self._stop_if_bad()
         if name == "last":
             self.last_saved = self.state.seconds
-        checkpoint.save(self.run.run_dir / checkpoint.FOLDER / f"{name}.pt", self.state.state_dict(self.run))
+        checkpoint.save(
+            self.run.run_dir / checkpoint.FOLDER / f"{name}.pt", self.state.state_dict(self.run)
+        )
 
 
 @contextmanager
@@ -331,7 +364,9 @@ def averaged_weights(run: Run, state: State) -> Iterator[None]:
                 parameter.copy_(before[name])
 
 
-def _score(run: Run, split: str, views: int | None, pictures: int, with_lpips: bool = False) -> evaluation.Evaluation:
+def _score(
+    run: Run, split: str, views: int | None, pictures: int, with_lpips: bool = False
+) -> evaluation.Evaluation:
     background = evaluation.background_color(run.background.evaluation)
     return evaluation.evaluate(
         run.scene,
@@ -350,14 +385,20 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
     split = "test" if "test" in run.scene.splits else evaluation.validation_split(run.scene)
     with averaged_weights(run, state):
         result = _score(run, split, None, pictures=6, with_lpips=True)
-        if result.psnr >= state.best_psnr or not (run.run_dir / checkpoint.FOLDER / "best.pt").exists():
-            state.best_psnr = result.psnr
         evaluation.write_images(run.run_dir / "images", result)
         if run.settings.orbit_frames:
             background = evaluation.background_color(run.background.evaluation)
             film = run.run_dir / "video.mp4"
             frames = run.settings.orbit_frames
-            video.orbit_video(run.scene, run.model, run.sampler, background, film, num_frames=frames, size_limit=800)
+            video.orbit_video(
+                run.scene,
+                run.model,
+                run.sampler,
+                background,
+                film,
+                num_frames=frames,
+                size_limit=800,
+            )
     final = {
         **result.summary(),
         "steps": state.step,

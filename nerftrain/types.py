@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 # Densities at packed samples, and colours (with any extra channels) and densities: nerfacc's names and arguments.
-SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # (t_starts [N], t_ends [N], ray_indices [N]) -> [N]
+SigmaFn = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (t_starts [N], t_ends [N], ray_indices [N]) -> [N]
 RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N, K], [N])
 DensityFn = Callable[[Tensor], Tensor]  # positions [N, 3] -> [N]
 

@@ -26,6 +26,9 @@ NT_HD T max_of(T a, T b) {
 NT_HD float exp_of(float x) { return expf(x); }
 NT_HD double exp_of(double x) { return exp(x); }
 
+NT_HD float sqrt_of(float x) { return sqrtf(x); }
+NT_HD double sqrt_of(double x) { return sqrt(x); }
+
 // Converting a float outside the range of int is undefined: clamp first. NaN becomes `high`.
 NT_HD int to_int_clamped(float x, int low, int high) {
   if (!(x < float(high))) return high;

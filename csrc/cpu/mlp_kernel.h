@@ -104,7 +104,7 @@ inline void tile_forward(const MlpShape& shape, const Packed& packed, int num, f
                     n_row);
     if (l + 1 == shape.num_layers) break;
     float* y = activations[l + 1];
-    for (int i = 0; i < num * n_row; ++i) y[i] = y[i] > 0.f ? y[i] : 0.f;
+    for (int i = 0; i < num * n_row; ++i) y[i] = y[i] < 0.f ? 0.f : y[i];  // NaN stays NaN
   }
 }
 

@@ -18,13 +18,13 @@ class RadianceField(nn.Module, ABC):
     Extra channels follow the colour in the order in which they were declared; they are composited as they are.
     """
 
-    def __init__(self, extra_channels: dict[str, int], aabb: Tensor) -> None:
+    def __init__(self, extra_channels: dict[str, int] | None, aabb: Tensor) -> None:
         """Remember the names and widths of the extra channels and the box [6] that positions are scaled by."""
         super().__init__()
-        for name, width in extra_channels.items():
+        for name, width in (extra_channels or {}).items():
             if width < 1:
                 raise UserError(f"extra_channels.{name}={width}: must be at least 1")
-        self.extra_channels = dict(extra_channels)
+        self.extra_channels = dict(extra_channels or {})
         self.register_buffer("aabb", aabb.float().clone())
         self.aabb: Tensor
 
@@ -49,5 +49,7 @@ class RadianceField(nn.Module, ABC):
         """Evaluate the density at positions [N, 3] in world units: [N], per world unit, not negative."""
 
     @abstractmethod
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, positions: Tensor, directions: Tensor, times: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""

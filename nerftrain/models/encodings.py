@@ -36,7 +36,9 @@ class HashEncoding(nn.Module):
                 f"base_resolution={base_resolution}, finest_resolution={finest_resolution}: "
                 "choose 1 <= base <= finest <= 2^20"
             )
-        self.levels = HashLevels.geometric(num_levels, base_resolution, finest_resolution, log2_table_size)
+        self.levels = HashLevels.geometric(
+            num_levels, base_resolution, finest_resolution, log2_table_size
+        )
         self.num_features = num_levels * features_per_level
         entries = torch.empty(self.levels.offsets[-1], features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(entries)

@@ -21,7 +21,7 @@ class MLP(RadianceField):
         skip: int,
         position_frequencies: int,
         direction_frequencies: int,
-        extra_channels: dict[str, int],
+        extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
     ) -> None:
@@ -60,7 +60,9 @@ class MLP(RadianceField):
         # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF, arXiv:2103.13415, appendix C).
         return functional.softplus(self.density_head(trunk)[:, 0])
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, positions: Tensor, directions: Tensor, times: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
         trunk = self._trunk(positions)
         seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)

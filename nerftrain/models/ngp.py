@@ -19,7 +19,9 @@ class SmallMLP(nn.Module):
         super().__init__()
         widths = [num_inputs, *[width] * num_hidden, num_outputs]
         shapes = zip(widths[1:], widths[:-1], strict=True)
-        self.weights = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes)
+        self.weights = nn.ParameterList(
+            nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate x [N, num_inputs]: [N, num_outputs]."""
@@ -36,13 +38,17 @@ class NGP(RadianceField):
         color_layers: int,
         geometry_features: int,
         sh_degree: int,
-        extra_channels: dict[str, int],
+        extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
     ) -> None:
         """Build the two MLPs on an encoding; aabb [6] is the scene's box. Raises UserError for impossible sizes."""
         super().__init__(extra_channels, aabb)
-        for name, value in (("width", width), ("color_layers", color_layers), ("geometry_features", geometry_features)):
+        for name, value in (
+            ("width", width),
+            ("color_layers", color_layers),
+            ("geometry_features", geometry_features),
+        ):
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
         self.encoding = encoding
@@ -58,7 +64,9 @@ class NGP(RadianceField):
         """Evaluate the density at positions [N, 3]: [N]."""
         return truncated_exp(self._geometry(positions)[:, 0] - 1)
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, positions: Tensor, directions: Tensor, times: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
         geometry = self._geometry(positions)
         inputs = torch.cat([geometry[:, 1:], self.directions(directions)], -1)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from nerftrain.ops import library
 from nerftrain.types import Samples
@@ -36,11 +37,15 @@ def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> 
     def padded(values: Tensor) -> Tensor:
         return values.new_zeros(num_rays, longest, *values.shape[1:]).index_put(at, values)
 
-    dt = padded((samples.t_ends - samples.t_starts).to(density))
-    middle = padded(((samples.t_starts + samples.t_ends) * 0.5).to(density))
+    starts, ends = samples.t_starts.to(density), samples.t_ends.to(density)
+    dt, middle = padded(ends - starts), padded((starts + ends) * 0.5)
     optical = padded(density) * dt
-    weights = torch.exp(-(optical.cumsum(1) - optical)) * (1 - torch.exp(-optical))  # [R, longest]
-    pairs = weights[:, :, None] * weights[:, None, :] * (middle[:, :, None] - middle[:, None, :]).abs()
+    # Not cumsum less itself: behind something opaque that leaves nothing of the small terms before it.
+    before = functional.pad(optical, (1, 0)).cumsum(1)[:, :-1]
+    weights = torch.exp(-before) * (1 - torch.exp(-optical))  # [R, longest]
+    pairs = (
+        weights[:, :, None] * weights[:, None, :] * (middle[:, :, None] - middle[:, None, :]).abs()
+    )
     distortion = pairs.sum((1, 2)) + (weights.square() * dt).sum(1) / 3
     return Composited(
         channels=(weights[..., None] * padded(channels)).sum(1),
@@ -52,9 +57,17 @@ def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> 
 
 
 @library.fake("composite_fwd")
-def _composite_fwd_fake(density: Tensor, channels: Tensor, _s: Tensor, _e: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+def _composite_fwd_fake(
+    density: Tensor, channels: Tensor, _s: Tensor, _e: Tensor, offsets: Tensor
+) -> tuple[Tensor, ...]:
     rays, make = offsets.shape[0] - 1, density.new_empty
-    return make(rays, channels.shape[1]), make(rays), make(rays), make(rays), torch.empty_like(density)
+    return (
+        make(rays, channels.shape[1]),
+        make(rays),
+        make(rays),
+        make(rays),
+        torch.empty_like(density),
+    )
 
 
 @library.fake("composite_bwd")
@@ -90,6 +103,6 @@ def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited
     """
     if not library.native(density, channels, samples.offsets):
         return composite_reference(density, channels, samples)
-    packed = (samples.t_starts.to(density.dtype), samples.t_ends.to(density.dtype), samples.offsets)
-    inputs = (density.contiguous(), channels.to(density.dtype).contiguous(), *packed)
+    numbers = (t.to(density.dtype) for t in (density, channels, samples.t_starts, samples.t_ends))
+    inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
     return Composited(*_Composite.apply(*inputs))  # type: ignore[misc]

@@ -45,14 +45,16 @@ def _vertex_entries(vertex: Tensor, resolution: int, size: int) -> Tensor:
 
 def hash_encode_reference(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
     """Encode by torch (see `hash_encode`)."""
-    positions = positions.clamp(0, 1)
+    positions = positions.nan_to_num(0.0).clamp(0, 1)
     features = []
     for level, resolution in enumerate(levels.resolutions):
         first, last = levels.offsets[level], levels.offsets[level + 1]
         scaled = positions * resolution
         cell = scaled.detach().long().clamp(max=resolution - 1)
         place = scaled - cell
-        total = torch.zeros(positions.shape[0], table.shape[1], dtype=table.dtype, device=table.device)
+        total = torch.zeros(
+            positions.shape[0], table.shape[1], dtype=table.dtype, device=table.device
+        )
         for corner in range(8):
             bits = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], device=cell.device)
             weight = torch.where(bits.bool(), place, 1 - place).prod(-1)
@@ -63,7 +65,9 @@ def hash_encode_reference(positions: Tensor, table: Tensor, levels: HashLevels) 
 
 
 @library.fake("hash_encode_fwd")
-def _hash_encode_fwd_fake(positions: Tensor, table: Tensor, resolutions: list[int], offsets: list[int]) -> Tensor:
+def _hash_encode_fwd_fake(
+    positions: Tensor, table: Tensor, resolutions: list[int], offsets: list[int]
+) -> Tensor:
     return table.new_empty(positions.shape[0], len(resolutions) * table.shape[1])
 
 
@@ -95,7 +99,7 @@ class _HashEncode(torch.autograd.Function):
 
 
 def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
-    """Encode positions [N, 3] in 0..1 (clamped) with a table [entries, F] to features [N, L * F].
+    """Encode positions [N, 3] in 0..1 (clamped; NaN counts as 0) with a table [entries, F] to features [N, L * F].
 
     Trilinear within a cell; gradients flow to the table and, where asked for, to the positions. Float32 and float64.
     Raises UserError where F is none of 1, 2, 4, 8.
@@ -105,4 +109,4 @@ def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
     positions = positions.to(table.dtype)
     if not library.native(positions, table):
         return hash_encode_reference(positions, table, levels)
-    return _HashEncode.apply(positions.contiguous(), table, levels)  # type: ignore[return-value]
+    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels)  # type: ignore[return-value]

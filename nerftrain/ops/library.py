@@ -78,7 +78,9 @@ def native(*tensors: torch.Tensor) -> bool:
     device = tensors[0].device
     for tensor in tensors[1:]:
         if tensor.device != device:
-            raise UserError(f"tensors of one call lie on {device} and {tensor.device}: move them with .to({device})")
+            raise UserError(
+                f"tensors of one call lie on {device} and {tensor.device}: move them with .to({device})"
+            )
     if _mode == "reference":
         return False
     reason = _load(device.type)
@@ -98,7 +100,9 @@ def _load(device_type: str) -> str | None:
         torch.ops.load_library(build(device_type))
     except (BuildError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        _logger.warning("the compiled ops are not available, torch references serve (slow): %s", reason)
+        _logger.warning(
+            "the compiled ops are not available, torch references serve (slow): %s", reason
+        )
         return reason
     if device_type == "cpu":
         for name, function in _fakes.items():
@@ -112,7 +116,9 @@ def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Pat
     if plan.target.exists():
         return plan.target
     plan.target.parent.mkdir(parents=True, exist_ok=True)
-    _say(f"nerftrain: compiling the {device_type.upper()} ops (about {plan.seconds} s, once per machine) ...")
+    _say(
+        f"nerftrain: compiling the {device_type.upper()} ops (about {plan.seconds} s, once per machine) ..."
+    )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=plan.target.parent, prefix=".build-") as folder:
         (Path(folder) / "build.ninja").write_text(plan.ninja())
@@ -133,10 +139,14 @@ class _Plan:
         self.seconds = 60 if self.cuda else 10
         self.csrc = data_dir("csrc")
         pattern = "cuda/*.cu" if self.cuda else "cpu/*.cpp"
-        self.sources = sorted(self.csrc.glob(pattern)) + ([] if self.cuda else [self.csrc / "nerftrain.cpp"])
+        self.sources = sorted(self.csrc.glob(pattern)) + (
+            [] if self.cuda else [self.csrc / "nerftrain.cpp"]
+        )
         self.compiler = find_nvcc() if self.cuda else find_cxx()
         if self.compiler is None:
-            remedy = "pip install 'nerftrain[cuda]'" if self.cuda else "install g++ or clang, or set CXX"
+            remedy = (
+                "pip install 'nerftrain[cuda]'" if self.cuda else "install g++ or clang, or set CXX"
+            )
             raise BuildError(f"no {'CUDA' if self.cuda else 'C++'} compiler was found: {remedy}")
         self.architectures = (architectures or _present_architectures()) if self.cuda else ()
         self.target = cache_dir() / "ops" / f"nerftrain_{device_type}-{self._key()}.so"
@@ -145,7 +155,11 @@ class _Plan:
         digest = hashlib.sha256()
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(self.csrc)).encode() + path.read_bytes())
-        digest.update(repr([self._compile(), self._link(), _version(str(self.compiler)), torch.__version__]).encode())
+        digest.update(
+            repr(
+                [self._compile(), self._link(), _version(str(self.compiler)), torch.__version__]
+            ).encode()
+        )
         digest.update(platform.machine().encode())
         return digest.hexdigest()[:16]
 
@@ -174,7 +188,9 @@ class _Plan:
         ]
         objects = [f"{source.stem}.o" for source in self.sources]
         for target, source in zip(objects, self.sources, strict=True):
-            lines.append(f"build {target}: compile {_escaped(source)}\n  isa = {_isa_flags(source)}")
+            lines.append(
+                f"build {target}: compile {_escaped(source)}\n  isa = {_isa_flags(source)}"
+            )
         lines.append(f"build {self.target.name}: link {' '.join(objects)}\n")
         return "\n".join(lines)
 
@@ -189,7 +205,9 @@ def find_nvcc() -> str | None:
     """Return nvcc: of CUDA_HOME, on PATH, in the usual place, or from pip (`nerftrain[cuda]`)."""
     folders = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     candidates = [Path(f) / "bin" / "nvcc" for f in folders[:1] if f]
-    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [Path(str(folders[1])) / "bin" / "nvcc"]
+    candidates += [Path(p) for p in [shutil.which("nvcc")] if p] + [
+        Path(str(folders[1])) / "bin" / "nvcc"
+    ]
     for entry in sys.path:
         if entry.endswith("site-packages"):
             candidates += sorted(Path(entry).glob("nvidia/cu*/bin/nvcc"))
@@ -198,11 +216,17 @@ def find_nvcc() -> str | None:
 
 def status() -> dict[str, str]:
     """Describe compilers and libraries, a row per fact, for `nerftrain doctor`; builds nothing."""
-    rows = {"C++ compiler": _described(find_cxx()), "CUDA compiler": _described(find_nvcc()), "ninja": _ninja()}
+    rows = {
+        "C++ compiler": _described(find_cxx()),
+        "CUDA compiler": _described(find_nvcc()),
+        "ninja": _ninja(),
+    }
     for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         try:
             target = _Plan(device_type, None).target
-            rows[f"{device_type} ops"] = f"{target} ({'built' if target.exists() else 'built on first use'})"
+            rows[f"{device_type} ops"] = (
+                f"{target} ({'built' if target.exists() else 'built on first use'})"
+            )
         except BuildError as error:
             rows[f"{device_type} ops"] = f"not available: {error}"
     return rows
@@ -250,9 +274,15 @@ def _escaped(path: Path) -> str:
 
 
 def _build_error(device_type: str, log: str) -> BuildError:
-    causes = [line.strip() for line in log.splitlines() if re.search(r"\b(error|fatal|not found)\b", line, re.I)]
+    causes = [
+        line.strip()
+        for line in log.splitlines()
+        if re.search(r"\b(error|fatal|not found)\b", line, re.I)
+    ]
     cause = causes[0] if causes else "the compiler failed"
-    return BuildError(f"compiling the {device_type.upper()} ops failed: {cause} (see `nerftrain doctor`)", log)
+    return BuildError(
+        f"compiling the {device_type.upper()} ops failed: {cause} (see `nerftrain doctor`)", log
+    )
 
 
 def _say(line: str) -> None:

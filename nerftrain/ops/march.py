@@ -64,7 +64,11 @@ def _unpack_bits(words: Tensor, side: int) -> Tensor:
 
 
 def _pack_bits(flags: Tensor) -> Tensor:
-    bits = flags.flatten(1)[:, _bit_order(flags.shape[1], flags.device)].view(flags.shape[0], -1, 64).long()
+    bits = (
+        flags.flatten(1)[:, _bit_order(flags.shape[1], flags.device)]
+        .view(flags.shape[0], -1, 64)
+        .long()
+    )
     return (bits << torch.arange(64, device=flags.device)).sum(-1)
 
 
@@ -76,7 +80,12 @@ def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def visible_cells_reference(  # noqa: PLR0913
-    cameras: Cameras, masks: Tensor | None, aabb: tuple[float, ...], num_levels: int, resolution: int, near: float
+    cameras: Cameras,
+    masks: Tensor | None,
+    aabb: tuple[float, ...],
+    num_levels: int,
+    resolution: int,
+    near: float,
 ) -> Tensor:
     """Find the cells that can hold anything by torch (see `visible_cells`)."""
     low, high = torch.tensor(aabb[:3]), torch.tensor(aabb[3:])
@@ -93,7 +102,11 @@ def visible_cells_reference(  # noqa: PLR0913
             in_sight, box, depth = _project(cameras, camera, points, radius, near)
             seen |= in_sight
             if len(counts):
-                empty |= in_sight & (depth >= 4 * radius) & _transparent(counts[camera], box * mask_scale)
+                empty |= (
+                    in_sight
+                    & (depth >= 4 * radius)
+                    & _transparent(counts[camera], box * mask_scale)
+                )
         levels.append(seen & ~empty)
     return torch.stack(levels)
 
@@ -109,7 +122,10 @@ def _project(
     margin_u, margin_v = k[0] * radius * scale, k[1] * radius * scale
     inside = (u > -margin_u) & (u < cameras.widths[camera] + margin_u)
     inside &= (v > -margin_v) & (v < cameras.heights[camera] + margin_v) & (radius - z >= near)
-    margin_u, margin_v = 1.1 * margin_u, 1.1 * margin_v  # a near sphere looks larger than radius / depth
+    margin_u, margin_v = (
+        1.1 * margin_u,
+        1.1 * margin_v,
+    )  # a near sphere looks larger than radius / depth
     return inside, torch.stack([u - margin_u, u + margin_u, v - margin_v, v + margin_v]), -z
 
 
@@ -156,7 +172,11 @@ def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
     done = torch.zeros_like(found)
     for level, occupied in enumerate(grid.occupied):
         here = (reach < 2.0**level) & ~done
-        cell = ((unit[here] / 2.0**level * 0.5 + 0.5) * grid.resolution).long().clamp(0, grid.resolution - 1)
+        cell = (
+            ((unit[here] / 2.0**level * 0.5 + 0.5) * grid.resolution)
+            .long()
+            .clamp(0, grid.resolution - 1)
+        )
         found[here] = occupied[cell[:, 0], cell[:, 1], cell[:, 2]]
         done |= here
     return found
@@ -168,7 +188,9 @@ def march_reference(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> 
     bounds = _lattice(rays.near, k + jitter[:, None], settings)  # [R, max_steps + 1]
     middle = 0.5 * (bounds[:, :-1] + bounds[:, 1:])
     points = rays.origins[:, None] + middle[..., None] * rays.directions[:, None]
-    keep = _occupied_at(grid, points) & (middle < rays.far[:, None]) & (rays.near < rays.far)[:, None]
+    keep = (
+        _occupied_at(grid, points) & (middle < rays.far[:, None]) & (rays.near < rays.far)[:, None]
+    )
     ray_indices, steps = keep.nonzero(as_tuple=True)
     offsets = _offsets(keep.sum(1))
     return Samples(bounds[ray_indices, steps], bounds[ray_indices, steps + 1], ray_indices, offsets)
@@ -238,7 +260,12 @@ def pack_grid(occupied: Tensor, aabb: tuple[float, ...]) -> Grid:
 
 
 def visible_cells(  # noqa: PLR0913
-    cameras: Cameras, masks: Tensor | None, aabb: tuple[float, ...], num_levels: int, resolution: int, near: float
+    cameras: Cameras,
+    masks: Tensor | None,
+    aabb: tuple[float, ...],
+    num_levels: int,
+    resolution: int,
+    near: float,
 ) -> Tensor:
     """Find the cells that can hold anything the cameras show: [L, resolution, resolution, resolution] bool.
 
@@ -258,7 +285,9 @@ def visible_cells(  # noqa: PLR0913
     sizes = torch.stack([cameras.widths, cameras.heights], -1).float()
     tensors = (cameras.poses.contiguous(), cameras.intrinsics.contiguous(), sizes)
     counts, scale = _mask_counts(masks, cameras)
-    return torch.ops.nerftrain.visible_cells(*tensors, counts, scale, list(aabb), num_levels, resolution, near)
+    return torch.ops.nerftrain.visible_cells(
+        *tensors, counts, scale, list(aabb), num_levels, resolution, near
+    )
 
 
 def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
@@ -274,7 +303,13 @@ def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
         return march_reference(rays, jitter, grid, settings)
     tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
     inputs = [t.contiguous() for t in tensors]
-    steps = (list(grid.aabb), grid.resolution, settings.step, settings.cone_angle, settings.max_steps)
+    steps = (
+        list(grid.aabb),
+        grid.resolution,
+        settings.step,
+        settings.cone_angle,
+        settings.max_steps,
+    )
     offsets = _offsets(torch.ops.nerftrain.march_count(*inputs, *steps))
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
     written = torch.ops.nerftrain.march_write(*inputs, *steps, offsets, num_samples)
@@ -294,7 +329,9 @@ def visible_samples(
     if not library.native(density, samples.offsets):
         return visible_samples_reference(samples, density, *thresholds)
     intervals = samples.t_starts, samples.t_ends, samples.offsets
-    return torch.ops.nerftrain.visible_samples(density.detach().contiguous(), *intervals, *thresholds)
+    return torch.ops.nerftrain.visible_samples(
+        density.detach().contiguous(), *intervals, *thresholds
+    )
 
 
 def select(samples: Samples, keep: Tensor) -> Samples:

@@ -45,7 +45,9 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_y: Tensor) -> tuple[Tensor | None, ...]:
-        v_x, v_weights = torch.ops.nerftrain.mlp_bwd(*ctx.saved_tensors, v_y.contiguous(), *ctx.shape)
+        v_x, v_weights = torch.ops.nerftrain.mlp_bwd(
+            *ctx.saved_tensors, v_y.contiguous(), *ctx.shape
+        )
         return (
             v_x,
             v_weights,

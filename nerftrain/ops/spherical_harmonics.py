@@ -58,7 +58,9 @@ class _SphericalHarmonics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:
         (directions,) = ctx.saved_tensors
-        v = torch.ops.nerftrain.spherical_harmonics_bwd(directions, v_features.contiguous(), ctx.degree)
+        v = torch.ops.nerftrain.spherical_harmonics_bwd(
+            directions, v_features.contiguous(), ctx.degree
+        )
         return (
             v,
             None,  # degree

@@ -19,7 +19,9 @@ class Sampler(nn.Module, ABC):
     num_evaluated: int = 0  # densities that the last call of `sample` asked for
 
     @abstractmethod
-    def sample(self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None) -> Samples:
+    def sample(
+        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+    ) -> Samples:
         """Place samples along rays, without gradient; stratified where a generator is given (training)."""
 
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:

@@ -74,7 +74,11 @@ class OccGrid(Sampler):
         for name, value in (("steps_per_diagonal", steps_per_diagonal), ("max_steps", max_steps)):
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
-        for name, value in (("cone_angle", cone_angle), ("early_stop_eps", early_stop_eps), ("min_weight", min_weight)):
+        for name, value in (
+            ("cone_angle", cone_angle),
+            ("early_stop_eps", early_stop_eps),
+            ("min_weight", min_weight),
+        ):
             if value < 0:
                 raise UserError(f"{name}={value}: must not be negative")
         self.settings = grid
@@ -82,9 +86,15 @@ class OccGrid(Sampler):
         self.aabb = tuple(aabb.tolist())
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
-        self.early_stop_eps, self.alpha_thre, self.min_weight = early_stop_eps, alpha_thre, min_weight
+        self.early_stop_eps, self.alpha_thre, self.min_weight = (
+            early_stop_eps,
+            alpha_thre,
+            min_weight,
+        )
         masks = masks if grid.carve else None
-        visible = ops.visible_cells(cameras, masks, self.aabb, grid.num_levels, grid.resolution, near)
+        visible = ops.visible_cells(
+            cameras, masks, self.aabb, grid.num_levels, grid.resolution, near
+        )
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
         self.register_buffer("threshold", torch.zeros(()))
@@ -101,7 +111,9 @@ class OccGrid(Sampler):
         self.occupied_cells = occupied.flatten().nonzero().squeeze(1)
         # Before the field has learnt anything every weight is small: the thresholds must not cut all of it off
         # (nerfacc does the same with its alpha_thre).
-        mean = float(self.occupancy.clamp(min=0).mean())  # a synchronisation on CUDA, once per update
+        mean = float(
+            self.occupancy.clamp(min=0).mean()
+        )  # a synchronisation on CUDA, once per update
         self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
 
     def load_state_dict(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
@@ -116,7 +128,9 @@ class OccGrid(Sampler):
         return self
 
     @torch.no_grad()
-    def sample(self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None) -> Samples:
+    def sample(
+        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+    ) -> Samples:
         """Place samples in occupied cells, front to back until nothing behind them can be seen."""
         samples = ops.march(rays, jitter(rays, generator), self.grid, self.march)
         self.num_marched = len(samples)
@@ -134,13 +148,19 @@ class OccGrid(Sampler):
         alive = (first < last).nonzero().squeeze(1)
         while len(alive):
             rows = _ranges(begin[alive], torch.minimum(begin[alive] + ROUND, last[alive]))
-            starts, ends, rays = samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows]
+            starts, ends, rays = (
+                samples.t_starts[rows],
+                samples.t_ends[rows],
+                samples.ray_indices[rows],
+            )
             sigma = sigma_fn(starts, ends, rays)
             self.num_evaluated += len(rows)
             density[rows] = sigma
             optical_depth.index_add_(0, rays, sigma * (ends - starts))
             begin = begin + ROUND
-            still = (torch.exp(-optical_depth[alive]) >= self.early_stop_eps) & (begin[alive] < last[alive])
+            still = (torch.exp(-optical_depth[alive]) >= self.early_stop_eps) & (
+                begin[alive] < last[alive]
+            )
             alive = alive[still]
         return density
 
@@ -152,7 +172,9 @@ class OccGrid(Sampler):
         cells = self._draw_cells(step, generator)
         optical_depth = density_fn(self._points_in(cells, generator)) * self.march.step
         occupancy = self.occupancy.view(-1)
-        old = occupancy[cells] * self.settings.ema_decay  # below zero, and so the lesser, where unknown
+        old = (
+            occupancy[cells] * self.settings.ema_decay
+        )  # below zero, and so the lesser, where unknown
         occupancy[cells] = torch.maximum(old, optical_depth) * self.visible.view(-1)[cells]
         self.threshold.copy_(occupancy.clamp(min=0).mean().clamp(max=self.settings.occ_thre))
         self._refresh()
@@ -168,7 +190,9 @@ class OccGrid(Sampler):
         random = (start + torch.arange(num_random, device=device) * 2654435761) % total
         if not warm:
             return random
-        picks = torch.randint(len(self.occupied_cells), (num - num_random,), generator=generator, device=device)
+        picks = torch.randint(
+            len(self.occupied_cells), (num - num_random,), generator=generator, device=device
+        )
         return torch.cat([random, self.occupied_cells[picks]]).unique()
 
     def _points_in(self, cells: Tensor, generator: torch.Generator) -> Tensor:

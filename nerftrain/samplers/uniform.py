@@ -22,7 +22,9 @@ class Uniform(Sampler):
         self.aabb: torch.Tensor
 
     @torch.no_grad()
-    def sample(self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None) -> Samples:
+    def sample(
+        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+    ) -> Samples:
         """Place num_samples intervals on each of R rays; rays that miss the box have none."""
         inverse = 1 / torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
         walls = (self.aabb.view(2, 1, 3) - rays.origins) * inverse  # [2, R, 3]
@@ -31,7 +33,9 @@ class Uniform(Sampler):
         hit = (enter < leave).nonzero().squeeze(1)
         step = ((leave - enter) / self.num_samples)[hit, None]
         # The jitter shifts all boundaries by less than half a step; the first and last interval shrink to the box.
-        k = torch.arange(self.num_samples + 1, device=hit.device) + (jitter(rays, generator)[hit, None] - 0.5)
+        k = torch.arange(self.num_samples + 1, device=hit.device) + (
+            jitter(rays, generator)[hit, None] - 0.5
+        )
         bounds = enter[hit, None] + k.clamp(0, self.num_samples) * step  # [hit, num_samples + 1]
         counts = torch.zeros(len(rays) + 1, dtype=torch.int64, device=hit.device)
         counts[hit + 1] = self.num_samples

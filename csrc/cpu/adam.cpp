@@ -1,0 +1,5 @@
+#include "../operators/adam.h"
+
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) { m.impl("adam_", TORCH_BOX(&nerftrain::adam_<nerftrain::Cpu>)); }

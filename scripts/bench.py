@@ -1,0 +1,510 @@
+"""Measures nerftrain on this machine and prints one Markdown document.
+
+    python scripts/bench.py [stages|ops|curve|start] [options] [key=value ...]
+
+Overrides are those of the command line, e.g. ``scene=lego scene.root=PATH runtime=cpu``.
+How to read the tables is said in docs/benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from nerftrain import config, doctor, evaluation, report, trainer
+from nerftrain.errors import UserError
+from nerftrain.models import encodings
+from nerftrain.models.ngp import NGP, SmallMLP
+from nerftrain.ops import composite, hash_encoding, library, march, mlp, spherical_harmonics
+from nerftrain.rendering import field_functions
+from nerftrain.samplers import jitter
+from nerftrain.samplers.occgrid import OccGrid
+from nerftrain.scenes import Scene
+
+DENSITY, FIELD, OTHER, JOURNAL = "density without gradient", "field", "other", "journal"
+BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "loss", "backward")
+ORDER = (*BEFORE, FIELD, *AFTER, "optimiser", "grid update", OTHER)  # as in a step
+LAYERS = (nn.Linear, SmallMLP)
+ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
+OPS = (march, hash_encoding, spherical_harmonics, mlp, composite)
+DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
+OP_CAMERAS = 2  # for visible_cells, whose reference is slow
+TRIES = 3  # of a start, of which the fastest counts
+
+Row = tuple[str | float | None, ...]
+
+
+class Table(NamedTuple):
+    """One section of the document."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+
+    def markdown(self) -> str:
+        """Write heading, note and table."""
+        table = report.markdown_table(self.columns, [[_cell(v) for v in row] for row in self.rows])
+        return f"## {self.title}\n\n{self.note}\n\n{table}"
+
+
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return value or "-"
+
+
+def _progress(text: str) -> None:
+    print(f"bench: {text} ...", file=sys.stderr, flush=True)
+
+
+class EnoughError(Exception):
+    """Ends the trainer's loop after the steps that were asked for."""
+
+
+class Tally:
+    """Takes the place of the trainer's journal: counts, and ends the loop after num_steps."""
+
+    def __init__(self, run: trainer.Run, state: trainer.State, num_steps: int) -> None:
+        self.run, self.state, self.num_steps = run, state, num_steps
+        self.counts: Counter[str] = Counter()
+        self.clock = [state.seconds]  # the trainer's, before and after every step
+
+    def after_step(self, _terms: object, rgb: Tensor, _target: object, num_samples: int) -> None:
+        """Count a step."""
+        densities = self.run.sampler.num_evaluated
+        self.counts.update(rays=len(rgb), samples=num_samples, densities=densities)
+        self.clock.append(self.state.seconds)
+        if len(self.clock) > self.num_steps:
+            raise EnoughError
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """The duration of each step."""
+        return [1000 * (b - a) for a, b in zip(self.clock, self.clock[1:], strict=False)]
+
+
+class Session:
+    """A run assembled as the command line does, of which the first steps have been trained."""
+
+    def __init__(self, overrides: Sequence[str], num_warmup: int, num_more: int) -> None:
+        run = config.assemble(config.compose(overrides))
+        # Neither the end nor the schedule's decay may fall into what is measured.
+        num_steps = max(run.settings.steps, 2 * (num_warmup + num_more))
+        settings = replace(run.settings, steps=num_steps, max_seconds=None)
+        self.run = replace(run, settings=settings)
+        self.device, self.state = run.runtime.torch_device, trainer.State(self.run)
+        _progress(f"training {num_warmup} steps of warm-up")
+        self.train(num_warmup)
+
+    def train(self, num_steps: int, stages: Stages | None = None) -> Tally:
+        """Train num_steps more steps by the trainer's own loop; time its stages where asked to."""
+        tally = Tally(self.run, self.state, num_steps)
+        with suppress(EnoughError), stages.measuring(self.run, tally) if stages else ExitStack():
+            trainer._loop(self.run, self.state, tally)  # type: ignore[arg-type]
+        return tally
+
+    @torch.no_grad()
+    def step_data(self, num_rays: int) -> SimpleNamespace:
+        """Sample training rays as a step does, by a generator that training does not know."""
+        run, generator = self.run, self.run.runtime.generator(self.run.seed + 1)
+        sampler: Any = run.sampler
+        background = run.background.sample(num_rays, generator)
+        rays = run.scene.to(self.device).batch(generator, num_rays, background).rays
+        shift = jitter(rays, generator)
+        marched = march.march(rays, shift, sampler.grid, sampler.march)
+        seen = sampler.sample(rays, field_functions(run.model, rays)[0], generator)
+        return SimpleNamespace(rays=rays, shift=shift, marched=marched, seen=seen)
+
+
+def _choices(run: trainer.Run) -> str:
+    groups = ("scene", "model", "sampler")
+    chosen = " ".join(f"{group}={run.config[group].get('name', '?')}" for group in groups)
+    cameras, device = run.scene.splits["train"].cameras, run.runtime.torch_device
+    size = f"{int(cameras.widths[0])}x{int(cameras.heights[0])}"
+    kind = "compiled ops" if library.native(run.model.aabb) else "torch references"
+    return f"{chosen}, {len(cameras)} views of {size}, {kind} on {device}"
+
+
+class Stages:
+    """Wall time of nested stages, each without those inside it, so that they add up to the step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._cuda = device.type == "cuda"
+        self._open = [OTHER]
+        self._since = 0.0
+
+    def _charge(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        now, label = time.perf_counter(), self._open[-1]
+        self.seconds[label] = self.seconds.get(label, 0.0) + now - self._since
+        self._since = now
+
+    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return the function, counted as a stage or, by a leading colon, part of the outer one."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._charge()
+            outer = self._open[-1].partition(":")[0]
+            self._open.append(outer + name if name.startswith(":") else name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._charge()
+                self._open.pop()
+
+        return counted
+
+    @contextmanager
+    def measuring(self, run: trainer.Run, tally: Tally) -> Iterator[None]:
+        """Time the trainer's loop while inside."""
+
+        def functions(*args: Any) -> tuple[Callable[..., Any], ...]:
+            sigma_fn, rgb_sigma_fn = field_functions(*args)
+            return self.timed(sigma_fn, DENSITY), self.timed(rgb_sigma_fn, FIELD)
+
+        with ExitStack() as stack:
+            for owner, attribute, name in _parts(run, tally):
+                timed = self.timed(getattr(owner, attribute), name)
+                stack.enter_context(mock.patch.object(owner, attribute, timed))
+            stack.enter_context(mock.patch.object(trainer, "field_functions", functions))
+            self._since = time.perf_counter()
+            yield
+
+    def rows(self, num_steps: int) -> list[Row]:
+        """Name each stage with its milliseconds per step and its share of the step in percent."""
+        seconds = {label: spent for label, spent in self.seconds.items() if label != JOURNAL}
+        total = sum(seconds.values())
+        split = {label.partition(":")[0] for label in seconds if ":" in label}
+        rows: list[Row] = []
+        for label in sorted(seconds, key=lambda label: ORDER.index(label.partition(":")[0])):
+            name, share = f"{label}: rest" if label in split else label, seconds[label] / total
+            rows.append((name, 1000 * seconds[label] / num_steps, 100 * share))
+        return [*rows, ("total", 1000 * total / num_steps, 100.0)]
+
+
+def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
+    """Name what is timed: object, attribute, stage."""
+    yield from ((Scene, "batch", "rays"), (run.background, "sample", "rays"))
+    yield from ((march, "march", "march"), (run.sampler, "sample", "sample selection"))
+    yield from ((trainer, "render", "composite"), (trainer, "loss_terms", "loss"))
+    yield torch.Tensor, "backward", "backward"
+    yield from ((run.optimizer, name, "optimiser") for name in ("zero_grad", "step"))
+    yield from ((trainer.State, "follow_weights", "optimiser"), (tally, "after_step", JOURNAL))
+    yield run.sampler, "update", "grid update"
+    modules = list(run.model.modules())
+    yield from ((m, "forward", ": encode") for m in modules if isinstance(m, ENCODINGS))
+    yield from ((m, "forward", ": MLPs") for m in modules if isinstance(m, LAYERS))
+    native = torch.ops.nerftrain  # iterates over the ops that were called so far
+    yield from ((native, op, f": {op}") for op in list(native) if op.endswith("_bwd"))
+
+
+def stages(arguments: argparse.Namespace) -> list[Table]:
+    """Time the stages of a training step."""
+    steps = arguments.steps
+    session = Session(arguments.overrides, arguments.warmup, 2 * steps)
+    run, timers = session.run, Stages(session.device)
+    _progress(f"measuring {steps} steps without and {steps} with timers")
+    plain, memory = session.train(steps), report.peak_memory_bytes()
+    timed = session.train(steps, timers)
+    note = f"Mean of {steps} steps after {session.state.step - steps}; {_choices(run)}."
+    if session.device.type == "cuda":
+        note += " The device is waited for between stages."
+    tables = [
+        Table("Stages of a step", note, ("stage", "ms per step", "share %"), timers.rows(steps)),
+        _throughput(plain, timed, memory),
+    ]
+    return tables + ([_discarded(session)] if isinstance(run.sampler, OccGrid) else [])
+
+
+def _throughput(plain: Tally, timed: Tally, memory: int | None) -> Table:
+    mean, mean_timed = (sum(t.milliseconds) / t.num_steps for t in (plain, timed))
+    rows: list[Row] = [("ms per step", mean), ("ms per step, median", median(plain.milliseconds))]
+    rows.append(("ms per step while stages were timed", mean_timed))
+    names = ("rays", "samples with gradient", "densities without gradient")
+    each = [(n, c / plain.num_steps) for n, c in zip(names, plain.counts.values(), strict=True)]
+    rows += [(f"{name} per step", count) for name, count in each]
+    rows += [(f"{name} per second", count / mean * 1000) for name, count in each]
+    rows.append(("peak memory of the process, GiB", None if memory is None else memory / 2**30))
+    note = "By the trainer's own clock, without timers, over the steps just before those above."
+    return Table("Throughput", note, ("figure", "value"), rows)
+
+
+def _discarded(session: Session) -> Table:
+    """Count what the grid leaves of the samples that a full grid would give."""
+    sampler: Any = session.run.sampler
+    data = session.step_data(DISCARD_RAYS)
+    everywhere = march.pack_grid(torch.ones_like(sampler.grid.occupied), sampler.aabb)
+    full = len(march.march(data.rays, data.shift, everywhere, sampler.march))
+    counts = {
+        "uniform marching through the whole box": full,
+        "left by the occupancy grid": len(data.marched),
+        "evaluated (in front of what stops a ray)": sampler.num_evaluated,
+        "seen, so trained on": len(data.seen),
+    }
+    rows = [(k, n / DISCARD_RAYS, 100 * (1 - n / max(full, 1))) for k, n in counts.items()]
+    note = (
+        f"{DISCARD_RAYS} random training rays after {session.state.step} steps, all at the same "
+        f"step of {sampler.march.step:.4g}; {100 * sampler.describe()['occupied']:.2f} % of the "
+        "grid's cells are occupied."
+    )
+    return Table("Discarded samples", note, ("samples", "per ray", "discarded %"), rows)
+
+
+class Case(NamedTuple):
+    """What an op and its reference are called with."""
+
+    op: str
+    size: str
+    arguments: Sequence[Any]
+    leaves: Sequence[Tensor] = ()  # that gradients are taken to; none: there is no backward
+
+
+def ops(arguments: argparse.Namespace) -> list[Table]:
+    """Compare each op with its torch reference on the data of a training step."""
+    session = Session(arguments.overrides, arguments.warmup, 1)
+    run = session.run
+    if not (isinstance(run.model, NGP) and isinstance(run.sampler, OccGrid)):
+        raise UserError("ops are measured in the run that uses all: model=ngp sampler=occgrid")
+    if not library.native(run.model.aabb):
+        raise UserError("the compiled ops are not in use: see nerftrain doctor; use runtime=auto")
+    data = session.step_data(int(session.state.num_rays))
+    cases = [*_march_cases(run, data), *_field_cases(run.model, data)]
+    rows = [_compared(case, arguments.repeats) for case in cases]
+    note = (
+        f"Fastest of {arguments.repeats} calls each, in turns, on a step's data after "
+        f"{session.state.step} steps; {_choices(run)}. The ratio is reference / op."
+    )
+    figures = ("ms", "reference ms", "ratio")
+    columns = ["op", "size", *(f"{d} {f}" for d in ("forward", "backward") for f in figures)]
+    return [Table("Ops against their torch references", note, columns, rows)]
+
+
+def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
+    sampler: Any = run.sampler
+    rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
+    cells = "x".join(map(str, occupied.shape))
+    yield Case("pack_grid", cells, (occupied, box))
+    train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
+    names, masks = ("poses", "intrinsics", "widths", "heights"), train.masks()
+    cameras = type(train.cameras)(*(getattr(train.cameras, name)[few] for name in names))
+    place = (box, len(occupied), occupied.shape[1], run.scene.near)
+    inputs = (cameras, None if masks is None else masks[few], *place)
+    yield Case("visible_cells", f"{cells}, {OP_CAMERAS} cameras", inputs)
+    size = f"R={len(rays)} N={len(marched)}"
+    yield Case("march", size, (rays, data.shift, sampler.grid, sampler.march))
+    density = torch.rand_like(marched.t_starts) / sampler.march.step
+    limits = (sampler.early_stop_eps, sampler.alpha_thre, sampler.min_weight)
+    yield Case("visible_samples", size, (marched, density, *limits))
+
+
+def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
+    seen, rays = data.seen, data.rays
+    views = rays.directions[seen.ray_indices]
+    middle = (seen.t_starts + seen.t_ends)[:, None] / 2
+    positions = rays.origins[seen.ray_indices] + middle * views
+    size, table, levels = f"N={len(seen)}", model.encoding.table, model.encoding.levels
+    layout = f"{size}, {len(levels.resolutions)}x{table.shape[1]}, {len(table)} entries"
+    yield Case("hash_encode", layout, (model.unit_positions(positions), table, levels), [table])
+    with torch.no_grad():
+        channels, density = model(positions, views)
+    views, degree = views.requires_grad_(), model.directions.degree
+    yield Case("spherical_harmonics", f"{size}, degree {degree}", (views, degree), [views])
+    for network in (model.density_mlp, model.color_mlp):
+        weights = list(network.weights)
+        widths = "-".join(map(str, (weights[0].shape[1], *(len(weight) for weight in weights))))
+        x = torch.randn_like(views[:, :1].expand(-1, weights[0].shape[1])).requires_grad_()
+        yield Case("mlp", f"{size}, {widths}", (x, weights), [x, *weights])
+    values = [density.requires_grad_(), channels.requires_grad_()]
+    yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
+
+
+def _compared(case: Case, repeats: int) -> Row:
+    _progress(f"comparing {case.op}")
+    module = next(module for module in OPS if hasattr(module, f"{case.op}_reference"))
+    pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
+    if case.op == "pack_grid":  # whose reference takes no box
+        pair = pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
+    turns = [[_times(case, function) for function in pair] for _ in range(repeats)]
+    figures: list[float | None] = []
+    for direction in range(2 if case.leaves else 1):
+        op, reference = (1000 * min(turn[k][direction] for turn in turns) for k in range(2))
+        figures += [op, reference, reference / op]
+    return (case.op, case.size, *figures, *[None] * (6 - len(figures)))
+
+
+def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:
+    """Return the seconds of a call and of its backward."""
+    started = _now()
+    output = function(*case.arguments)
+    forward = _now() - started
+    if not case.leaves:
+        return forward, 0.0
+    # Of what composite returns, colour and opacity are what the loss looks at.
+    outputs = output[:2] if isinstance(output, tuple) else (output,)
+    gradients = [torch.ones_like(value) for value in outputs]
+    started = _now()
+    torch.autograd.grad(outputs, case.leaves, gradients)
+    return forward, _now() - started
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def curve(arguments: argparse.Namespace) -> list[Table]:
+    """Train, and score the test split at marks of training seconds and at the end."""
+    run = config.assemble(config.compose(arguments.overrides))
+    evaluation.find_split(run.scene, "test")
+    if arguments.seconds is not None:
+        run = replace(run, settings=replace(run.settings, max_seconds=arguments.seconds))
+    limit = run.settings.max_seconds or float("inf")
+    state, marks = trainer.State(run), sorted(mark for mark in arguments.marks if mark < limit)
+    rows: list[Row] = []
+
+    def score(views: int | None) -> None:
+        color = evaluation.background_color(run.background.evaluation)
+        parts = (run.scene, "test", run.model, run.sampler, color)
+        with trainer.averaged_weights(run, state):
+            result = evaluation.evaluate(*parts, views=views, with_lpips=False)
+        rows.append((state.seconds, state.step, result.psnr, result.ssim, result.num_views))
+        _progress(f"{result.psnr:.2f} dB after {state.seconds:.0f} s of training")
+
+    def after_step(*_: object) -> None:
+        if marks and state.seconds >= marks[0]:
+            marks[:] = [mark for mark in marks if mark > state.seconds]
+            score(arguments.views)
+
+    trainer._loop(run, state, SimpleNamespace(after_step=after_step))  # type: ignore[arg-type]
+    score(None)
+    note = (
+        f"Test split on {run.background.evaluation}, {_choices(run)}, seed {run.seed}; evaluation "
+        "is not training time. The last row is the end, over all views. Peak memory "
+        f"{(report.peak_memory_bytes() or float('nan')) / 2**30:.2f} GiB."
+    )
+    columns = ("training s", "step", "PSNR dB", "SSIM", "views")
+    return [Table("PSNR against training seconds", note, columns, rows)]
+
+
+def start(_: argparse.Namespace) -> list[Table]:
+    """Time what comes before the first step: imports, help, compilation, a cached library."""
+    call = "subprocess.run([sys.executable, '-m', 'nerftrain', '--help'], stdout=-3, check=True)"
+    rows: list[Row] = [
+        ("nerftrain --help", min(_seconds("import subprocess, sys", call) for _ in range(TRIES))),
+        ("import torch", min(_seconds("", "import torch") for _ in range(TRIES))),
+    ]
+    with tempfile.TemporaryDirectory() as cache:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            probe = f"probe = torch.zeros(1, device='{device}')"
+            before = f"import torch; from nerftrain.ops import library; {probe}"
+            load = "library.set_mode('native'); library.native(probe)"
+            _progress(f"compiling the {device} ops")
+            spent = [_seconds(before, load, cache) for _ in range(1 + TRIES)]
+            rows.append((f"first compilation of the {device} ops", spent[0]))
+            rows.append((f"cached start of the {device} ops", min(spent[1:])))
+    note = f"In new processes, the fastest of {TRIES}; compiled once, into an empty cache."
+    return [Table("Start", note, ("what", "seconds"), rows)]
+
+
+def _seconds(before: str, code: str, cache: str | None = None) -> float:
+    """Time code in a Python process of its own, with a cache of its own."""
+    clock = "time.perf_counter()"
+    text = f"import time; {before}\nstarted = {clock}\n{code}\nprint({clock} - started)"
+    environment = {**os.environ, **({"NERFTRAIN_CACHE": cache} if cache else {})}
+    command = [sys.executable, "-c", text]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise UserError((result.stderr.strip().splitlines() or ["a process failed silently"])[-1])
+    return float(result.stdout)
+
+
+COMMANDS = {"stages": stages, "ops": ops, "curve": curve, "start": start}
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """Read command and options; argparse's own subcommands take no overrides between options."""
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("stages", argv)
+    others = " ".join(f"{name}: {function.__doc__}" for name, function in COMMANDS.items())
+    about = {"prog": f"bench.py {command}", "description": COMMANDS[command].__doc__}
+    parser = argparse.ArgumentParser(**about, epilog=f"Commands: {others}")
+    add = parser.add_argument
+    if command in ("stages", "ops"):
+        add("--warmup", type=_count, default=320, help="steps before (%(default)s)")
+    if command == "stages":
+        add("--steps", type=_count, default=96, help="steps that are measured (%(default)s)")
+    if command == "ops":
+        add("--repeats", type=_count, default=5, help="calls of each op (%(default)s)")
+    if command == "curve":
+        add("--seconds", type=float, help="of training (trainer.max_seconds)")
+        add("--marks", type=_marks, default="15,30,60,120,300,600", help="seconds (%(default)s)")
+        add("--views", type=_count, help="of the test split that are scored at marks (all)")
+    if command != "start":
+        add("overrides", nargs="*", metavar="key=value", help="as nerftrain takes them")
+    add("--json", type=Path, help="a file for the same figures, not rounded")
+    return command, parser.parse_intermixed_args(rest)
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _marks(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def _header(argv: Sequence[str]) -> dict[str, str]:
+    known = doctor.environment()
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        **{key: str(known[key] or "none") for key in ("cpu", "cores", "threads")},
+        "gpus": ", ".join(known["gpus"]) or "none",
+        **{key: str(known[key] or "none") for key in ("torch", "python", "commit")},
+        "command": shlex.join(["python", "scripts/bench.py", *argv]),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the document, and return the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command, arguments = _parse(argv)
+    try:
+        tables = COMMANDS[command](arguments)
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    header = _header(argv)
+    about = report.markdown_table(("what", "which"), list(header.items()))
+    print("\n\n".join([f"# Benchmark: {command}", about, *(table.markdown() for table in tables)]))
+    if arguments.json:
+        document = {"benchmark": command, **header, "tables": [t._asdict() for t in tables]}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

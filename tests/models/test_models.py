@@ -1,0 +1,126 @@
+"""Models: shapes, ranges, extra channels and gradients; the ngp's two layouts, the mlp's skip."""
+
+import pytest
+import torch
+
+from nerftrain.composition import compose
+from nerftrain.config import build
+from nerftrain.errors import UserError
+from nerftrain.models import RadianceField
+from nerftrain.models.encodings import FrequencyEncoding, truncated_exp
+from nerftrain.ops import library
+
+BOX = torch.tensor([-1.0, -2.0, -3.0, 1.0, 2.0, 3.0])
+CHOICES = ["ngp", "ngp_16x2", "mlp"]
+
+
+def make(name: str, *overrides: str) -> RadianceField:
+    small = ["model.encoding.log2_table_size=12"] if name.startswith("ngp") else []
+    torch.manual_seed(0)
+    return build(compose([f"model={name}", *small, *overrides]).model, aabb=BOX)
+
+
+def points(num: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    positions = (torch.rand(num, 3, generator=generator) * 2 - 1) * BOX[3:]
+    return positions, torch.nn.functional.normalize(
+        torch.randn(num, 3, generator=generator), dim=-1
+    )
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_colours_lie_in_0_to_1_and_densities_are_not_negative(name: str) -> None:
+    channels, density = make(name)(*points())
+    assert channels.shape == (50, 3)
+    assert density.shape == (50,)
+    assert ((channels >= 0) & (channels <= 1)).all()
+    assert (density >= 0).all()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_density_alone_is_the_density_of_the_whole(name: str) -> None:
+    model = make(name)
+    positions, directions = points()
+    torch.testing.assert_close(model.density(positions), model(positions, directions)[1])
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_colour_depends_on_the_direction_and_density_does_not(name: str) -> None:
+    model = make(name)
+    positions, directions = points()
+    one, other = model(positions, directions), model(positions, -directions)
+    assert not torch.allclose(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = make(name)
+    channels, density = model(*points(500))
+    (channels.sum() + density.sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_extra_channels_follow_the_colour_unbounded(name: str) -> None:
+    model = make(name, "model.extra_channels={semantics: 2, height: 1}")
+    channels, _ = model(*points())
+    assert channels.shape == (50, 6)
+    assert (channels[:, 3:] < 0).any()
+    assert model.extra_channels == {"semantics": 2, "height": 1}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_compiled_ops_and_references_agree(name: str) -> None:
+    model = make(name)
+    native = model(*points())
+    library.set_mode("reference")
+    try:
+        reference = model(*points())
+    finally:
+        library.set_mode("auto")
+    torch.testing.assert_close(native[0], reference[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(native[1], reference[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_published_layout_has_its_published_size() -> None:
+    published = build(compose(["model=ngp_16x2"]).model, aabb=BOX)
+    levels = published.encoding.levels
+    assert len(levels.resolutions) == 16
+    assert (levels.resolutions[0], levels.resolutions[-1]) == (16, 4096)
+    assert max(b - a for a, b in zip(levels.offsets[:-1], levels.offsets[1:], strict=True)) == 2**19
+    assert published.encoding.table.shape[1] == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.encoding.num_levels=0",
+        "model.encoding.features_per_level=3",
+        "model.encoding.log2_table_size=40",
+        "model.encoding.finest_resolution=4",
+        "model.sh_degree=9",
+        "model.width=0",
+        "model.extra_channels={a: 0}",
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(override: str) -> None:
+    with pytest.raises(UserError, match=override.split("=")[0].split(".")[-1]):
+        build(compose(["model=ngp", override]).model, aabb=BOX)
+
+
+def test_frequencies_are_sines_and_cosines_of_powers_of_two() -> None:
+    x = torch.tensor([[0.1, 0.2, 0.3]])
+    out = FrequencyEncoding(2)(x)
+    angles = torch.cat([x, 2 * x], -1)
+    torch.testing.assert_close(out, torch.cat([x, angles.sin(), angles.cos()], -1))
+
+
+def test_the_density_activation_neither_overflows_nor_explodes() -> None:
+    x = torch.tensor([0.0, 20.0, 200.0], requires_grad=True)
+    y = truncated_exp(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad[0] == pytest.approx(1)
+    assert x.grad[1] == x.grad[2] == pytest.approx(float(torch.tensor(15.0).exp()), rel=1e-5)

@@ -1,0 +1,121 @@
+"""Devices, random inputs and tolerances that the tests of the ops share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from nerftrain.ops import library
+from nerftrain.ops.march import Grid, pack_grid
+from nerftrain.types import Rays, Samples
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# Sums of a few dozen terms near one, in another order than the reference's.
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-4, "atol": 2e-5},
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+}
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device present."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[object, object], None]:
+    """Compare tensors, or sequences of them, within what their number type allows."""
+
+    def compare(actual: object, expected: object) -> None:
+        if isinstance(actual, Tensor):
+            torch.testing.assert_close(actual, expected, **TOLERANCES[actual.dtype])
+            return
+        for a, e in zip(actual, expected, strict=True):
+            compare(a, e)
+
+    return compare
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_ops() -> Iterator[None]:
+    """A failed build fails these tests: references must not be compared with themselves."""
+    library.set_mode("native")
+    yield
+    library.set_mode("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_samples(device: torch.device) -> Callable[..., Samples]:
+    """Make random packed samples; the first, the last and every third ray are empty."""
+
+    def make(num_rays: int = 50, longest: int = 20, seed: int = 0, **kind: torch.dtype) -> Samples:
+        generator = torch.Generator().manual_seed(seed)
+        counts = torch.randint(1, longest + 1, (num_rays,), generator=generator)
+        counts[::3] = counts[-1:] = 0
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        rays = torch.arange(num_rays).repeat_interleave(counts)
+        # Gaps and lengths alternate, so that intervals ascend and may leave holes between them.
+        lengths = torch.rand(len(rays), 2, generator=generator, **kind) * 0.2
+        ends = lengths.sum(1).cumsum(0)
+        before = torch.cat([ends.new_zeros(1), ends])[offsets[:-1]]
+        t_ends = ends - before[rays] + 0.5
+        return Samples(t_ends - lengths[:, 0], t_ends, rays, offsets).to(device)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_rays(device: torch.device) -> Callable[..., Rays]:
+    """Make rays about the cube from -1 to 1: some start within it, some miss it."""
+
+    def make(num_rays: int = 300, seed: int = 0, reach: float = 2.0) -> Rays:
+        generator = torch.Generator().manual_seed(seed)
+        origins = (torch.rand(num_rays, 3, generator=generator) * 2 - 1) * reach
+        targets = torch.rand(num_rays, 3, generator=generator) * 2 - 1
+        directions = torch.nn.functional.normalize(targets - origins, dim=1)
+        near = torch.rand(num_rays, generator=generator) * 0.5
+        far = near + torch.rand(num_rays, generator=generator) * 3 * reach
+        return Rays(origins, directions, near, far).to(device)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_grid(device: torch.device) -> Callable[..., Grid]:
+    """Make a grid with holes of all sizes: of 16**3 cells, of 4**3 cells and of single ones."""
+
+    def make(
+        num_levels: int = 1,
+        resolution: int = 32,
+        share: float = 0.6,
+        aabb: tuple[float, ...] = (-1, -1, -1, 1, 1, 1),
+        seed: int = 0,
+    ) -> Grid:
+        generator = torch.Generator().manual_seed(seed)
+        flags = torch.ones(num_levels, resolution, resolution, resolution, dtype=torch.bool)
+        for block in (1, 4, 16):
+            side = resolution // block
+            kept = torch.rand(num_levels, side, side, side, generator=generator) < share
+            for axis in (1, 2, 3):
+                kept = kept.repeat_interleave(block, dim=axis)
+            flags &= kept
+        return pack_grid(flags.to(device), aabb)
+
+    return make

@@ -1,0 +1,219 @@
+"""Samplers: what they place, what they skip, what they learn, what a checkpoint keeps."""
+
+import pytest
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.ops import march as ops
+from nerftrain.samplers.occgrid import UNKNOWN, GridSettings, OccGrid
+from nerftrain.samplers.uniform import Uniform
+from nerftrain.scenes import Scene
+from nerftrain.scenes.blender import load_scene
+from nerftrain.types import Rays, Samples
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    from nerftrain.scenes.demo import render_folder
+
+    root = tmp_path_factory.mktemp("scene")
+    render_folder(root, 32, 8, 2)
+    return load_scene("tiny", str(root), None, 1.0, False, 2.0, 6.0, 1.5)
+
+
+def grid_settings(**changes: object) -> GridSettings:
+    values = {
+        "resolution": 32,
+        "num_levels": 1,
+        "update_every": 1,
+        "warmup_steps": 4,
+        "cells_per_update": 32**3,
+        "ema_decay": 0.5,
+        "occ_thre": 0.01,
+        "carve": False,
+    }
+    return GridSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def occgrid(scene: Scene, **changes: object) -> OccGrid:
+    train = scene.splits["train"]
+    return OccGrid(
+        grid_settings(**changes),
+        steps_per_diagonal=256,
+        cone_angle=0.0,
+        early_stop_eps=1e-3,
+        alpha_thre=0.0,
+        min_weight=1e-3,
+        max_steps=1024,
+        aabb=scene.aabb,
+        cameras=train.cameras,
+        near=scene.near,
+        masks=train.masks(),
+    )
+
+
+def ball(positions: torch.Tensor) -> torch.Tensor:
+    return 100.0 * (positions.norm(dim=-1) < 0.5).float()
+
+
+def rays_of(scene: Scene, num: int = 512) -> Rays:
+    return scene.batch(torch.Generator().manual_seed(0), num, torch.ones(num, 3)).rays
+
+
+def sigma_of(rays: Rays):  # noqa: ANN201
+    def sigma_fn(t_starts, t_ends, ray_indices):  # noqa: ANN001, ANN202
+        middle = (t_starts + t_ends)[:, None] / 2
+        return ball(rays.origins[ray_indices] + middle * rays.directions[ray_indices])
+
+    return sigma_fn
+
+
+def learnt(scene: Scene, updates: int = 12, **changes: object) -> OccGrid:
+    sampler = occgrid(scene, **changes)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(updates):
+        sampler.update(step, ball, generator)
+    return sampler
+
+
+def assert_packed(samples: Samples, num_rays: int) -> None:
+    assert samples.offsets[0] == 0
+    assert samples.offsets[-1] == len(samples)
+    counts = samples.offsets[1:] - samples.offsets[:-1]
+    assert torch.equal(samples.ray_indices, torch.arange(num_rays).repeat_interleave(counts))
+    same_ray = samples.ray_indices[1:] == samples.ray_indices[:-1]
+    assert (samples.t_starts[1:] >= samples.t_ends[:-1] - 1e-5)[same_ray].all()
+
+
+def test_the_grid_learns_where_the_field_is_and_forgets_the_rest(scene: Scene) -> None:
+    sampler = learnt(scene)
+    share = sampler.describe()["occupied"]
+    ball_share = 4 / 3 * 3.14159 * 0.5**3 / 27
+    assert 0.8 * ball_share < share < 2 * ball_share
+    centre = sampler.grid.occupied[0, 16, 16, 16]
+    corner = sampler.grid.occupied[0, 1, 1, 1]
+    assert centre
+    assert not corner
+
+
+def test_samples_lie_in_occupied_cells_and_stop_behind_the_surface(scene: Scene) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    samples = sampler.sample(rays, sigma_of(rays))
+    assert_packed(samples, len(rays))
+    assert 0 < len(samples) < 0.2 * sampler.num_marched
+    middle = (samples.t_starts + samples.t_ends)[:, None] / 2
+    points = rays.origins[samples.ray_indices] + middle * rays.directions[samples.ray_indices]
+    assert (points.norm(dim=-1) < 0.55).all()
+    assert (points.norm(dim=-1) > 0.3).all()  # the inside is hidden
+
+
+def test_rounds_change_nothing_but_the_number_of_evaluations(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    some = sampler.sample(rays, sigma_of(rays))
+    evaluated = sampler.num_evaluated
+    monkeypatch.setattr("nerftrain.samplers.occgrid.ROUND", 10_000)
+    all_at_once = sampler.sample(rays, sigma_of(rays))
+    assert torch.equal(some.t_starts, all_at_once.t_starts)
+    assert torch.equal(some.offsets, all_at_once.offsets)
+    assert evaluated < sampler.num_evaluated == sampler.num_marched
+
+
+def test_a_new_grid_skips_nothing_that_is_visible(scene: Scene) -> None:
+    sampler = occgrid(scene)
+    assert sampler.describe()["occupied"] == pytest.approx(float(sampler.visible.float().mean()))
+    assert (sampler.occupancy[sampler.visible] == UNKNOWN).all()
+
+
+def test_cells_not_looked_at_stay_occupied(scene: Scene) -> None:
+    sampler = learnt(scene, updates=1, cells_per_update=1000)
+    looked_at = (sampler.occupancy != UNKNOWN).sum()
+    assert looked_at <= 1000 + (~sampler.visible).sum()
+    assert sampler.describe()["occupied"] > 0.9 * float(sampler.visible.float().mean())
+
+
+def test_weights_too_small_to_see_do_not_starve_a_new_field(scene: Scene) -> None:
+    sampler, rays = occgrid(scene), rays_of(scene)
+    samples = sampler.sample(rays, lambda t, *_: torch.full_like(t, 1e-3))
+    assert len(samples) == sampler.num_marched > 0
+
+
+def test_transparent_pixels_carve_cells_and_nothing_opaque(scene: Scene) -> None:
+    carved, whole = occgrid(scene, carve=True), occgrid(scene)
+    assert carved.visible.sum() < 0.8 * whole.visible.sum()
+    opaque = scene.splits["train"].masks()
+    assert opaque is not None
+    train = scene.splits["train"]
+    from nerftrain.cameras import image_rays
+
+    for index in range(2):
+        rays = image_rays(train.cameras, index, scene.near, scene.far)
+        samples = ops.march(rays, torch.full_like(rays.near, 0.5), carved.grid, carved.march)
+        hit = samples.offsets[1:] > samples.offsets[:-1]
+        assert hit[opaque[index].flatten()].all()
+        assert not hit.all()
+
+
+def test_outer_levels_cover_what_inner_levels_hold(scene: Scene) -> None:
+    sampler = learnt(scene, num_levels=2)
+    inner, outer = sampler.grid.occupied
+    pooled = torch.nn.functional.max_pool3d(inner[None].float(), 2)[0] > 0
+    assert (outer[8:24, 8:24, 8:24] | ~pooled).all()
+    rays = rays_of(scene)
+    both = sampler.sample(rays, sigma_of(rays))
+    alone = learnt(scene).sample(rays, sigma_of(rays))
+    assert len(both) == pytest.approx(len(alone), rel=0.1)
+
+
+def test_a_checkpoint_brings_the_grid_back(scene: Scene) -> None:
+    sampler, again = learnt(scene), occgrid(scene)
+    again.load_state_dict(sampler.state_dict())
+    assert torch.equal(sampler.grid.cells, again.grid.cells)
+    rays = rays_of(scene)
+    assert torch.equal(
+        sampler.sample(rays, sigma_of(rays)).t_starts, again.sample(rays, sigma_of(rays)).t_starts
+    )
+
+
+def test_jitter_is_drawn_in_training_only(scene: Scene) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    generators = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
+    drawn = [sampler.sample(rays, sigma_of(rays), g).t_starts for g in generators]
+    assert torch.equal(drawn[0], drawn[1])
+    assert drawn[0].shape != drawn[2].shape or not torch.equal(drawn[0], drawn[2])
+    fixed = [sampler.sample(rays, sigma_of(rays)).t_starts for _ in range(2)]
+    assert torch.equal(fixed[0], fixed[1])
+
+
+def test_no_gradient_is_recorded(scene: Scene) -> None:
+    weight = torch.ones((), requires_grad=True)
+    sampler, rays = learnt(scene), rays_of(scene)
+    sigma_fn = sigma_of(rays)
+    samples = sampler.sample(rays, lambda *a: sigma_fn(*a) * weight)
+    assert not samples.t_starts.requires_grad
+    assert weight.grad is None
+
+
+def test_uniform_fills_the_box_with_equal_intervals(scene: Scene) -> None:
+    rays = rays_of(scene)
+    samples = Uniform(16, aabb=scene.aabb).sample(rays, lambda *_: torch.zeros(0))
+    assert_packed(samples, len(rays))
+    counts = samples.offsets[1:] - samples.offsets[:-1]
+    assert set(counts.tolist()) <= {0, 16}
+    lengths = (samples.t_ends - samples.t_starts).view(-1, 16)
+    torch.testing.assert_close(lengths, lengths[:, :1].expand_as(lengths), rtol=1e-3, atol=1e-4)
+    entry = samples.t_starts.view(-1, 16)[:, 0]
+    points = rays.origins[counts > 0] + entry[:, None] * rays.directions[counts > 0]
+    on_wall = points.abs().amax(-1).sub(1.5).abs() < 1e-4
+    assert (on_wall | (entry == scene.near)).all()
+    assert on_wall.float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"resolution": 20}, {"num_levels": 0}, {"update_every": 0}, {"ema_decay": 1.0}],
+)
+def test_grids_that_cannot_be_are_refused_by_name(wrong: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        grid_settings(**wrong)

@@ -1,0 +1,97 @@
+"""Adam: torch's own where every entry is seen, and still entries where none is."""
+
+import pytest
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.ops import library
+from nerftrain.optimizers import adam
+
+
+class Field(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Parameter(torch.randn(64, 4))
+        self.weight = torch.nn.Parameter(torch.randn(8, 8))
+
+
+def optimizer_of(field: Field, skip: bool, weight_decay: float = 1e-2) -> torch.optim.Optimizer:
+    return adam(0.01, 1e-15, weight_decay, [0.9, 0.99], skip, model=field)
+
+
+@pytest.fixture(params=["native", "reference"])
+def mode(request: pytest.FixtureRequest):  # noqa: ANN201
+    library.set_mode("auto" if request.param == "native" else "reference")
+    yield
+    library.set_mode("auto")
+
+
+@pytest.mark.usefixtures("mode")
+def test_equals_torch_where_every_entry_is_seen() -> None:
+    ours, theirs = Field(), Field()
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 1e-2},
+        {"params": [theirs.table], "weight_decay": 0.0},
+    ]
+    pair = optimizer_of(ours, skip=True), torch.optim.Adam(groups, 0.01, (0.9, 0.99), 1e-15)
+    for _ in range(20):
+        gradients = torch.randn(64, 4), torch.randn(8, 8)
+        for field, optimizer in zip((ours, theirs), pair, strict=True):
+            field.table.grad, field.weight.grad = (g.clone() for g in gradients)
+            optimizer.step()
+    torch.testing.assert_close(ours.table, theirs.table, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("mode")
+def test_unseen_entries_stay_as_they_are_moments_included() -> None:
+    field = Field()
+    optimizer = optimizer_of(field, skip=True)
+    field.table.grad = torch.randn(64, 4)
+    optimizer.step()
+    before = field.table.detach().clone()
+    moments = {k: v.clone() for k, v in optimizer.state[field.table].items() if k != "step"}
+    field.table.grad = torch.zeros(64, 4)
+    field.table.grad[:8] = 1.0
+    optimizer.step()
+    assert torch.equal(field.table[8:], before[8:])
+    assert not torch.equal(field.table[:8], before[:8])
+    for name, value in moments.items():
+        assert torch.equal(optimizer.state[field.table][name][8:], value[8:])
+
+
+def test_without_skipping_momentum_goes_on() -> None:
+    field = Field()
+    optimizer = optimizer_of(field, skip=False)
+    field.table.grad = torch.randn(64, 4)
+    optimizer.step()
+    before = field.table.detach().clone()
+    field.table.grad = torch.zeros(64, 4)
+    optimizer.step()
+    assert not torch.equal(field.table, before)
+
+
+def test_the_table_does_not_decay() -> None:
+    field = Field()
+    optimizer = optimizer_of(field, skip=False, weight_decay=1.0)
+    field.table.grad, field.weight.grad = torch.zeros(64, 4), torch.zeros(8, 8)
+    table, weight = field.table.detach().clone(), field.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(field.table, table)
+    assert (field.weight.abs() < weight.abs()).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}]
+)
+def test_rates_that_make_no_sense_are_refused(wrong: dict) -> None:
+    rates = {
+        "lr": 0.01,
+        "eps": 1e-15,
+        "weight_decay": 0.0,
+        "betas": [0.9, 0.99],
+        "skip_unseen": True,
+    }
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        adam(**{**rates, **wrong}, model=Field())

@@ -1,0 +1,104 @@
+"""Rendering: a field of one's own through sigma_fn and rgb_sigma_fn, backgrounds, images in chunks."""
+
+import pytest
+import torch
+
+from nerftrain import rendering
+from nerftrain.models import RadianceField
+from nerftrain.rendering import Background, field_functions, render, render_image
+from nerftrain.samplers.uniform import Uniform
+from nerftrain.scenes import Scene
+from nerftrain.scenes.blender import load_scene
+
+BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
+
+
+class Ball(RadianceField):
+    """An opaque ball of radius 1, red, with its distance to the centre as an extra channel."""
+
+    def __init__(self) -> None:
+        super().__init__({"radius": 1}, BOX)
+
+    def density(self, positions: torch.Tensor, times: torch.Tensor | None = None) -> torch.Tensor:
+        return 200.0 * (positions.norm(dim=-1) < 1).float()
+
+    def forward(self, positions, directions, times=None):  # noqa: ANN001, ANN201
+        red = torch.tensor([1.0, 0.0, 0.0]).expand(len(positions), 3)
+        radius = positions.norm(dim=-1, keepdim=True)
+        return torch.cat([red, radius], -1), self.density(positions)
+
+
+@pytest.fixture
+def scene(tiny_scene_root) -> Scene:  # noqa: ANN001
+    return load_scene("tiny", str(tiny_scene_root), None, 1.0, False, 2.0, 6.0, 1.5)
+
+
+def test_a_known_ball_is_seen_where_it_is(scene: Scene) -> None:
+    view = render_image(
+        scene, scene.splits["train"].cameras, 0, Ball(), Uniform(256, aabb=BOX), torch.zeros(3)
+    )
+    middle = 12 * 24 + 12
+    assert view.opacity[middle] == pytest.approx(1, abs=1e-3)
+    assert view.rgb[middle].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
+    eye = scene.splits["train"].cameras.poses[0, :, 3].norm()
+    assert view.depth[middle] == pytest.approx(float(eye) - 1, abs=0.05)
+    assert view.extras["radius"][middle, 0] == pytest.approx(1, abs=0.05)
+
+
+def test_chunks_do_not_show(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (
+        scene,
+        scene.splits["train"].cameras,
+        0,
+        Ball(),
+        Uniform(32, aabb=BOX),
+        torch.ones(3),
+    )
+    whole = render_image(*arguments)
+    monkeypatch.setattr(rendering, "CHUNK", 100)
+    parts = render_image(*arguments)
+    assert torch.equal(whole.rgb, parts.rgb)
+    assert torch.equal(whole.weights, parts.weights)
+    assert torch.equal(whole.extras["radius"], parts.extras["radius"])
+
+
+def test_rays_that_meet_nothing_show_the_background(scene: Scene) -> None:
+    batch = scene.batch(torch.Generator().manual_seed(0), 64, torch.rand(64, 3))
+    _, rgb_sigma_fn = field_functions(Ball(), batch.rays)
+    samples = Uniform(8, aabb=torch.tensor([9.0, 9, 9, 10, 10, 10])).sample(
+        batch.rays, lambda *_: torch.zeros(0)
+    )
+    assert len(samples) == 0
+    assert torch.equal(
+        render(samples, rgb_sigma_fn, batch.background, {"radius": 1}).rgb, batch.background
+    )
+
+
+def test_anyones_functions_plug_in() -> None:
+    from nerftrain.types import Samples
+
+    samples = Samples(
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([0, 0]),
+        torch.tensor([0, 2]),
+    )
+    seen = []
+
+    def rgb_sigma_fn(t_starts, t_ends, ray_indices):  # noqa: ANN001, ANN202
+        seen.append((t_starts, t_ends, ray_indices))
+        return torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), torch.tensor([0.5, 1e3])
+
+    out = render(samples, rgb_sigma_fn, torch.ones(3))
+    first = 1 - torch.exp(torch.tensor(-0.5))
+    torch.testing.assert_close(out.rgb[0], torch.tensor([first, 1 - first, 0.0]))
+    assert torch.equal(seen[0][2], samples.ray_indices)
+
+
+def test_backgrounds_are_what_they_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert Background("white", "white").sample(5, generator).unique().tolist() == [1]
+    assert Background("black", "black").sample(5, generator).unique().tolist() == [0]
+    colors = Background("random", "white").sample(1000, generator)
+    assert 0.45 < colors.mean() < 0.55
+    assert len(colors.unique(dim=0)) == 1000

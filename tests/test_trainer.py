@@ -1,0 +1,256 @@
+"""The training loop: it learns, ends when told, stops on what is no number, and resumes bit for bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nerftrain import checkpoint, trainer
+from nerftrain.composition import compose
+from nerftrain.config import assemble, create_run_dir
+from nerftrain.errors import RunError, UserError
+from nerftrain.report import EVALUATION_KEY, read_curve
+from nerftrain.trainer import Run, State, train
+
+COMMON = [
+    "trainer.sample_budget=2048",
+    "trainer.max_seconds=null",
+    "trainer.orbit_frames=0",
+    "trainer.intervals.log=5",
+    "scheduler.warmup_steps=10",
+    "logger=none",
+]
+NGP = ["model=ngp", "model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"]
+MLP = ["model=mlp", "model.depth=2", "model.width=32", "model.skip=1", "optimizer.lr=0.002"]
+OCCGRID = [
+    "sampler=occgrid",
+    "sampler.grid.resolution=32",
+    "sampler.grid.cells_per_update=4096",
+    "sampler.grid.warmup_steps=16",
+    "sampler.steps_per_diagonal=64",
+]
+UNIFORM = ["sampler=uniform", "sampler.num_samples=32"]
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tiny_scene_root: Path, tmp_path: Path) -> MakeRun:
+    """Assembles a tiny run in a folder of its own name, or again in one that exists."""
+
+    def make(name: str, *overrides: str, choice: tuple[str, ...] = (*NGP, *OCCGRID)) -> Run:
+        folder = tmp_path / name
+        scene = ["scene=blender", f"scene.root={tiny_scene_root}", f"run_dir={folder}"]
+        run = assemble(compose([*scene, *choice, *COMMON, *overrides]))
+        return replace(run, run_dir=folder) if folder.exists() else create_run_dir(run)
+
+    return make
+
+
+def everything_learnt(run: Run) -> dict[str, torch.Tensor]:
+    return {**run.model.state_dict(), **run.sampler.state_dict()}
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    theirs = everything_learnt(other)
+    for name, value in everything_learnt(one).items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("background", ["random", "white", "black"])
+@pytest.mark.parametrize("sampler", [OCCGRID, UNIFORM], ids=["occgrid", "uniform"])
+@pytest.mark.parametrize("model", [NGP, MLP], ids=["ngp", "mlp"])
+def test_every_choice_learns(
+    make_run: MakeRun, model: list[str], sampler: list[str], background: str
+) -> None:
+    steps = "trainer.steps=150"
+    run = make_run("run", steps, f"background={background}", choice=(*model, *sampler))
+    train(run)
+    rows = [row["loss"] for row in read_curve(run.run_dir) if "loss" in row]
+    assert sum(rows[-4:]) / 4 < 0.7 * rows[0]
+
+
+def test_a_run_leaves_its_figures_pictures_and_report(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=10", "trainer.orbit_frames=2", "logger=tensorboard")
+    final = train(run)
+    written = json.loads((run.run_dir / "metrics.json").read_text())
+    assert {k: written[k] for k in ("psnr", "steps", "num_views", "split")} == {
+        "psnr": final["psnr"],
+        "steps": 10,
+        "num_views": 2,
+        "split": "test",
+    }
+    for name in ("config.yaml", "env.json", "REPORT.md", "images/comparison.png", "video.mp4"):
+        assert (run.run_dir / name).stat().st_size > 0, name
+    assert any((run.run_dir / "tb").iterdir())
+    assert checkpoint.load(checkpoint.find(run.run_dir, "last"))["step"] == 10
+
+
+def test_resume_is_bit_identical(make_run: MakeRun) -> None:
+    whole = make_run("whole", "trainer.steps=40", "trainer.ema_decay=0.9")
+    train(whole)
+    # The schedule follows trainer.steps, so the first half must be cut off, not be told to be short.
+    half = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
+    state = State(half)
+    with trainer._Journal(half, state) as journal:
+        with pytest.raises(KeyboardInterrupt):
+            trainer._loop(half, state, _InterruptAt(journal, 20))  # type: ignore[arg-type]
+    assert checkpoint.load(checkpoint.find(half.run_dir, "last"))["step"] == 20
+    again = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
+    train(again, resume=True)
+    assert_same_bits(whole, again)
+    assert [r["step"] for r in read_curve(again.run_dir) if "loss" in r] == list(range(5, 41, 5))
+
+
+class _InterruptAt:
+    """A journal that presses Ctrl-C after a step."""
+
+    def __init__(self, journal: trainer._Journal, step: int) -> None:
+        self.journal, self.step = journal, step
+
+    def after_step(self, *args: object) -> None:
+        self.journal.after_step(*args)  # type: ignore[arg-type]
+        if self.journal.state.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def save(self, name: str) -> None:
+        self.journal.save(name)
+
+
+def test_ctrl_c_saves_a_whole_step_and_names_the_command(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run", "trainer.steps=1000")
+    state = State(run)
+    with trainer._Journal(run, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer._loop(run, state, _InterruptAt(journal, 7))  # type: ignore[arg-type]
+    assert f"nerftrain resume {run.run_dir}" in capsys.readouterr().out
+    saved = checkpoint.load(checkpoint.find(run.run_dir, "last"))
+    assert saved["step"] == 7
+    assert torch.equal(saved["model"]["encoding.table"], run.model.state_dict()["encoding.table"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_runs_of_one_seed_are_the_same_and_of_another_are_not(make_run: MakeRun) -> None:
+    runs = [make_run(f"run{i}", "trainer.steps=10", f"seed={s}") for i, s in enumerate((3, 3, 4))]
+    # Initial weights are drawn while a run is assembled, so each is trained on its own afterwards.
+    for run in runs:
+        train(run)
+    assert_same_bits(runs[0], runs[1])
+    table = "encoding.table"
+    assert not torch.equal(runs[0].model.state_dict()[table], runs[2].model.state_dict()[table])
+
+
+def test_seconds_end_a_run_and_drive_its_schedule(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.max_seconds=0.5", "trainer.steps=1000000")
+    final = train(run)
+    assert 0.5 <= final["train_seconds"] < 5
+    state = State(run)
+    state.seconds = 0.25
+    assert state.progress(run.settings) == 0.5
+    state.step = 750_000
+    assert state.progress(run.settings) == 0.75
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_term(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=20")
+    with torch.no_grad():
+        run.model.color_mlp.weights[0].fill_(float("nan"))  # type: ignore[union-attr,index]
+    with pytest.raises(RunError, match="the color term of the loss is not a number"):
+        train(run)
+    assert not (run.run_dir / "checkpoints").exists()
+
+
+def test_the_number_of_rays_follows_the_sample_budget(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=120", choice=(*NGP, *UNIFORM))
+    train(run)
+    last = [row for row in read_curve(run.run_dir) if "samples" in row][-1]
+    assert last["samples"] == pytest.approx(2048, rel=0.1)
+
+
+def test_averaged_weights_serve_evaluation_only(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=30", "trainer.ema_decay=0.5")
+    train(run)
+    state = checkpoint.load(checkpoint.find(run.run_dir, "last"))
+    assert state["ema"].keys() == dict(run.model.named_parameters()).keys()
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    live = State(run)
+    live.load_state_dict(state, run)
+    with trainer.averaged_weights(run, live):
+        table = run.model.state_dict()["encoding.table"]
+        assert torch.equal(table, state["ema"]["encoding.table"])
+        assert not torch.equal(table, before["encoding.table"])
+    assert torch.equal(run.model.state_dict()["encoding.table"], before["encoding.table"])
+
+
+def test_an_extra_channel_is_composited_and_learns(make_run: MakeRun) -> None:
+    from nerftrain.rendering import field_functions, render
+
+    run = make_run("run", "trainer.steps=1", "model.extra_channels={height: 1}")
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for _ in range(60):
+        batch = run.scene.batch(generator, 256, torch.ones(256, 3))
+        sigma_fn, rgb_sigma_fn = field_functions(run.model, batch.rays)
+        samples = run.sampler.sample(batch.rays, sigma_fn, generator)
+        rendering = render(samples, rgb_sigma_fn, batch.background, run.model.extra_channels)
+        height = rendering.extras["height"]
+        assert height.shape == (256, 1)
+        error = (height[:, 0] - 0.7 * rendering.opacity.detach()).square().mean()
+        run.optimizer.zero_grad()
+        error.backward()
+        run.optimizer.step()
+        errors.append(float(error))
+    assert errors[-1] < 0.2 * errors[0]
+
+
+def test_evaluations_write_a_preview_and_keep_the_best(make_run: MakeRun) -> None:
+    often = "trainer.intervals.evaluate_seconds=0.01"
+    run = make_run("run", "trainer.steps=10", often, "trainer.intervals.evaluate_views=1")
+    train(run)
+    psnrs = [row[EVALUATION_KEY] for row in read_curve(run.run_dir) if EVALUATION_KEY in row]
+    assert len(psnrs) > 1
+    assert checkpoint.load(checkpoint.find(run.run_dir, "best"))["best_psnr"] == max(psnrs)
+    assert (run.run_dir / "images" / "preview.png").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def save(path: Path, state: dict) -> None:
+        calls.append(path.stem)
+        if len(calls) == 1:
+            raise UserError(f"cannot write checkpoint {path}: No space left on device")
+        real(path, state)
+
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = make_run("run", "trainer.steps=10", "trainer.intervals.checkpoint_seconds=0.001")
+    train(run)
+    assert "No space left on device" in caplog.text
+    assert checkpoint.load(checkpoint.find(run.run_dir, "last"))["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.steps=0",
+        "trainer.steps=-1",
+        "trainer.max_seconds=0",
+        "trainer.sample_budget=0",
+        "trainer.max_rays=1",
+        "trainer.ema_decay=1.0",
+        "trainer.distortion_weight=-1.0",
+        "trainer.intervals.log=0",
+        "trainer.intervals.evaluate_views=-2",
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(make_run: MakeRun, override: str) -> None:
+    with pytest.raises(UserError, match=override.split("=")[0].split(".")[-1]):
+        make_run("run", override)
