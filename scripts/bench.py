@@ -130,8 +130,10 @@ class Session:
         sampler: Any = run.sampler
         background = run.background.sample(num_rays, generator)
         rays = run.scene.to(self.device).batch(generator, num_rays, background).rays
+        drawn = generator.get_state()
         shift = jitter(rays, generator)
         marched = march.march(rays, shift, sampler.grid, sampler.march)
+        generator.set_state(drawn)  # the sampler draws the same shift
         seen = sampler.sample(rays, field_functions(run.model, rays)[0], generator)
         return SimpleNamespace(rays=rays, shift=shift, marched=marched, seen=seen)
 

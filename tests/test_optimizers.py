@@ -21,7 +21,7 @@ def optimizer_of(field: Field, skip: bool, weight_decay: float = 1e-2) -> torch.
 
 
 @pytest.fixture(params=["native", "reference"])
-def mode(request: pytest.FixtureRequest):  # noqa: ANN201
+def mode(request: pytest.FixtureRequest):
     library.set_mode("auto" if request.param == "native" else "reference")
     yield
     library.set_mode("auto")

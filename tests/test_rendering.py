@@ -22,14 +22,14 @@ class Ball(RadianceField):
     def density(self, positions: torch.Tensor, times: torch.Tensor | None = None) -> torch.Tensor:
         return 200.0 * (positions.norm(dim=-1) < 1).float()
 
-    def forward(self, positions, directions, times=None):  # noqa: ANN001, ANN201
+    def forward(self, positions, directions, times=None):
         red = torch.tensor([1.0, 0.0, 0.0]).expand(len(positions), 3)
         radius = positions.norm(dim=-1, keepdim=True)
         return torch.cat([red, radius], -1), self.density(positions)
 
 
 @pytest.fixture
-def scene(tiny_scene_root) -> Scene:  # noqa: ANN001
+def scene(tiny_scene_root) -> Scene:
     return load_scene("tiny", str(tiny_scene_root), None, 1.0, False, 2.0, 6.0, 1.5)
 
 
@@ -85,7 +85,7 @@ def test_anyones_functions_plug_in() -> None:
     )
     seen = []
 
-    def rgb_sigma_fn(t_starts, t_ends, ray_indices):  # noqa: ANN001, ANN202
+    def rgb_sigma_fn(t_starts, t_ends, ray_indices):
         seen.append((t_starts, t_ends, ray_indices))
         return torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), torch.tensor([0.5, 1e3])
 

@@ -1,5 +1,7 @@
 """Schedules: a warm-up in steps, then a decay over the share of the run that is done."""
 
+import itertools
+
 import pytest
 
 from nerftrain.errors import UserError
@@ -23,7 +25,7 @@ def test_warm_up_is_linear_in_steps(schedule: Constant) -> None:
 @pytest.mark.parametrize("schedule", EVERY, ids=lambda s: type(s).__name__)
 def test_decay_never_rises(schedule: Constant) -> None:
     factors = [schedule.factor(1000, i / 100) for i in range(101)]
-    assert all(b <= a for a, b in zip(factors[:-1], factors[1:], strict=True))
+    assert all(b <= a for a, b in itertools.pairwise(factors))
 
 
 def test_milestones_are_shares_of_the_run() -> None:

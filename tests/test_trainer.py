@@ -96,9 +96,8 @@ def test_resume_is_bit_identical(make_run: MakeRun) -> None:
     # The schedule follows trainer.steps, so the first half must be cut off, not be told to be short.
     half = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
     state = State(half)
-    with trainer._Journal(half, state) as journal:
-        with pytest.raises(KeyboardInterrupt):
-            trainer._loop(half, state, _InterruptAt(journal, 20))  # type: ignore[arg-type]
+    with trainer._Journal(half, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer._loop(half, state, _InterruptAt(journal, 20))  # type: ignore[arg-type]
     assert checkpoint.load(checkpoint.find(half.run_dir, "last"))["step"] == 20
     again = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
     train(again, resume=True)

@@ -27,9 +27,7 @@ struct Lattice {
     growth = 1.f + m.cone_angle;
     log_growth = log1pf(m.cone_angle);
   }
-  NT_HD float t_of(float s) const {
-    return s <= knee_s ? near + s * step : knee * expf((s - knee_s) * log_growth);
-  }
+  NT_HD float t_of(float s) const { return s <= knee_s ? near + s * step : knee * expf((s - knee_s) * log_growth); }
   NT_HD float s_of(float t) const { return t <= knee ? (t - near) / step : knee_s + logf(t / knee) / log_growth; }
   NT_HD float start(int k) const { return t_of(float(k) + jitter); }
   // The first k whose midpoint may lie beyond t: early by at most one, never late.
@@ -63,13 +61,14 @@ NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
   return true;
 }
 
-// 0 where the cell is occupied, else the side in cells of the largest aligned empty cube that holds it.
+// 0 where the cell is occupied, else the side in cells of an aligned empty cube that holds it. No cube reaches into the
+// finer level inside this one, whose box begins at a quarter of the cells: a multiple of 4, but not always of 16.
 NT_HD int empty_cube(const OccupancyGrid& g, const CellPlace& place) {
   const int blocks = g.resolution / 4, groups = g.resolution / 16;
   const uint64_t* group_words = g.blocks + int64_t(place.level) * groups * groups * groups;
   const BitPlace block = bit_place(place.c[0] >> 2, place.c[1] >> 2, place.c[2] >> 2, blocks);
   const uint64_t group = group_words[block.word];
-  if (group == 0) return 16;
+  if (group == 0) return place.level == 0 || g.resolution % 64 == 0 ? 16 : 4;
   if (!(group >> block.bit & 1)) return 4;
   const uint64_t* cell_words = g.cells + int64_t(place.level) * blocks * blocks * blocks;
   const BitPlace cell = bit_place(place.c[0], place.c[1], place.c[2], g.resolution);
@@ -99,6 +98,7 @@ NT_HD bool clip_to_grid(const OccupancyGrid& g, const float* o, const float* d, 
       continue;
     }
     const float ta = (low - o[a]) / d[a], tb = (high - o[a]) / d[a];
+    if (!(ta <= tb || tb <= ta)) return false;  // min_of and max_of would lose a NaN
     t0 = max_of(t0, min_of(ta, tb));
     t1 = min_of(t1, max_of(ta, tb));
   }

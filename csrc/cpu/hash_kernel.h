@@ -1,9 +1,9 @@
 // Hash encoding of blocks of samples in float32.
 //
-// Compiled once per instruction set and chosen at run time. Where corners are stored and what they weigh is worked out for
-// a block of samples in vectors; then the rows are gathered. Measured against a sample at a time: about three times as
-// fast. Everything here has internal linkage and what it includes is always inlined, so that no function compiled for one
-// instruction set can be linked in place of another's.
+// Compiled once per instruction set and chosen at run time. Where corners are stored and what they weigh is worked out
+// for a block of samples in vectors; then the rows are gathered. Measured against a sample at a time: about three times
+// as fast. Everything here has internal linkage and what it includes is always inlined, so that no function compiled
+// for one instruction set can be linked in place of another's.
 #pragma once
 #include "hash.h"
 
@@ -75,8 +75,8 @@ void forward(const HashLevels& levels, const float* positions, const float* tabl
           Row sum = {};
 #pragma GCC unroll 8
           for (int corner = 0; corner < 8; ++corner)
-            sum += corners.weight[corner][s] *
-                   *reinterpret_cast<const Row*>(rows + int64_t(corners.entry[corner][s]) * F);
+            sum +=
+                corners.weight[corner][s] * *reinterpret_cast<const Row*>(rows + int64_t(corners.entry[corner][s]) * F);
           *reinterpret_cast<Row*>(out + s * width) = sum;
         }
       }
@@ -87,8 +87,8 @@ void forward(const HashLevels& levels, const float* positions, const float* tabl
 // One level of the table's gradient. Neighbouring samples often share a cell: their gradients are summed before the
 // table is touched.
 template <int F>
-void scatter_level(const HashLevels& levels, int level, const float* positions, const float* v_features,
-                   float* v_table, int64_t num_samples) {
+void scatter_level(const HashLevels& levels, int level, const float* positions, const float* v_features, float* v_table,
+                   int64_t num_samples) {
   typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
   Corners corners;
   const int width = levels.num_levels * F;

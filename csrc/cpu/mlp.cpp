@@ -8,9 +8,7 @@
 
 namespace nerftrain {
 
-static const MlpKernels& kernels_for(int64_t lanes) {
-  return kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512);
-}
+static const MlpKernels& kernels_for(int64_t lanes) { return kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512); }
 
 static MlpShape shape_of(const std::vector<int64_t>& widths) {
   if (widths.size() < 2 || widths.size() > kMlpMaxLayers + 1) throw std::runtime_error("mlp: 1 to 8 layers");

@@ -2,9 +2,11 @@
 //
 // Compiled once per instruction set (mlp_avx512.cpp, mlp_avx2.cpp, mlp_portable.cpp) and chosen at run time. Everything
 // here has internal linkage and includes nothing, so that no function compiled for one instruction set can be linked in
-// place of another's. One matrix kernel serves all three products of a layer with rows X [samples][K] and weights W [N][K]:
+// place of another's. One matrix kernel serves all three products of a layer with rows X [samples][K] and weights
+// W [N][K]:
 //   Y = X W^T    v_X = v_Y W    v_W = v_Y^T X
-// Activations of a tile stay in the L2 cache; the backward pass computes them again, which is cheaper than to store them.
+// Activations of a tile stay in the L2 cache; the backward pass computes them again, which is cheaper than to store
+// them.
 #pragma once
 #include "mlp.h"
 
@@ -22,7 +24,8 @@ inline int padded(int width) { return (width + kLanes - 1) / kLanes * kLanes; }
 
 // C[m][n] (+)= sum_k A(m, k) B[k][n] for ROWS x (VECTORS * kLanes) of C; A(m, k) = a[m * a_row + k * a_step].
 template <int ROWS, int VECTORS, bool ADD>
-inline void block(int depth, const float* a, long a_row, long a_step, const float* b, long b_row, float* c, long c_row) {
+inline void block(int depth, const float* a, long a_row, long a_step, const float* b, long b_row, float* c,
+                  long c_row) {
   Lanes sum[ROWS][VECTORS];
   for (int m = 0; m < ROWS; ++m)
     for (int v = 0; v < VECTORS; ++v)

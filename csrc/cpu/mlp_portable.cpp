@@ -4,4 +4,5 @@
 #define NT_ROWS 6
 #include "mlp_kernel.h"
 
-const nerftrain::MlpKernels nerftrain::mlp_portable = {"portable", scratch_floats, gradient_floats, forward, backward, reduce};
+const nerftrain::MlpKernels nerftrain::mlp_portable = {"portable", scratch_floats, gradient_floats,
+                                                       forward,    backward,       reduce};

@@ -1,5 +1,4 @@
 #include "../operators/hash_encoding.h"
-
 #include "backend.h"
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {

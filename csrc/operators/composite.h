@@ -7,8 +7,8 @@ namespace nerftrain {
 template <class T>
 PackedRays<T> packed_rays(const Tensor& density, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends,
                           const Tensor& offsets) {
-  return {read<T>(density), read<T>(channels), read<T>(t_starts), read<T>(t_ends), read<int64_t>(offsets),
-          channels.size(1)};
+  return {read<T>(density), read<T>(channels),      read<T>(t_starts),
+          read<T>(t_ends),  read<int64_t>(offsets), channels.size(1)};
 }
 
 using Composited = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;

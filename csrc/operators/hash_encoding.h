@@ -26,11 +26,16 @@ template <class Run>
 void with_layout(const Tensor& table, Run run) {
   const auto with_type = [&](auto zero) {
     switch (table.size(1)) {
-      case 1: return run(zero, Features<1>{});
-      case 2: return run(zero, Features<2>{});
-      case 4: return run(zero, Features<4>{});
-      case 8: return run(zero, Features<8>{});
-      default: throw std::runtime_error("hash encoding: features per level must be 1, 2, 4 or 8");
+      case 1:
+        return run(zero, Features<1>{});
+      case 2:
+        return run(zero, Features<2>{});
+      case 4:
+        return run(zero, Features<4>{});
+      case 8:
+        return run(zero, Features<8>{});
+      default:
+        throw std::runtime_error("hash encoding: features per level must be 1, 2, 4 or 8");
     }
   };
   is_double(table) ? with_type(0.0) : with_type(0.0f);
@@ -58,8 +63,8 @@ std::tuple<Tensor, Tensor> hash_encode_bwd(const Tensor& positions, const Tensor
   Tensor v_table = torch::stable::new_zeros(table, std::vector<int64_t>{table.size(0), table.size(1)});
   Tensor v_positions = make(table, {to_positions ? num : 0, 3});
   with_layout(table, [&]<class T, int F>(T, Features<F>) {
-    const HashEncodeBackward<T, F> body{levels,          read<T>(positions), read<T>(table), read<T>(v_features),
-                                        write<T>(v_table), write<T>(v_positions)};
+    const HashEncodeBackward<T, F> body{
+        levels, read<T>(positions), read<T>(table), read<T>(v_features), write<T>(v_table), write<T>(v_positions)};
     Backend::scatter(table, num, body);
     if (to_positions) Backend::for_each(table, num, HashPositionsBackward<T, F>{body});
   });

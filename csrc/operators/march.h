@@ -58,16 +58,21 @@ inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, con
   grid.cells = reinterpret_cast<const uint64_t*>(read<int64_t>(cells));
   grid.blocks = reinterpret_cast<const uint64_t*>(read<int64_t>(blocks));
   const MarchSettings settings{float(step), float(cone_angle), int(max_steps)};
-  return {grid,           settings,         read<float>(origins), read<float>(directions), read<float>(near),
-          read<float>(far), read<float>(jitter)};
+  return {grid,
+          settings,
+          read<float>(origins),
+          read<float>(directions),
+          read<float>(near),
+          read<float>(far),
+          read<float>(jitter)};
 }
 
 template <class Backend>
 Tensor march_count(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
                    const Tensor& jitter, const Tensor& cells, const Tensor& blocks, std::vector<double> aabb,
                    int64_t resolution, double step, double cone_angle, int64_t max_steps) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step,
-                                    cone_angle, max_steps);
+  const MarchRays rays =
+      march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step, cone_angle, max_steps);
   Tensor counts = make(origins, {origins.size(0)}, ScalarType::Long);
   Backend::for_each(origins, origins.size(0), MarchCount{rays, write<int64_t>(counts)});
   return counts;
@@ -77,10 +82,10 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tensor& directions, const Tensor& near,
                                                const Tensor& far, const Tensor& jitter, const Tensor& cells,
                                                const Tensor& blocks, std::vector<double> aabb, int64_t resolution,
-                                               double step, double cone_angle, int64_t max_steps,
-                                               const Tensor& offsets, int64_t num_samples) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step,
-                                    cone_angle, max_steps);
+                                               double step, double cone_angle, int64_t max_steps, const Tensor& offsets,
+                                               int64_t num_samples) {
+  const MarchRays rays =
+      march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step, cone_angle, max_steps);
   Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
   Tensor ray_indices = make(origins, {num_samples}, ScalarType::Long);
   const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),

@@ -29,7 +29,7 @@ class MLP(RadianceField):
         super().__init__(extra_channels, aabb)
         if depth < 1 or width < 2:
             raise UserError(f"depth={depth}, width={width}: need depth >= 1 and width >= 2")
-        if not 0 <= skip:
+        if not skip >= 0:
             raise UserError(f"skip={skip}: must be at least 0")
         self.skip = skip
         self.positions = FrequencyEncoding(position_frequencies)

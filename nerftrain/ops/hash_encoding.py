@@ -72,7 +72,7 @@ def _hash_encode_fwd_fake(
 
 
 @library.fake("hash_encode_bwd")
-def _hash_encode_bwd_fake(  # noqa: PLR0913
+def _hash_encode_bwd_fake(
     positions: Tensor, table: Tensor, _v: Tensor, _r: list[int], _o: list[int], to_positions: bool
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(table), table.new_empty(positions.shape[0] if to_positions else 0, 3)

@@ -18,7 +18,6 @@ from torch.nn import functional
 from nerftrain.ops import library
 from nerftrain.types import Cameras, Rays, Samples
 
-
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
 
 
@@ -79,7 +78,7 @@ def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return cells, _pack_bits((cells != 0).view(-1, words, words, words))
 
 
-def visible_cells_reference(  # noqa: PLR0913
+def visible_cells_reference(
     cameras: Cameras,
     masks: Tensor | None,
     aabb: tuple[float, ...],
@@ -259,7 +258,7 @@ def pack_grid(occupied: Tensor, aabb: tuple[float, ...]) -> Grid:
     return Grid(cells, blocks, aabb, occupied.shape[1])
 
 
-def visible_cells(  # noqa: PLR0913
+def visible_cells(
     cameras: Cameras,
     masks: Tensor | None,
     aabb: tuple[float, ...],

@@ -60,8 +60,8 @@ def rays_of(scene: Scene, num: int = 512) -> Rays:
     return scene.batch(torch.Generator().manual_seed(0), num, torch.ones(num, 3)).rays
 
 
-def sigma_of(rays: Rays):  # noqa: ANN201
-    def sigma_fn(t_starts, t_ends, ray_indices):  # noqa: ANN001, ANN202
+def sigma_of(rays: Rays):
+    def sigma_fn(t_starts, t_ends, ray_indices):
         middle = (t_starts + t_ends)[:, None] / 2
         return ball(rays.origins[ray_indices] + middle * rays.directions[ray_indices])
 

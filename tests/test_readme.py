@@ -1,0 +1,36 @@
+"""The README's commands are the ones that are run, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    command = ".venv/bin/pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest"
+    assert command in README
+    assert command in ci.splitlines()
+
+
+def test_every_choice_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"\b(scene|model|sampler|scheduler|background|runtime)=([a-z0-9_,]+)", README))
+    assert named
+    for group, options in named:
+        for option in options.split(","):
+            assert (ROOT / "conf" / group / f"{option}.yaml").is_file(), f"{group}={option}"
+
+
+def test_every_file_that_the_documents_link_to_exists() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("preset", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_opens_with_a_line_that_says_what_it_is(preset: Path) -> None:
+    first = preset.read_text().splitlines()[0]
+    assert re.fullmatch(r"# \S.{10,}", first)
