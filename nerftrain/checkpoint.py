@@ -197,5 +197,5 @@ def _remove(path: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The cause in one line, without torch's C++ stack."""
+    """Return the cause in one line, without torch's C++ stack."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

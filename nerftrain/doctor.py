@@ -255,11 +255,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this module runs from, marked where files differ from it."""
+    """Return the commit of the checkout that this module runs from, marked where files differ."""
     root = Path(__file__).resolve().parents[1]
-    if not (
-        root / ".git"
-    ).exists():  # an installed package may lie within someone else's repository
+    # An installed package may lie within someone else's repository.
+    if not (root / ".git").exists():
         return None
     commit = run_quietly("git", "-C", str(root), "rev-parse", "HEAD")
     changed = run_quietly("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")

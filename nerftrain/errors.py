@@ -1,4 +1,7 @@
-"""The one exception for what a user can mend. Free of torch, so that the command line starts at once."""
+"""The exceptions whose text is for the user.
+
+Free of torch, so that the command line starts at once.
+"""
 
 
 class UserError(Exception):
@@ -6,4 +9,4 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run that cannot go on through no mistake in its input: the text is one line (exit status 1)."""
+    """A run that its input is not to blame for and that cannot go on: one line (exit status 1)."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from nerftrain import cameras as camera_paths
 from nerftrain import checkpoint, metrics, report, video
 from nerftrain.errors import UserError
+from nerftrain.models import RadianceField
 from nerftrain.scenes import Scene, Split, composite_over
 from nerftrain.types import Cameras
 
@@ -45,7 +46,7 @@ class Run(Protocol):
     @property
     def scene(self) -> Scene: ...  # noqa: D102
     @property
-    def model(self) -> torch.nn.Module: ...  # noqa: D102
+    def model(self) -> RadianceField: ...  # noqa: D102
     @property
     def sampler(self) -> Any: ...  # noqa: D102
     @property
@@ -130,7 +131,7 @@ def find_split(scene: Scene, name: str) -> Split:
 def evaluate(
     scene: Scene,
     split_name: str,
-    model: torch.nn.Module,
+    model: RadianceField,
     sampler: Any,
     background: Tensor,
     *,
@@ -193,7 +194,7 @@ def spaced(count: int, wanted: int | None) -> list[int]:
 
 
 def _picture(
-    scene: Scene, split: Split, index: int, model: torch.nn.Module, sampler: Any, background: Tensor
+    scene: Scene, split: Split, index: int, model: RadianceField, sampler: Any, background: Tensor
 ) -> Picture:
     rendering = video.render_view(scene, split.cameras, index, model, sampler, background)
     truth = composite_over(split.image(index).cpu(), background.cpu()).float()

@@ -13,9 +13,10 @@ Kind = Literal["huber", "l2"]
 
 
 def color_loss(kind: Kind, prediction: Tensor, target: Tensor) -> Tensor:
-    """Average the error of colours [R, 3]: smooth L1 (Huber with delta 1) or half the squared error.
+    """Average the error of colours [R, 3].
 
-    The two differ beyond an error of one only, so one learning rate serves both.
+    It is smooth L1 (Huber with delta 1) or half the squared error. The two differ beyond an error
+    of one only, so one learning rate serves both.
     """
     if kind == "huber":
         return functional.smooth_l1_loss(prediction, target)

@@ -74,5 +74,5 @@ def _announce_download() -> None:
 
 
 def _channels_first(image: Tensor) -> Tensor:
-    """[H, W, 3] to [1, 3, H, W] in 0..1, on the CPU: the windows of a metric need no GPU."""
+    """Turn [H, W, 3] into [1, 3, H, W] in 0..1, on the CPU: a metric's windows need no GPU."""
     return image.detach().float().clamp(0, 1).cpu().permute(2, 0, 1)[None]

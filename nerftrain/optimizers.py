@@ -19,11 +19,17 @@ class Adam(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
+            beta1, beta2 = group["betas"]
             rates = AdamRates(
-                group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["skip"]
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                skip=group["skip"],
             )
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -1,10 +1,17 @@
-"""Where the files that ship beside the code are. Imports nothing of the project."""
+"""Where the files that ship beside the code are.
 
+Imports nothing of the project.
+"""
+
+import atexit
+import logging
 import os
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
+_logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -26,13 +33,21 @@ def data_dir(name: str) -> Path:
 def cache_dir() -> Path:
     """Return the user's cache: NERFTRAIN_CACHE, else nerftrain in XDG_CACHE_HOME or ~/.cache.
 
-    Where that cannot be written, a temporary folder for this process serves.
+    Where that cannot be written, a temporary folder for this process serves, with one warning.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(os.environ.get("NERFTRAIN_CACHE") or Path(base) / "nerftrain")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="nerftrain-"))
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="nerftrain-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        _logger.warning(
+            "the cache %s cannot be written (%s), so compiled ops last for this process only: "
+            "set NERFTRAIN_CACHE to a folder that can",
+            folder,
+            error.strerror,
+        )
+        return temporary

@@ -35,7 +35,10 @@ class Background:
 
 
 def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigmaFn]:
-    """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays, as samplers and `render` take them."""
+    """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays.
+
+    Samplers and `render` take them.
+    """
 
     def positions(
         t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
@@ -67,7 +70,8 @@ def render(
 
     Args:
         samples: of R rays.
-        rgb_sigma_fn: gives channels [N, K], of which the first three are the colour, and density [N].
+        rgb_sigma_fn: gives channels [N, K], of which the first three are the colour, and density
+            [N].
         background: [R, 3] or [3], what shows where rays are not opaque.
         extra_channels: names and widths of the channels after the colour.
     """
@@ -95,7 +99,10 @@ def render_image(
     sampler: Sampler,
     background: Tensor,
 ) -> Rendering:
-    """Render one camera over a background [3], all on the model's device: H * W rays, row by row."""
+    """Render one camera over a background [3]: H * W rays, row by row.
+
+    All is on the model's device.
+    """
     rays = image_rays(cameras, index, scene.near, scene.far)
     return _joined(list(_render_chunks(rays, model, sampler, background)))
 

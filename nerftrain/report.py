@@ -212,7 +212,7 @@ class Progress:
             self._unsaid = ""
 
     def _fraction(self, step: int, seconds: float) -> float:
-        """The share of the run that is done, by whichever of steps and seconds ends it."""
+        """Return the share of the run that is done, by whichever of steps and seconds ends it."""
         by_seconds = seconds / self._max_seconds if self._max_seconds else 0.0
         return min(1.0, max(step / self._total_steps, by_seconds))
 
@@ -350,7 +350,7 @@ def _protocol(final: Mapping[str, Any]) -> str:
 
 
 def _curve_table(rows: list[dict[str, Any]], limit: int = 12) -> str:
-    """The evaluations, or else the logged rows; at most ``limit``, the last included."""
+    """List the evaluations, or else the logged rows; at most ``limit``, the last included."""
     if not rows:
         return "No row was logged."
     chosen = [row for row in rows if row.get(EVALUATION_KEY) is not None] or rows
@@ -407,7 +407,7 @@ def _json(value: object, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null in their place."""
+    """Put null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

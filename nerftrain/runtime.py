@@ -12,8 +12,9 @@ import torch
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 
-# glibc's mallopt parameters: memory up to this size is kept for reuse instead of going back to the system. Without
-# them each step's buffers are new pages, and touching these for the first time costs as much as the arithmetic.
+# glibc's mallopt parameters: memory up to this size is kept for reuse instead of going back to the
+# system. Without them each step's buffers are new pages, and touching these for the first time
+# costs as much as the arithmetic.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 
@@ -27,19 +28,27 @@ class Runtime:
         threads: int | None,
         ops: Literal["auto", "native", "reference"],
     ) -> None:
-        """Choose; `start` puts the choice into effect. Raises UserError for fewer than one thread."""
+        """Choose; `start` puts the choice into effect.
+
+        Raises UserError for fewer than one thread.
+        """
         if threads is not None and threads < 1:
             raise UserError(
                 f"threads={threads}: must be at least 1, or null for all that this process may use"
             )
-        self.device, self.threads, self.ops = device, threads, ops
+        self.device, self.threads = device, threads
+        self.ops: library.Mode = ops
 
     @property
     def torch_device(self) -> torch.device:
-        """Name the device to compute on. Raises UserError where CUDA is asked for and absent."""
+        """Name the device to compute on.
+
+        Raises UserError where CUDA is asked for and absent.
+        """
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
-                "runtime.device=cuda, but torch finds no CUDA device: see nerftrain doctor, or use runtime=cpu"
+                "runtime.device=cuda, but torch finds no CUDA device: "
+                "see nerftrain doctor, or use runtime=cpu"
             )
         cuda = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if cuda else "cpu")
@@ -57,7 +66,10 @@ class Runtime:
 
 
 def _usable_cores() -> int:
-    """Count the cores that this process may use: its affinity and, where there is one, its cgroup's quota."""
+    """Count the cores that this process may use.
+
+    Its affinity limits them and, where there is one, its cgroup's quota.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -30,12 +30,16 @@ _log = logging.getLogger(__name__)
 
 FIRST_RAYS = 512  # of the first step; then their number follows the sample budget
 MIN_RAYS = 64
+FILM_PIXELS = 800  # the longer side of the video at the end, at most
 GROWTH = 1.2  # of the number of rays from step to step, at most
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often a run logs, evaluates and saves; what each means is said in conf/trainer/default.yaml."""
+    """How often a run logs, evaluates and saves.
+
+    What each means is said in conf/trainer/default.yaml.
+    """
 
     log: int
     evaluate_seconds: float | None
@@ -112,14 +116,18 @@ class State:
         self.ema = {name: p.detach().clone() for name, p in parameters}
 
     def progress(self, settings: Settings) -> float:
-        """Return the share of the run that is done, by whichever of steps and seconds will end it."""
+        """Return the share of the run that is done.
+
+        It follows whichever of steps and seconds will end the run.
+        """
         by_seconds = self.seconds / settings.max_seconds if settings.max_seconds else 0.0
         return min(1.0, max(self.step / settings.steps, by_seconds))
 
     def follow_budget(self, settings: Settings, num_samples: int, num_evaluated: int) -> None:
         """Choose the next number of rays so that a step has sample_budget samples with gradients.
 
-        Densities without gradient cost about a quarter of such a sample: four times the budget is their limit.
+        Densities without gradient cost about a quarter of such a sample: four times the budget is
+        their limit.
         """
         fit = settings.sample_budget / max(num_samples, num_evaluated / 4, 1.0)
         self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
@@ -146,8 +154,15 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any], run: Run) -> None:
-        """Go on from a checkpoint. Raises UserError where it is not of this run's objects."""
+        """Go on from a checkpoint.
+
+        Raises UserError where it is not of this run's objects.
+        """
+        rates = [group["lr"] for group in run.optimizer.param_groups]
         checkpoint.restore(state, model=run.model, sampler=run.sampler, optimizer=run.optimizer)
+        # The run's config, overrides of the command line included, says what the rates are.
+        for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
+            group["initial_lr"] = rate
         self.step, self.seconds = state["step"], state["seconds"]
         self.num_rays, self.best_psnr = state["num_rays"], state["best_psnr"]
         self.generator.set_state(state["random"])
@@ -156,10 +171,11 @@ class State:
 
 
 def train(run: Run, resume: bool = False) -> dict[str, Any]:
-    """Train to the end, evaluate, and write everything that a run leaves behind; return the final figures.
+    """Train to the end, evaluate, and write everything that a run leaves behind.
 
-    Raises KeyboardInterrupt after an interrupted run has been saved, RunError where the loss is no longer a number,
-    UserError where a checkpoint cannot be read or written.
+    Returns the final figures. Raises KeyboardInterrupt after an interrupted run has been saved,
+    RunError where the loss is no longer a number, UserError where a checkpoint cannot be read or
+    written.
     """
     state = State(run)
     if resume:
@@ -168,13 +184,18 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     else:
         report.say(f"training {run.run_dir}")
     report.write_env(run.run_dir)
-    with _Journal(run, state) as journal:
-        _loop(run, state, journal)
+    with Journal(run, state) as journal:
+        loop(run, state, journal)
         journal.save("last")
-    return _finish(run, state)
+    try:
+        return _finish(run, state)
+    except KeyboardInterrupt:
+        report.say(f"interrupted; the trained state is saved: nerftrain resume {run.run_dir}")
+        raise
 
 
-def _loop(run: Run, state: State, journal: _Journal) -> None:
+def loop(run: Run, state: State, journal: Journal) -> None:
+    """Train until the run's steps or seconds are done; the journal is told of every step."""
     settings, model, sampler, optimizer = run.settings, run.model, run.sampler, run.optimizer
     scene, generator = run.scene.to(run.runtime.torch_device), state.generator
     base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
@@ -208,7 +229,8 @@ def _loop(run: Run, state: State, journal: _Journal) -> None:
             if interrupted.is_set():
                 journal.save("last")
                 report.say(
-                    f"interrupted at step {state.step}, saved; go on with: nerftrain resume {run.run_dir}"
+                    f"interrupted at step {state.step}, saved; "
+                    f"go on with: nerftrain resume {run.run_dir}"
                 )
                 raise KeyboardInterrupt
 
@@ -235,7 +257,7 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class _Journal:
+class Journal:
     """What a run tells and saves while it trains; the time that this takes is not training time."""
 
     def __init__(self, run: Run, state: State) -> None:
@@ -248,7 +270,7 @@ class _Journal:
         self.last_evaluated = self.last_saved = self.last_seconds = state.seconds
         self.rays = self.samples = 0
 
-    def __enter__(self) -> _Journal:
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -381,34 +403,37 @@ def _score(
 
 
 def _finish(run: Run, state: State) -> dict[str, Any]:
-    """Evaluate the whole test split and write figures, pictures, film and report."""
+    """Evaluate the whole test split and write figures, pictures, film and report.
+
+    The figures come first: whatever fails after them, they are there.
+    """
     split = "test" if "test" in run.scene.splits else evaluation.validation_split(run.scene)
     with averaged_weights(run, state):
         result = _score(run, split, None, pictures=6, with_lpips=True)
+        final = {
+            **result.summary(),
+            "steps": state.step,
+            "train_seconds": state.seconds,
+            "peak_memory_bytes": report.peak_memory_bytes(),
+            "seed": run.seed,
+        }
+        report.write_metrics(run.run_dir, final)
         evaluation.write_images(run.run_dir / "images", result)
-        if run.settings.orbit_frames:
-            background = evaluation.background_color(run.background.evaluation)
-            film = run.run_dir / "video.mp4"
-            frames = run.settings.orbit_frames
-            video.orbit_video(
-                run.scene,
-                run.model,
-                run.sampler,
-                background,
-                film,
-                num_frames=frames,
-                size_limit=800,
-            )
-    final = {
-        **result.summary(),
-        "steps": state.step,
-        "train_seconds": state.seconds,
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "seed": run.seed,
-    }
-    report.write_metrics(run.run_dir, final)
+        _film(run)
     run.logger.hparams(run.config, final)
     run.logger.close()
     report.write_report(run.run_dir, final, result.rows(), run.config)
     report.print_final(run.run_dir, final)
     return final
+
+
+def _film(run: Run) -> None:
+    if not run.settings.orbit_frames:
+        return
+    background = evaluation.background_color(run.background.evaluation)
+    frames = {"num_frames": run.settings.orbit_frames, "size_limit": FILM_PIXELS}
+    path = run.run_dir / "video.mp4"
+    try:
+        video.orbit_video(run.scene, run.model, run.sampler, background, path, **frames)
+    except UserError as error:  # a full disk must not cost the report
+        _log.warning("no video: %s", error)

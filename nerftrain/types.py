@@ -1,7 +1,8 @@
 """The nouns of the project and the legend of shape letters.
 
-Letters, in every shape comment in Python and C++: ``R`` rays, ``N`` packed samples, ``C`` cameras, ``H W`` pixels,
-``P`` pixels of a whole split, ``D`` features, ``K`` channels, ``L`` levels. Per-ray scalars are ``[R]``, never ``[R, 1]``.
+Letters, in every shape comment in Python and C++: ``R`` rays, ``N`` packed samples, ``C`` cameras,
+``H W`` pixels, ``P`` pixels of a whole split, ``D`` features, ``K`` channels, ``L`` levels.
+Per-ray scalars are ``[R]``, never ``[R, 1]``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-# Densities at packed samples, and colours (with any extra channels) and densities: nerfacc's names and arguments.
-SigmaFn = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # (t_starts [N], t_ends [N], ray_indices [N]) -> [N]
+# Densities at packed samples, and colours (with any extra channels) and densities: nerfacc's names
+# and arguments, which are (t_starts [N], t_ends [N], ray_indices [N]).
+SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # -> [N]
 RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N, K], [N])
 DensityFn = Callable[[Tensor], Tensor]  # positions [N, 3] -> [N]
 
@@ -34,7 +34,10 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Cameras(_Tensors):
-    """Pinhole cameras with OpenGL axes (x right, y up, looking along -z); pixel centres lie at +0.5."""
+    """Pinhole cameras with OpenGL axes: x right, y up, looking along -z.
+
+    Pixel centres lie at +0.5.
+    """
 
     poses: Tensor  # [C, 3, 4] camera to world
     intrinsics: Tensor  # [C, 4] fx fy cx cy, pixels
@@ -62,7 +65,7 @@ class Rays(_Tensors):
 
     def __getitem__(self, rows: slice | Tensor) -> Rays:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rays(**{k: v if v is None else v[rows] for k, v in values.items()})
+        return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nerftrain import cameras as camera_paths
 from nerftrain import rendering
 from nerftrain.errors import UserError
+from nerftrain.models import RadianceField
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras, Rendering
 
@@ -29,7 +30,7 @@ FRAMES_PER_SECOND = 30
 
 @contextlib.contextmanager
 def evaluation_mode(*modules: object) -> Iterator[None]:
-    """Turn gradients off and modules to evaluation, and puts back what was there before."""
+    """Turn gradients off and modules to evaluation, and put back what was there before."""
     live = [module for module in modules if isinstance(module, torch.nn.Module)]
     before = [(part, part.training) for module in live for part in module.modules()]
     try:
@@ -46,7 +47,7 @@ def render_view(
     scene: Scene,
     cameras: Cameras,
     index: int,
-    model: torch.nn.Module,
+    model: RadianceField,
     sampler: Any,
     background: Tensor,
 ) -> Rendering:
@@ -65,7 +66,7 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def render_frames(
-    scene: Scene, cameras: Cameras, model: torch.nn.Module, sampler: Any, background: Tensor
+    scene: Scene, cameras: Cameras, model: RadianceField, sampler: Any, background: Tensor
 ) -> Iterator[np.ndarray]:
     """Yield a frame [H, W, 3] uint8 for each camera, with a progress line on a terminal."""
     for index in tqdm(
@@ -78,7 +79,7 @@ def render_frames(
 
 def orbit_video(
     scene: Scene,
-    model: torch.nn.Module,
+    model: RadianceField,
     sampler: Any,
     background: Tensor,
     path: Path,
@@ -108,9 +109,7 @@ def shrink(cameras: Cameras, size_limit: int) -> Cameras:
     widths = (cameras.widths * factor).round().long().clamp(min=1)
     heights = (cameras.heights * factor).round().long().clamp(min=1)
     # Each axis by its own ratio: rounding to whole pixels must not shift the principal point.
-    ratio = torch.stack([widths / cameras.widths, heights / cameras.heights], -1).repeat(
-        1, 2
-    )  # [C, 4]
+    ratio = torch.stack([widths / cameras.widths, heights / cameras.heights] * 2, -1)  # [C, 4]
     intrinsics = cameras.intrinsics * ratio.to(cameras.intrinsics.dtype)
     return replace(cameras, widths=widths, heights=heights, intrinsics=intrinsics)
 
@@ -209,7 +208,6 @@ def _even(frame: np.ndarray) -> np.ndarray:
 
 def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
     images = [Image.fromarray(frame).quantize(256) for frame in frames]
-    milliseconds = max(
-        20, round(1000 / fps)
-    )  # browsers slow down what is faster than 50 frames a second
+    # Browsers slow down what is faster than 50 frames a second.
+    milliseconds = max(20, round(1000 / fps))
     images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)

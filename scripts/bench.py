@@ -27,6 +27,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch loads
+
 import torch
 from torch import Tensor, nn
 
@@ -120,7 +122,7 @@ class Session:
         """Train num_steps more steps by the trainer's own loop; time its stages where asked to."""
         tally = Tally(self.run, self.state, num_steps)
         with suppress(EnoughError), stages.measuring(self.run, tally) if stages else ExitStack():
-            trainer._loop(self.run, self.state, tally)  # type: ignore[arg-type]
+            trainer.loop(self.run, self.state, tally)  # type: ignore[arg-type]
         return tally
 
     @torch.no_grad()
@@ -400,7 +402,7 @@ def curve(arguments: argparse.Namespace) -> list[Table]:
             marks[:] = [mark for mark in marks if mark > state.seconds]
             score(arguments.views)
 
-    trainer._loop(run, state, SimpleNamespace(after_step=after_step))  # type: ignore[arg-type]
+    trainer.loop(run, state, SimpleNamespace(after_step=after_step))  # type: ignore[arg-type]
     score(None)
     note = (
         f"Test split on {run.background.evaluation}, {_choices(run)}, seed {run.seed}; evaluation "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch loads
+
 from nerftrain.scenes.demo import render_folder
 
 

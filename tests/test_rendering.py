@@ -1,4 +1,4 @@
-"""Rendering: a field of one's own through sigma_fn and rgb_sigma_fn, backgrounds, images in chunks."""
+"""Rendering: one's own field through sigma_fn and rgb_sigma_fn, backgrounds, images in chunks."""
 
 import pytest
 import torch

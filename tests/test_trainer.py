@@ -1,4 +1,4 @@
-"""The training loop: it learns, ends when told, stops on what is no number, and resumes bit for bit."""
+"""The training loop: it learns, ends when told, stops on what is no number, resumes bit for bit."""
 
 import json
 import os
@@ -93,11 +93,11 @@ def test_a_run_leaves_its_figures_pictures_and_report(make_run: MakeRun) -> None
 def test_resume_is_bit_identical(make_run: MakeRun) -> None:
     whole = make_run("whole", "trainer.steps=40", "trainer.ema_decay=0.9")
     train(whole)
-    # The schedule follows trainer.steps, so the first half must be cut off, not be told to be short.
+    # The schedule follows trainer.steps, so the first half must be cut off, not told to be short.
     half = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
     state = State(half)
-    with trainer._Journal(half, state) as journal, pytest.raises(KeyboardInterrupt):
-        trainer._loop(half, state, _InterruptAt(journal, 20))  # type: ignore[arg-type]
+    with trainer.Journal(half, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer.loop(half, state, _InterruptAt(journal, 20))  # type: ignore[arg-type]
     assert checkpoint.load(checkpoint.find(half.run_dir, "last"))["step"] == 20
     again = make_run("half", "trainer.steps=40", "trainer.ema_decay=0.9")
     train(again, resume=True)
@@ -108,7 +108,7 @@ def test_resume_is_bit_identical(make_run: MakeRun) -> None:
 class _InterruptAt:
     """A journal that presses Ctrl-C after a step."""
 
-    def __init__(self, journal: trainer._Journal, step: int) -> None:
+    def __init__(self, journal: trainer.Journal, step: int) -> None:
         self.journal, self.step = journal, step
 
     def after_step(self, *args: object) -> None:
@@ -125,8 +125,8 @@ def test_ctrl_c_saves_a_whole_step_and_names_the_command(
 ) -> None:
     run = make_run("run", "trainer.steps=1000")
     state = State(run)
-    with trainer._Journal(run, state) as journal, pytest.raises(KeyboardInterrupt):
-        trainer._loop(run, state, _InterruptAt(journal, 7))  # type: ignore[arg-type]
+    with trainer.Journal(run, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer.loop(run, state, _InterruptAt(journal, 7))  # type: ignore[arg-type]
     assert f"nerftrain resume {run.run_dir}" in capsys.readouterr().out
     saved = checkpoint.load(checkpoint.find(run.run_dir, "last"))
     assert saved["step"] == 7

@@ -17,13 +17,17 @@ struct AdamEntry {
   T weight_decay;
   bool skip;  // entries whose gradient is exactly zero
 
+  // Without branches, so that compilers turn loops over entries into vectors.
   NT_HD void operator()(int64_t i) const {
-    T g = gradient[i];
-    if (skip && g == T(0)) return;
-    g += weight_decay * parameter[i];
-    const T m = mean[i] += (T(1) - beta1) * (g - mean[i]);
-    const T v = variance[i] += (T(1) - beta2) * (g * g - variance[i]);
-    parameter[i] -= rate * m / (sqrt_of(v) * correction + eps);
+    const T p = parameter[i], m = mean[i], v = variance[i], seen = gradient[i];
+    const bool stay = skip && seen == T(0);
+    const T g = seen + weight_decay * p;
+    const T new_m = m + (T(1) - beta1) * (g - m);
+    const T new_v = v + (T(1) - beta2) * (g * g - v);
+    const T new_p = p - rate * new_m / (sqrt_of(new_v) * correction + eps);
+    mean[i] = stay ? m : new_m;
+    variance[i] = stay ? v : new_v;
+    parameter[i] = stay ? p : new_p;
   }
 };
 

@@ -17,18 +17,25 @@ struct MarchSettings {
 };
 
 struct Lattice {
-  float near, step, jitter, knee, knee_s, growth, log_growth;
+  float near, step, inverse_step, jitter, knee, knee_s, log_growth;
 
   NT_HD Lattice(float near_, float jitter_, const MarchSettings& m)
-      : near(near_), step(m.step), jitter(jitter_), knee(3.4e38f), knee_s(3.4e38f), growth(1.f), log_growth(0.f) {
+      : near(near_),
+        step(m.step),
+        inverse_step(1.f / m.step),
+        jitter(jitter_),
+        knee(3.4e38f),
+        knee_s(3.4e38f),
+        log_growth(0.f) {
     if (m.cone_angle <= 0.f) return;
     knee = max_of(near, m.step / m.cone_angle);
     knee_s = (knee - near) / step;
-    growth = 1.f + m.cone_angle;
     log_growth = log1pf(m.cone_angle);
   }
   NT_HD float t_of(float s) const { return s <= knee_s ? near + s * step : knee * expf((s - knee_s) * log_growth); }
-  NT_HD float s_of(float t) const { return t <= knee ? (t - near) / step : knee_s + logf(t / knee) / log_growth; }
+  NT_HD float s_of(float t) const {
+    return t <= knee ? (t - near) * inverse_step : knee_s + logf(t / knee) / log_growth;
+  }
   NT_HD float start(int k) const { return t_of(float(k) + jitter); }
   // The first k whose midpoint may lie beyond t: early by at most one, never late.
   NT_HD int first_after(float t, int low, int high) const {
@@ -45,18 +52,20 @@ struct CellPlace {
 NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
   float u[3], reach = 0.f;
   for (int a = 0; a < 3; ++a) {
-    u[a] = (p[a] - g.center[a]) / g.half[a];
+    u[a] = (p[a] - g.center[a]) * g.inverse[a];
     reach = max_of(reach, fabsf(u[a]));
   }
-  float scale = 1.f;
+  float scale = 1.f, inverse_scale = 1.f;
   place.level = 0;
   while (!(reach < scale)) {
     if (++place.level >= g.num_levels) return false;
     scale *= 2.f;
+    inverse_scale *= 0.5f;
   }
   for (int a = 0; a < 3; ++a) {
-    const float cell = (u[a] / scale * 0.5f + 0.5f) * float(g.resolution);
-    place.c[a] = to_int_clamped(cell, 0, g.resolution - 1);
+    // Within [0, resolution) but for rounding at the upper face.
+    const int cell = int((u[a] * inverse_scale * 0.5f + 0.5f) * float(g.resolution));
+    place.c[a] = min_of(cell, g.resolution - 1);
   }
   return true;
 }
@@ -75,15 +84,18 @@ NT_HD int empty_cube(const OccupancyGrid& g, const CellPlace& place) {
   return cell_words[cell.word] >> cell.bit & 1 ? 0 : 1;
 }
 
-// The distance at which a ray leaves the aligned cube of `side` cells around a cell.
-NT_HD float cube_exit(const OccupancyGrid& g, const CellPlace& place, int side, const float* o, const float* d) {
-  const float scale = float(int64_t(1) << place.level);
+// The distance at which a ray leaves the aligned cube of `side` cells around a cell; `inverse` is one over the ray's
+// direction.
+NT_HD float cube_exit(const OccupancyGrid& g, const CellPlace& place, int side, const float* o, const float* inverse) {
+  const float cell_scale = float(int64_t(1) << place.level) * 2.f / float(g.resolution);
+  const float level_scale = float(int64_t(1) << place.level);
   float exit = 3.4e38f;
   for (int a = 0; a < 3; ++a) {
-    if (d[a] == 0.f) continue;
-    const int face = place.c[a] / side * side + (d[a] > 0.f ? side : 0);
-    const float wall = g.center[a] + (float(face) * 2.f / float(g.resolution) - 1.f) * scale * g.half[a];
-    exit = min_of(exit, (wall - o[a]) / d[a]);
+    const int low = place.c[a] & -side;  // side is a power of two
+    const int face = inverse[a] > 0.f ? low + side : low;
+    const float wall = g.center[a] + (float(face) * cell_scale - level_scale) * g.half[a];
+    const float t = (wall - o[a]) * inverse[a];
+    exit = inverse[a] != 0.f && t < exit ? t : exit;
   }
   return exit;
 }
@@ -112,6 +124,8 @@ NT_HD int march_ray(const OccupancyGrid& g, const MarchSettings& m, const float*
   float t0 = near, t1 = far;
   if (!(near < far) || !clip_to_grid(g, o, d, t0, t1)) return 0;
   const Lattice lattice(near, jitter, m);
+  float inverse[3];  // zero along an axis by which the ray never leaves
+  for (int a = 0; a < 3; ++a) inverse[a] = d[a] == 0.f ? 0.f : 1.f / d[a];
   int count = 0;
   int k = lattice.first_after(t0, 0, m.max_steps);
   float start = lattice.start(k);
@@ -133,7 +147,7 @@ NT_HD int march_ray(const OccupancyGrid& g, const MarchSettings& m, const float*
       ++k;
       start = end;
     } else {
-      const int next = lattice.first_after(cube_exit(g, place, side, o, d), k + 1, m.max_steps);
+      const int next = lattice.first_after(cube_exit(g, place, side, o, inverse), k + 1, m.max_steps);
       start = next == k + 1 ? end : lattice.start(next);
       k = next;
     }

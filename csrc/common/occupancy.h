@@ -13,7 +13,8 @@ struct OccupancyGrid {
   int num_levels;
   int resolution;  // cells per side, a multiple of 16
   float center[3];
-  float half[3];  // half the size of level 0
+  float half[3];     // half the size of level 0
+  float inverse[3];  // one over half
 };
 
 // The place of (x, y, z) in a cube of 4^3-bit words with `side` units per side.

@@ -5,10 +5,11 @@
 namespace nerftrain {
 
 inline OccupancyGrid grid_of(const std::vector<double>& aabb, int64_t num_levels, int64_t resolution) {
-  OccupancyGrid grid{nullptr, nullptr, int(num_levels), int(resolution), {}, {}};
+  OccupancyGrid grid{nullptr, nullptr, int(num_levels), int(resolution), {}, {}, {}};
   for (int a = 0; a < 3; ++a) {
     grid.center[a] = float((aabb[a] + aabb[a + 3]) / 2);
     grid.half[a] = float((aabb[a + 3] - aabb[a]) / 2);
+    grid.inverse[a] = 1.f / grid.half[a];
   }
   return grid;
 }

@@ -1,4 +1,4 @@
-"""Radiance fields: density and colour (and any extra channels) at a position, direction and time."""
+"""Radiance fields: density, colour and any extra channels at a position, direction and time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ NUM_COLORS = 3
 
 
 class RadianceField(nn.Module, ABC):
-    """What every `model=` is: a density, and channels of which the first three are red, green and blue in 0..1.
+    """What every `model=` is: a density, and channels of which the first three are the colour.
 
-    Extra channels follow the colour in the order in which they were declared; they are composited as they are.
+    The colour is red, green and blue in 0..1. Extra channels follow it in the order in which they
+    were declared; they are composited as they are.
     """
 
     def __init__(self, extra_channels: dict[str, int] | None, aabb: Tensor) -> None:
-        """Remember the names and widths of the extra channels and the box [6] that positions are scaled by."""
+        """Remember the extra channels and the box.
+
+        Args:
+            extra_channels: names and widths of the channels after the colour.
+            aabb: [6], what positions are scaled by.
+
+        Raises:
+            UserError: where a width is below 1.
+        """
         super().__init__()
         for name, width in (extra_channels or {}).items():
             if width < 1:
@@ -46,10 +55,16 @@ class RadianceField(nn.Module, ABC):
 
     @abstractmethod
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Evaluate the density at positions [N, 3] in world units: [N], per world unit, not negative."""
+        """Evaluate the density at positions [N, 3] in world units.
+
+        It is [N], per world unit, not negative.
+        """
 
     @abstractmethod
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
+        """Evaluate channels [N, K] and density [N].
+
+        They are those at positions [N, 3] seen along unit directions [N, 3].
+        """

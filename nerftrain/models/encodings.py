@@ -13,7 +13,10 @@ from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
 
 class HashEncoding(nn.Module):
-    """The multiresolution hash encoding (Instant-NGP, arXiv:2201.05989, section 3) of positions in 0..1."""
+    """The multiresolution hash encoding of positions in 0..1.
+
+    Instant-NGP, arXiv:2201.05989, section 3.
+    """
 
     def __init__(
         self,
@@ -23,7 +26,10 @@ class HashEncoding(nn.Module):
         base_resolution: int,
         finest_resolution: int,
     ) -> None:
-        """Start from uniform noise of 1e-4 (the paper's section 4). Raises UserError for what cannot be laid out."""
+        """Start from uniform noise of 1e-4 (the paper's section 4).
+
+        Raises UserError for what cannot be laid out.
+        """
         super().__init__()
         if not 1 <= num_levels <= 32:
             raise UserError(f"num_levels={num_levels}: choose 1 to 32")
@@ -49,10 +55,16 @@ class HashEncoding(nn.Module):
 
 
 class FrequencyEncoding(nn.Module):
-    """The input itself, then sin and cos of 2^k times it (NeRF, arXiv:2003.08934, eq. 4; without its factor pi)."""
+    """The input itself, then sin and cos of 2^k times it.
+
+    NeRF, arXiv:2003.08934, eq. 4, without its factor pi.
+    """
 
     def __init__(self, num_frequencies: int) -> None:
-        """Prepare the frequencies. Raises UserError where there would be a negative number of them."""
+        """Prepare the frequencies.
+
+        Raises UserError where there would be a negative number of them.
+        """
         super().__init__()
         if num_frequencies < 0:
             raise UserError(f"frequencies={num_frequencies}: must be at least 0")
@@ -70,7 +82,10 @@ class DirectionEncoding(nn.Module):
     """Spherical harmonics of unit directions."""
 
     def __init__(self, degree: int) -> None:
-        """Prepare degree**2 harmonics, degree 1 to 4. Raises UserError for any other degree."""
+        """Prepare degree**2 harmonics, degree 1 to 4.
+
+        Raises UserError for any other degree.
+        """
         super().__init__()
         if degree not in (1, 2, 3, 4):
             raise UserError(f"sh_degree={degree}: choose 1, 2, 3 or 4")
@@ -90,12 +105,15 @@ class _TruncatedExp(torch.autograd.Function):
         return x.clamp(max=80.0).exp()
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:
+    def backward(ctx: Any, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         # A gradient of exp(15) is the most that training survives (Instant-NGP's code).
         return v * x.clamp(max=15.0).exp()
 
 
 def truncated_exp(x: Tensor) -> Tensor:
-    """Exponentiate in float32 with a gradient that is clamped at exp(15): the density activation of Instant-NGP."""
-    return _TruncatedExp.apply(x.float())  # type: ignore[return-value]
+    """Exponentiate in float32 with a gradient that is clamped at exp(15).
+
+    This is the density activation of Instant-NGP.
+    """
+    return _TruncatedExp.apply(x.float())

@@ -12,7 +12,10 @@ from nerftrain.models.encodings import FrequencyEncoding
 
 
 class MLP(RadianceField):
-    """A deep MLP on frequencies of the position, joined by the view direction just before the colour."""
+    """A deep MLP on frequencies of the position.
+
+    The view direction joins just before the colour.
+    """
 
     def __init__(
         self,
@@ -57,13 +60,17 @@ class MLP(RadianceField):
         return self._density(self._trunk(positions))
 
     def _density(self, trunk: Tensor) -> Tensor:
-        # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF, arXiv:2103.13415, appendix C).
+        # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF,
+        # arXiv:2103.13415, appendix C).
         return functional.softplus(self.density_head(trunk)[:, 0])
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
+        """Evaluate channels [N, K] and density [N].
+
+        They are those at positions [N, 3] seen along unit directions [N, 3].
+        """
         trunk = self._trunk(positions)
         seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
         raw = self.color_head(self.color_hidden(seen).relu())

@@ -29,7 +29,10 @@ class SmallMLP(nn.Module):
 
 
 class NGP(RadianceField):
-    """Density from a hash grid and one hidden layer; colour from what that layer knows and the view direction."""
+    """Density from a hash grid and one hidden layer.
+
+    The colour comes from what that layer knows and the view direction.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,10 @@ class NGP(RadianceField):
         *,
         aabb: Tensor,
     ) -> None:
-        """Build the two MLPs on an encoding; aabb [6] is the scene's box. Raises UserError for impossible sizes."""
+        """Build the two MLPs on an encoding; aabb [6] is the scene's box.
+
+        Raises UserError for impossible sizes.
+        """
         super().__init__(extra_channels, aabb)
         for name, value in (
             ("width", width),
@@ -67,7 +73,10 @@ class NGP(RadianceField):
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Evaluate channels [N, K] and density [N] at positions [N, 3] seen along unit directions [N, 3]."""
+        """Evaluate channels [N, K] and density [N].
+
+        They are those at positions [N, 3] seen along unit directions [N, 3].
+        """
         geometry = self._geometry(positions)
         inputs = torch.cat([geometry[:, 1:], self.directions(directions)], -1)
         return self.activate(self.color_mlp(inputs)), truncated_exp(geometry[:, 0] - 1)

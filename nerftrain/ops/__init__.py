@@ -1,1 +1,4 @@
-"""The native ops: every one a torch reference, a compiled op for CPU and CUDA, and a public function that chooses."""
+"""The native ops.
+
+Every one is a torch reference, a compiled op for CPU and CUDA, and a public function that chooses.
+"""

@@ -1,4 +1,7 @@
-"""One step of Adam (arXiv:1412.6980, algorithm 1), optionally leaving entries without a gradient alone."""
+"""One step of Adam (arXiv:1412.6980, algorithm 1).
+
+Optionally it leaves entries without a gradient alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from nerftrain.ops import library
 
 @dataclass(frozen=True)
 class AdamRates:
-    """The rates of one step; `skip` leaves entries whose gradient is exactly zero as they are, moments included."""
+    """The rates of one step.
+
+    `skip` leaves entries whose gradient is exactly zero as they are, moments included.
+    """
 
     lr: float
     beta1: float

@@ -1,7 +1,9 @@
 """Compositing of packed samples: colour and other channels, opacity, depth, distortion.
 
-    alpha_i = 1 - exp(-sigma_i dt_i),  T_i = prod_{j<i} (1 - alpha_j),  w_i = T_i alpha_i,  out = sum_i w_i c_i
-(NeRF, arXiv:2003.08934, eq. 3), and the distortion of mip-NeRF 360 (arXiv:2111.12077, eq. 15) with distances as they are.
+    alpha_i = 1 - exp(-sigma_i dt_i),  T_i = prod_{j<i} (1 - alpha_j)
+    w_i = T_i alpha_i,  out = sum_i w_i c_i
+(NeRF, arXiv:2003.08934, eq. 3), and the distortion of mip-NeRF 360 (arXiv:2111.12077, eq. 15) with
+distances as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> 
     starts, ends = samples.t_starts.to(density), samples.t_ends.to(density)
     dt, middle = padded(ends - starts), padded((starts + ends) * 0.5)
     optical = padded(density) * dt
-    # Not cumsum less itself: behind something opaque that leaves nothing of the small terms before it.
+    # Not cumsum less itself: behind something opaque that leaves nothing of the small terms before
+    # it.
     before = functional.pad(optical, (1, 0)).cumsum(1)[:, :-1]
     weights = torch.exp(-before) * (1 - torch.exp(-optical))  # [R, longest]
     pairs = (
@@ -84,7 +87,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v = [g.contiguous() for g in grads]
         v_density, v_channels = torch.ops.nerftrain.composite_bwd(*ctx.saved_tensors, *v)
         return (
@@ -99,10 +102,11 @@ class _Composite(torch.autograd.Function):
 def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited:
     """Composite density [N] and channels [N, K] along their rays.
 
-    Gradients flow to density and channels, not to the intervals. Float32 and float64; an empty ray gives zeros.
+    Gradients flow to density and channels, not to the intervals. Float32 and float64; an empty ray
+    gives zeros.
     """
     if not library.native(density, channels, samples.offsets):
         return composite_reference(density, channels, samples)
     numbers = (t.to(density.dtype) for t in (density, channels, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
-    return Composited(*_Composite.apply(*inputs))  # type: ignore[misc]
+    return Composited(*_Composite.apply(*inputs))

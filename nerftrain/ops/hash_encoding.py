@@ -17,14 +17,20 @@ PRIMES = (1, 2654435761, 805459861)  # eq. 4
 
 @dataclass(frozen=True)
 class HashLevels:
-    """The layout of the table: level l has resolutions[l] cells per side and entries offsets[l] : offsets[l + 1]."""
+    """The layout of the table.
+
+    Level l has resolutions[l] cells per side and entries offsets[l] : offsets[l + 1].
+    """
 
     resolutions: tuple[int, ...]
     offsets: tuple[int, ...]  # one more than levels
 
     @classmethod
     def geometric(cls, num_levels: int, base: int, finest: int, log2_table_size: int) -> HashLevels:
-        """Space resolutions geometrically from `base` to `finest` (eq. 2 and 3); coarse levels are stored densely."""
+        """Space resolutions geometrically from `base` to `finest` (eq. 2 and 3).
+
+        Coarse levels, whose vertices all fit 2**log2_table_size entries, are stored densely.
+        """
         growth = (finest / base) ** (1 / max(num_levels - 1, 1))
         resolutions = tuple(int(base * growth**level + 1e-6) for level in range(num_levels))
         offsets = [0]
@@ -34,7 +40,7 @@ class HashLevels:
 
 
 def _vertex_entries(vertex: Tensor, resolution: int, size: int) -> Tensor:
-    """Where vertices [..., 3] are stored in a level's table."""
+    """Find where vertices [..., 3] are stored in a level's table."""
     side = resolution + 1
     x, y, z = vertex.unbind(-1)
     if side**3 <= size:
@@ -87,7 +93,7 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         to_positions = ctx.needs_input_grad[0]
         arguments = (*ctx.saved_tensors, v_features.contiguous(), *ctx.levels, to_positions)
         v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(*arguments)
@@ -99,14 +105,15 @@ class _HashEncode(torch.autograd.Function):
 
 
 def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
-    """Encode positions [N, 3] in 0..1 (clamped; NaN counts as 0) with a table [entries, F] to features [N, L * F].
+    """Encode positions [N, 3] with a table [entries, F] to features [N, L * F].
 
-    Trilinear within a cell; gradients flow to the table and, where asked for, to the positions. Float32 and float64.
-    Raises UserError where F is none of 1, 2, 4, 8.
+    Positions are in 0..1 (clamped; NaN counts as 0). Trilinear within a cell; gradients flow to the
+    table and, where asked for, to the positions. Float32 and float64. Raises UserError where F is
+    none of 1, 2, 4, 8.
     """
     if table.shape[1] not in (1, 2, 4, 8):
         raise UserError(f"features_per_level={table.shape[1]}: choose 1, 2, 4 or 8")
     positions = positions.to(table.dtype)
     if not library.native(positions, table):
         return hash_encode_reference(positions, table, levels)
-    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels)  # type: ignore[return-value]
+    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels)

@@ -1,7 +1,8 @@
-"""Compiles csrc/ with ninja on first use and loads it; without a compiler the torch references serve.
+"""Compile csrc/ with ninja on first use and load it.
 
-The cache is keyed by everything that decides the outcome (sources, flags, compiler, torch, architectures) and a finished
-library is moved into place at once, so processes that build at the same time all succeed and no lock can be left behind.
+Without a compiler the torch references serve. The cache is keyed by everything that decides the
+outcome (sources, flags, compiler, torch, architectures) and a finished library is moved into place
+at once, so processes that build at the same time all succeed and no lock can be left behind.
 """
 
 from __future__ import annotations
@@ -28,14 +29,23 @@ from nerftrain.paths import cache_dir, data_dir
 
 Mode = Literal["auto", "native", "reference"]
 
-# Contraction to fused multiply-add would make the CPU's results differ from the references; -ffast-math would turn
-# denormals off for the whole process.
-CPU_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-Wall")
+# Contraction to fused multiply-add would make the CPU's results differ from the references;
+# -ffast-math would turn denormals off for the whole process.
+CPU_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+)
 CUDA_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "-t", "0")
 # Kernels for one instruction set of x86 lie in files of their own and are chosen at run time.
 ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma -ffp-contract=fast",
-    "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mprefer-vector-width=512 -ffp-contract=fast",
+    "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mprefer-vector-width=512 "
+    "-ffp-contract=fast",
 }
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -46,7 +56,10 @@ _fakes: dict[str, Callable[..., Any]] = {}
 
 
 class BuildError(Exception):
-    """Compiling failed: one line with the cause and the fix; `log` holds the compiler's own words."""
+    """A failure to compile: one line with the cause and the fix.
+
+    `log` holds the compiler's own words.
+    """
 
     def __init__(self, message: str, log: str = "") -> None:
         """Keep the compiler's words beside the line."""
@@ -55,7 +68,11 @@ class BuildError(Exception):
 
 
 def set_mode(mode: Mode) -> None:
-    """Choose between compiled ops and references: `auto` falls back with one warning, `native` raises UserError."""
+    """Choose between compiled ops and references.
+
+    Where compiled ops are not to be had, `auto` falls back with one warning and `native` raises
+    UserError.
+    """
     global _mode
     _mode = mode
 
@@ -65,6 +82,8 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def keep(function: Callable[..., Any]) -> Callable[..., Any]:
         _fakes[name] = function
+        if hasattr(torch.ops.nerftrain, name):  # an op of another module has loaded the library
+            torch.library.register_fake(f"nerftrain::{name}", function)
         return function
 
     return keep
@@ -79,14 +98,24 @@ def native(*tensors: torch.Tensor) -> bool:
     for tensor in tensors[1:]:
         if tensor.device != device:
             raise UserError(
-                f"tensors of one call lie on {device} and {tensor.device}: move them with .to({device})"
+                f"tensors of one call lie on {device} and {tensor.device}: "
+                f"move them with .to({device})"
             )
     if _mode == "reference":
         return False
-    reason = _load(device.type)
+    reason = _why_not(device.type)
     if reason is not None and _mode == "native":
         raise UserError(f"runtime.ops=native, but {reason}")
     return reason is None
+
+
+def _why_not(device_type: str) -> str | None:
+    return _load(device_type)
+
+
+# torch.compile calls it instead of tracing into the build: torch.compiler.assume_constant_result,
+# which would import the compiler, a second, for those who do not compile.
+_why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -111,19 +140,26 @@ def _load(device_type: str) -> str | None:
 
 
 def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Path:
-    """Return the library for a device, compiled now unless the cache has it. Raises BuildError."""
+    """Return the library for a device, compiled now unless the cache has it.
+
+    Raises BuildError.
+    """
     plan = _Plan(device_type, architectures)
     if plan.target.exists():
         return plan.target
     plan.target.parent.mkdir(parents=True, exist_ok=True)
     _say(
-        f"nerftrain: compiling the {device_type.upper()} ops (about {plan.seconds} s, once per machine) ..."
+        f"nerftrain: compiling the {device_type.upper()} ops "
+        f"(about {plan.seconds} s, once per machine) ..."
     )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=plan.target.parent, prefix=".build-") as folder:
         (Path(folder) / "build.ninja").write_text(plan.ninja())
         command = [_ninja(), "-C", folder]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise BuildError("ninja was not found: pip install ninja") from error
         if result.returncode:
             raise _build_error(device_type, result.stdout + result.stderr)
         os.replace(Path(folder) / plan.target.name, plan.target)
@@ -155,12 +191,9 @@ class _Plan:
         digest = hashlib.sha256()
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(self.csrc)).encode() + path.read_bytes())
-        digest.update(
-            repr(
-                [self._compile(), self._link(), _version(str(self.compiler)), torch.__version__]
-            ).encode()
-        )
-        digest.update(platform.machine().encode())
+        flags = [self._compile(), ISA_FLAGS, self._link()]
+        versions = [_version(str(self.compiler)), torch.__version__, platform.machine()]
+        digest.update(repr(flags + versions).encode())
         return digest.hexdigest()[:16]
 
     def _compile(self) -> list[str]:
@@ -182,8 +215,9 @@ class _Plan:
     def ninja(self) -> str:
         """Write the build as ninja reads it."""
         link = self._link() + ([] if self.cuda else ["-fopenmp"])
+        flags = " ".join(self._compile())
         lines = [
-            f"rule compile\n  command = {self.compiler} {' '.join(self._compile())} $isa -c $in -o $out",
+            f"rule compile\n  command = {self.compiler} {flags} $isa -c $in -o $out",
             f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}",
         ]
         objects = [f"{source.stem}.o" for source in self.sources]

@@ -1,7 +1,7 @@
 """Occupancy grids and marching rays through them: which cells are where, which samples a ray has.
 
-Notation (csrc/common/march.h): a ray's steps lie on the lattice t(s), s = 0, 1, 2, ...; sample k covers
-[t(k + jitter), t(k + 1 + jitter)] and is kept where its midpoint lies in an occupied cell.
+Notation (csrc/common/march.h): a ray's steps lie on the lattice t(s), s = 0, 1, 2, ...; sample k
+covers [t(k + jitter), t(k + 1 + jitter)] and is kept where its midpoint lies in an occupied cell.
 Sources: NerfAcc (arXiv:2305.04966), Instant-NGP (arXiv:2201.05989, section 5.2 and appendix E).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve ha
 
 @dataclass(frozen=True)
 class Grid:
-    """Occupancy bits of nested cubes of cells; level l covers the box of level 0 scaled by 2**l about its centre."""
+    """Occupancy bits of nested cubes of cells.
+
+    Level l covers the box of level 0 scaled by 2**l about its centre.
+    """
 
     cells: Tensor  # [L, (resolution / 4)**3] int64, a bit per cell
     blocks: Tensor  # [L, (resolution / 16)**3] int64, a bit per 4**3 cells
@@ -38,18 +42,25 @@ class Grid:
 
 @dataclass(frozen=True)
 class March:
-    """How rays step: `step` in world units, growing with the distance by `cone_angle`, at most `max_steps` of them."""
+    """How rays step.
+
+    Steps are `step` long in world units, growing with the distance by `cone_angle`, and at most
+    `max_steps` of them.
+    """
 
     step: float
     cone_angle: float
     max_steps: int
 
 
-# ------------------------------------------------------------------------------------------------ references
+# --------------------------------------------------------------------------------------- references
 
 
 def _bit_order(side: int, device: torch.device) -> Tensor:
-    """Where each unit of a cube goes when 4**3 of them make a word: [side**3] indices, word after word."""
+    """Order the units of a cube so that 4**3 of them make a word.
+
+    Returns [side**3] indices, word after word.
+    """
     index = torch.arange(side**3, device=device).view(side // 4, 4, side // 4, 4, side // 4, 4)
     return index.permute(0, 2, 4, 1, 3, 5).reshape(-1)
 
@@ -113,7 +124,7 @@ def visible_cells_reference(
 def _project(
     cameras: Cameras, camera: int, points: Tensor, radius: Tensor, near: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Project spheres: whether they are in sight, their boxes (left, right, top, bottom) and depths."""
+    """Project spheres: are they in sight, their boxes (left, right, top, bottom) and depths."""
     pose, k = cameras.poses[camera], cameras.intrinsics[camera]
     x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).unbind(-1)
     scale = 1 / (-z).clamp(min=1e-6)
@@ -121,15 +132,16 @@ def _project(
     margin_u, margin_v = k[0] * radius * scale, k[1] * radius * scale
     inside = (u > -margin_u) & (u < cameras.widths[camera] + margin_u)
     inside &= (v > -margin_v) & (v < cameras.heights[camera] + margin_v) & (radius - z >= near)
-    margin_u, margin_v = (
-        1.1 * margin_u,
-        1.1 * margin_v,
-    )  # a near sphere looks larger than radius / depth
+    # A near sphere looks larger than radius / depth.
+    margin_u, margin_v = 1.1 * margin_u, 1.1 * margin_v
     return inside, torch.stack([u - margin_u, u + margin_u, v - margin_v, v + margin_v]), -z
 
 
 def _transparent(counts: Tensor, box: Tensor) -> Tensor:
-    """Tell whether boxes (left, right, top, bottom) of mask pixels lie wholly on transparent ones."""
+    """Tell whether boxes of mask pixels lie wholly on transparent ones.
+
+    A box is (left, right, top, bottom).
+    """
     height, width = counts.shape[0] - 1, counts.shape[1] - 1
     left, right, top, bottom = box
     inside = (left >= 0) & (right < width) & (top >= 0) & (bottom < height)
@@ -139,9 +151,10 @@ def _transparent(counts: Tensor, box: Tensor) -> Tensor:
 
 
 def _mask_counts(masks: Tensor | None, cameras: Cameras) -> tuple[Tensor, float]:
-    """Count opaque mask pixels above and left of each, [C, h + 1, w + 1] int32, and mask pixels per image pixel.
+    """Count opaque mask pixels above and left of each, [C, h + 1, w + 1] int32.
 
-    Masks are pooled first: a mask pixel is transparent where all of its image pixels are.
+    Masks are pooled first: a mask pixel is transparent where all of its image pixels are. Returns
+    mask pixels per image pixel too.
     """
     if masks is None:
         return cameras.poses.new_empty(0, 0, 0, dtype=torch.int32), 1.0
@@ -163,9 +176,12 @@ def _lattice(near: Tensor, s: Tensor, settings: March) -> Tensor:
 
 
 def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
-    """Look points [..., 3] up in the finest level that holds them; outside of all levels nothing is occupied."""
+    """Look points [..., 3] up in the finest level that holds them.
+
+    Outside of all levels nothing is occupied.
+    """
     low, high = torch.tensor(grid.aabb[:3]).to(points), torch.tensor(grid.aabb[3:]).to(points)
-    unit = (points - (low + high) / 2) / ((high - low) / 2)
+    unit = (points - (low + high) / 2) * (1 / ((high - low) / 2))
     reach = unit.abs().amax(-1)
     found = torch.zeros(reach.shape, dtype=torch.bool, device=points.device)
     done = torch.zeros_like(found)
@@ -199,8 +215,9 @@ def visible_samples_reference(
     samples: Samples, density: Tensor, early_stop_eps: float, alpha_thre: float, min_weight: float
 ) -> Tensor:
     """Find the samples that are seen by torch (see `visible_samples`)."""
-    optical = (density * (samples.t_ends - samples.t_starts)).double()
-    before = optical.cumsum(0) - optical
+    optical = density.double() * (samples.t_ends.double() - samples.t_starts.double())
+    # Clamped: what is opaque must not swallow the digits of all rays after it.
+    before = optical.clamp(max=100).cumsum(0) - optical.clamp(max=100)
     first = samples.offsets[:-1][samples.ray_indices]
     transmittance = torch.exp(-(before - before[first]) if len(samples) else -before)
     alpha = 1 - torch.exp(-optical)
@@ -214,7 +231,7 @@ def _offsets(counts: Tensor) -> Tensor:
     return offsets
 
 
-# ------------------------------------------------------------------------------------------------ registration
+# ------------------------------------------------------------------------------------- registration
 
 
 @library.fake("pack_grid")
@@ -226,7 +243,7 @@ def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @library.fake("visible_cells")
-def _visible_cells_fake(poses: Tensor, *rest: object) -> Tensor:
+def _visible_cells_fake(poses: Tensor, *rest: Any) -> Tensor:
     num_levels, resolution = rest[-3], rest[-2]
     return poses.new_empty(num_levels, resolution, resolution, resolution, dtype=torch.bool)
 
@@ -237,10 +254,10 @@ def _march_count_fake(origins: Tensor, *_: object) -> Tensor:
 
 
 @library.fake("march_write")
-def _march_write_fake(origins: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     num_samples = rest[-1]
     make = origins.new_empty
-    return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)  # type: ignore[arg-type]
+    return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)
 
 
 @library.fake("visible_samples")
@@ -248,11 +265,14 @@ def _visible_samples_fake(density: Tensor, *_: object) -> Tensor:
     return density.new_empty(density.shape[0], dtype=torch.bool)
 
 
-# ------------------------------------------------------------------------------------------------ public functions
+# --------------------------------------------------------------------------------- public functions
 
 
 def pack_grid(occupied: Tensor, aabb: tuple[float, ...]) -> Grid:
-    """Make a grid of flags [L, resolution, resolution, resolution] (x slowest); resolution is a multiple of 16."""
+    """Make a grid of flags [L, resolution, resolution, resolution], x slowest.
+
+    The resolution is a multiple of 16.
+    """
     pack = torch.ops.nerftrain.pack_grid if library.native(occupied) else pack_grid_reference
     cells, blocks = pack(occupied.contiguous())
     return Grid(cells, blocks, aabb, occupied.shape[1])
@@ -266,10 +286,11 @@ def visible_cells(
     resolution: int,
     near: float,
 ) -> Tensor:
-    """Find the cells that can hold anything the cameras show: [L, resolution, resolution, resolution] bool.
+    """Find the cells that can hold anything the cameras show.
 
-    A cell counts where a camera sees its bounding sphere beyond `near` and, given masks, no camera sees it wholly in
-    front of transparent pixels.
+    They are flags [L, resolution, resolution, resolution], bool. A cell counts where a camera sees
+    its bounding sphere beyond `near` and, given masks, no camera sees it wholly in front of
+    transparent pixels.
 
     Args:
         cameras: C cameras.
@@ -290,7 +311,9 @@ def visible_cells(
 
 
 def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
-    """March rays through a grid: the samples whose midpoints lie in occupied cells, without gradient.
+    """March rays through a grid to the samples whose midpoints lie in occupied cells.
+
+    There is no gradient.
 
     Args:
         rays: R rays in float32.
@@ -311,8 +334,10 @@ def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
     )
     offsets = _offsets(torch.ops.nerftrain.march_count(*inputs, *steps))
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
-    written = torch.ops.nerftrain.march_write(*inputs, *steps, offsets, num_samples)
-    return Samples(*written, offsets)
+    t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_write(
+        *inputs, *steps, offsets, num_samples
+    )
+    return Samples(t_starts, t_ends, ray_indices, offsets)
 
 
 @torch.no_grad()
@@ -321,16 +346,16 @@ def visible_samples(
 ) -> Tensor:
     """Find the samples that are seen: [N] bool.
 
-    A sample is seen where the transmittance in front of it is at least `early_stop_eps`, its opacity at least
-    `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`. Density is [N].
+    A sample is seen where the transmittance in front of it is at least `early_stop_eps`, its
+    opacity at least `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`. Density is
+    [N].
     """
     thresholds = (early_stop_eps, alpha_thre, min_weight)
     if not library.native(density, samples.offsets):
         return visible_samples_reference(samples, density, *thresholds)
-    intervals = samples.t_starts, samples.t_ends, samples.offsets
-    return torch.ops.nerftrain.visible_samples(
-        density.detach().contiguous(), *intervals, *thresholds
-    )
+    numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
+    inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
+    return torch.ops.nerftrain.visible_samples(*inputs, *thresholds)
 
 
 def select(samples: Samples, keep: Tensor) -> Samples:

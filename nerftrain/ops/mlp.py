@@ -1,6 +1,7 @@
-"""A small MLP: bias-free linear layers with ReLU between them, on the CPU fused over tiles of samples.
+"""A small MLP: bias-free linear layers with ReLU between them.
 
-The library products of such thin layers run at a tenth of a CPU's rate; on CUDA they are what serves.
+On the CPU they are fused over tiles of samples, for the library products of such thin layers run at
+a tenth of a CPU's rate; on CUDA these products are what serves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from nerftrain.ops import library
 
-BEST = 0  # lanes of the vectors: the most that this CPU offers; 4, 8 and 16 ask for one instruction set
+# Lanes of the vectors: the most that this CPU offers; 4, 8 and 16 ask for one instruction set.
+BEST = 0
 
 
 def mlp_reference(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -44,7 +46,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v_x, v_weights = torch.ops.nerftrain.mlp_bwd(
             *ctx.saved_tensors, v_y.contiguous(), *ctx.shape
         )
@@ -57,13 +59,14 @@ class _Mlp(torch.autograd.Function):
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor], lanes: int = BEST) -> Tensor:
-    """Evaluate layers of weights [out, in] with ReLU between them at x [N, in of the first]: [N, out of the last].
+    """Evaluate layers of weights [out, in] with ReLU between them.
 
-    Fused on the CPU in float32 with at most eight layers; else by torch.
+    They turn x [N, in of the first] into [N, out of the last]. Fused on the CPU in float32 with at
+    most eight layers; else by torch.
     """
     fused = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= 8
     if not fused or not library.native(x):
         return mlp_reference(x, weights)
     widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
     flat = torch.cat([w.reshape(-1) for w in weights])
-    return _Mlp.apply(x.contiguous(), flat, widths, lanes)  # type: ignore[return-value]
+    return _Mlp.apply(x.contiguous(), flat, widths, lanes)

@@ -56,7 +56,7 @@ class _SphericalHarmonics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (directions,) = ctx.saved_tensors
         v = torch.ops.nerftrain.spherical_harmonics_bwd(
             directions, v_features.contiguous(), ctx.degree
@@ -68,12 +68,12 @@ class _SphericalHarmonics(torch.autograd.Function):
 
 
 def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:
-    """Evaluate the first degree**2 harmonics of unit directions [N, 3]: [N, degree**2]; degree is 1 to 4.
+    """Evaluate the first degree**2 harmonics of unit directions [N, 3]: [N, degree**2].
 
-    Raises UserError for any other degree.
+    The degree is 1 to 4. Raises UserError for any other degree.
     """
     if degree not in (1, 2, 3, 4):
         raise UserError(f"sh_degree={degree}: choose 1, 2, 3 or 4")
     if not library.native(directions):
         return spherical_harmonics_reference(directions, degree)
-    return _SphericalHarmonics.apply(directions.contiguous(), degree)  # type: ignore[return-value]
+    return _SphericalHarmonics.apply(directions.contiguous(), degree)

@@ -1,4 +1,7 @@
-"""Samplers: which intervals along rays are worth a radiance field's evaluation; they learn where space is empty."""
+"""Samplers: which intervals along rays are worth a radiance field's evaluation.
+
+They learn where space is empty.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from nerftrain.types import DensityFn, Rays, Samples, SigmaFn
 
 
 class Sampler(nn.Module, ABC):
-    """What every `sampler=` is. Buffers hold its state, so that a checkpoint holds it too.
+    """What every `sampler=` is.
 
-    Constructors are offered, by keyword, the scene's box `aabb` [6], its training `cameras` and its `near` distance.
+    Buffers hold its state, so that a checkpoint holds it too. Constructors are offered, by keyword,
+    the scene's box `aabb` [6], its training `cameras` and its `near` distance.
     """
 
     num_evaluated: int = 0  # densities that the last call of `sample` asked for
@@ -22,18 +26,27 @@ class Sampler(nn.Module, ABC):
     def sample(
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
-        """Place samples along rays, without gradient; stratified where a generator is given (training)."""
+        """Place samples along rays, without gradient.
+
+        They are stratified where a generator is given (training).
+        """
 
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
         """Learn from the field after an optimisation step; by default there is nothing to learn."""
 
     def describe(self) -> dict[str, float]:
-        """Name what is worth a curve, e.g. the share of occupied cells; it may synchronise with the device."""
+        """Name what is worth a curve, e.g. the share of occupied cells.
+
+        It may synchronise with the device.
+        """
         return {}
 
 
 def jitter(rays: Rays, generator: torch.Generator | None) -> Tensor:
-    """Draw the share of a step [R] by which each ray's samples are shifted; one half without a generator."""
+    """Draw the share of a step [R] by which each ray's samples are shifted.
+
+    It is one half without a generator.
+    """
     if generator is None:
         return torch.full_like(rays.near, 0.5)
     return torch.rand(rays.near.shape, generator=generator, device=rays.near.device)

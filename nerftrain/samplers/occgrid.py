@@ -1,12 +1,14 @@
-"""Occupancy-grid sampling: skip empty space, stop behind surfaces (NerfAcc, arXiv:2305.04966; Instant-NGP, appendix E).
+"""Occupancy-grid sampling: skip empty space, stop behind surfaces.
 
-The grid's value in a cell is the largest optical depth that one step there has had lately, decaying from update to
-update; a cell is occupied where it exceeds min(mean, occ_thre).
+NerfAcc, arXiv:2305.04966; Instant-NGP, arXiv:2201.05989, appendix E. The grid's value in a cell is
+the largest optical depth that one step there has had lately, decaying from update to update; a cell
+is occupied where it exceeds min(mean, occ_thre).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,8 @@ from nerftrain.ops import march as ops
 from nerftrain.samplers import Sampler, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
 
-# Rays are evaluated front to back in rounds of so many samples: what lies behind a surface is never evaluated, and a
-# round is long enough to keep the field's batches large.
+# Rays are evaluated front to back in rounds of so many samples: what lies behind a surface is never
+# evaluated, and a round is long enough to keep the field's batches large.
 ROUND = 16
 
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
@@ -25,7 +27,10 @@ UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it co
 
 @dataclass(frozen=True)
 class GridSettings:
-    """The occupancy grid and how it is kept up to date; what each means is said in conf/sampler/occgrid.yaml."""
+    """The occupancy grid and how it is kept up to date.
+
+    What each means is said in conf/sampler/occgrid.yaml.
+    """
 
     resolution: int
     num_levels: int
@@ -65,10 +70,11 @@ class OccGrid(Sampler):
         near: float,
         masks: Tensor | None,
     ) -> None:
-        """Lay level 0 of the grid over aabb [6]; cells that cannot hold anything are off from the start.
+        """Lay level 0 of the grid over aabb [6].
 
-        These are the cells that no camera sees beyond `near` and, with grid.carve, those that masks [C, H, W] (true
-        where a pixel is not wholly transparent; None: unknown) show to be empty.
+        Cells that cannot hold anything are off from the start. These are the cells that no camera
+        sees beyond `near` and, with grid.carve, those that masks [C, H, W] (true where a pixel is
+        not wholly transparent; None: unknown) show to be empty.
         """
         super().__init__()
         for name, value in (("steps_per_diagonal", steps_per_diagonal), ("max_steps", max_steps)):
@@ -104,26 +110,26 @@ class OccGrid(Sampler):
         self._refresh()
 
     def _refresh(self) -> None:
+        self.visible_cells = self.visible.flatten().nonzero().squeeze(1)
         occupied = (self.occupancy > self.threshold) | (self.occupancy == UNKNOWN)
         for level in range(1, self.settings.num_levels):
             _cover(occupied[level - 1], occupied[level])
         self.grid = ops.pack_grid(occupied, self.aabb)
         self.occupied_cells = occupied.flatten().nonzero().squeeze(1)
-        # Before the field has learnt anything every weight is small: the thresholds must not cut all of it off
-        # (nerfacc does the same with its alpha_thre).
-        mean = float(
-            self.occupancy.clamp(min=0).mean()
-        )  # a synchronisation on CUDA, once per update
+        # Before the field has learnt anything every weight is small: the thresholds must not cut
+        # all of it off (nerfacc does the same with its alpha_thre). A synchronisation on CUDA, once
+        # per update.
+        mean = float(self.occupancy.clamp(min=0).mean())
         self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
 
-    def load_state_dict(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""
-        result = super().load_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        result = super().load_state_dict(*args, **kwargs)
         self._refresh()
         return result
 
-    def _apply(self, *args: object, **kwargs: object) -> OccGrid:  # type: ignore[override]
-        super()._apply(*args, **kwargs)  # type: ignore[arg-type]
+    def _apply(self, *args: Any, **kwargs: Any) -> OccGrid:
+        super()._apply(*args, **kwargs)
         self._refresh()
         return self
 
@@ -166,28 +172,38 @@ class OccGrid(Sampler):
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
-        """Every update_every steps, look at some cells again: random ones, and after warm-up occupied ones too."""
+        """Look at some cells again every update_every steps.
+
+        These are random ones, and after warm-up occupied ones too.
+        """
         if (step + 1) % self.settings.update_every:
             return
         cells = self._draw_cells(step, generator)
         optical_depth = density_fn(self._points_in(cells, generator)) * self.march.step
         occupancy = self.occupancy.view(-1)
-        old = (
-            occupancy[cells] * self.settings.ema_decay
-        )  # below zero, and so the lesser, where unknown
-        occupancy[cells] = torch.maximum(old, optical_depth) * self.visible.view(-1)[cells]
-        self.threshold.copy_(occupancy.clamp(min=0).mean().clamp(max=self.settings.occ_thre))
+        # Below zero, and so the lesser, where unknown.
+        old = occupancy[cells] * self.settings.ema_decay
+        occupancy[cells] = torch.maximum(old, optical_depth)
+        self.threshold.copy_(self._mean().clamp(max=self.settings.occ_thre))
         self._refresh()
 
+    def _mean(self) -> Tensor:
+        """Average the optical depth per step over the cells that can hold anything."""
+        return self.occupancy.clamp(min=0).sum() / max(len(self.visible_cells), 1)
+
     def _draw_cells(self, step: int, generator: torch.Generator) -> Tensor:
-        """Pick cells_per_update cells: equally spaced from a random one on, half of them occupied ones after warm-up."""
-        total, device = self.occupancy.numel(), self.occupancy.device
+        """Pick cells_per_update cells that can hold anything.
+
+        After warm-up half of them are occupied ones.
+        """
+        device, total = self.occupancy.device, len(self.visible_cells)
         num = min(self.settings.cells_per_update, total)
         warm = step >= self.settings.warmup_steps and len(self.occupied_cells) > 0
         num_random = num // 2 if warm else num
-        start = torch.randint(total, (1,), generator=generator, device=device)
+        start = torch.randint(max(total, 1), (1,), generator=generator, device=device)
         # A stride that is prime to the number of cells visits each at most once.
-        random = (start + torch.arange(num_random, device=device) * 2654435761) % total
+        places = (start + torch.arange(num_random, device=device) * 2654435761) % max(total, 1)
+        random = self.visible_cells[places]
         if not warm:
             return random
         picks = torch.randint(
@@ -206,7 +222,10 @@ class OccGrid(Sampler):
         return (low + high) / 2 + unit * (2.0**level)[:, None] * (high - low) / 2
 
     def describe(self) -> dict[str, float]:
-        """Report the share of occupied cells, and how many samples the last call marched and evaluated."""
+        """Report the share of occupied cells and how many samples the last call took.
+
+        `marched` counts those in occupied cells, `evaluated` those whose density was asked for.
+        """
         shares = {"occupied": len(self.occupied_cells) / self.occupancy.numel()}
         return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
 

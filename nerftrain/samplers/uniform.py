@@ -10,10 +10,16 @@ from nerftrain.types import Rays, Samples, SigmaFn
 
 
 class Uniform(Sampler):
-    """The same number of equal intervals on every ray, between where it enters and leaves the scene's box."""
+    """The same number of equal intervals on every ray.
+
+    They lie between where it enters and leaves the scene's box.
+    """
 
     def __init__(self, num_samples: int, *, aabb: torch.Tensor) -> None:
-        """Take `num_samples` intervals per ray in the box aabb [6]; UserError for fewer than one."""
+        """Take `num_samples` intervals per ray in the box aabb [6].
+
+        Raises UserError for fewer than one.
+        """
         super().__init__()
         if num_samples < 1:
             raise UserError(f"num_samples={num_samples}: must be at least 1")
@@ -32,7 +38,8 @@ class Uniform(Sampler):
         leave = torch.minimum(walls.amax(0).amin(-1), rays.far)
         hit = (enter < leave).nonzero().squeeze(1)
         step = ((leave - enter) / self.num_samples)[hit, None]
-        # The jitter shifts all boundaries by less than half a step; the first and last interval shrink to the box.
+        # The jitter shifts all boundaries by less than half a step; the first and last interval
+        # shrink to the box.
         k = torch.arange(self.num_samples + 1, device=hit.device) + (
             jitter(rays, generator)[hit, None] - 0.5
         )

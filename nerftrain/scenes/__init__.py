@@ -30,23 +30,32 @@ class Split:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the images are transparent somewhere, or could be."""
+        """Tell whether the images are transparent somewhere, or could be."""
         return self.pixels.shape[1] == 4
 
     @cached_property
     def offsets(self) -> Tensor:
-        """[C + 1] int64: image i owns the pixels offsets[i] : offsets[i + 1]."""
+        """Find where each image's pixels begin, [C + 1] int64.
+
+        Image i owns the pixels offsets[i] : offsets[i + 1].
+        """
         sizes = self.cameras.widths * self.cameras.heights
         return torch.cat([torch.zeros_like(sizes[:1]), sizes.cumsum(0)])
 
     @cached_property
     def _common_size(self) -> tuple[int, int] | None:
-        """Width and height where all images share them; known to the host, so found only once."""
+        """Return width and height where all images share them.
+
+        They are known to the host, so found only once.
+        """
         sizes = set(zip(self.cameras.widths.tolist(), self.cameras.heights.tolist(), strict=True))
         return sizes.pop() if len(sizes) == 1 else None
 
     def masks(self) -> Tensor | None:
-        """Tell where images are not wholly transparent, [C, H, W] bool; None without alpha or of mixed sizes."""
+        """Tell where images are not wholly transparent, [C, H, W] bool.
+
+        Returns None for images without alpha or of mixed sizes.
+        """
         if not self.has_alpha or self._common_size is None:
             return None
         width, height = self._common_size
@@ -90,7 +99,7 @@ class Scene:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the images that are trained on have alpha."""
+        """Tell whether the images that are trained on have alpha."""
         return self.splits["train"].has_alpha
 
     def to(self, device: torch.device | str) -> Scene:

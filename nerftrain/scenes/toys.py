@@ -195,12 +195,12 @@ def _torus(p: Tensor, major: float, minor: float) -> Tensor:
 
 
 def _pole(p: Tensor, radius: float, low: float, high: float) -> Tensor:
-    """A vertical capsule between two heights."""
+    """Measure the distance to a vertical capsule between two heights."""
     return _length(p[0], p[1], p[2] - p[2].clamp(low, high)) - radius
 
 
 def _rounded(*excess: Tensor, rounding: float) -> Tensor:
-    """A convex solid from how far points stand out along each of its axes."""
+    """Measure the distance to a convex solid: how far points stand out along each of its axes."""
     outside = _length(*(part.clamp(min=0) for part in excess))
     inside = excess[0]
     for part in excess[1:]:
@@ -218,7 +218,7 @@ def _disc(p: Tensor, radius: float, half: float, rounding: float) -> Tensor:
 
 
 def _cage(p: Tensor, half: float, thickness: float) -> Tensor:
-    """The twelve beams of a cube (Quilez, box frame)."""
+    """Measure the distance to the twelve beams of a cube (Quilez, box frame)."""
     x, y, z = p.abs() - half
     u, v, w = ((part + thickness).abs() - thickness for part in (x, y, z))
     beams = [(x, v, w), (u, y, w), (u, v, z)]
@@ -227,7 +227,7 @@ def _cage(p: Tensor, half: float, thickness: float) -> Tensor:
 
 
 def _arch(p: Tensor) -> Tensor:
-    """Two legs and the half circle on them, in the plane y = 0."""
+    """Measure the distance to two legs and the half circle on them, in the plane y = 0."""
     tube = _length(_length(p[0], p[2].clamp(min=0)) - 0.27, p[1]) - 0.07
     return torch.maximum(tube, -0.35 - p[2])
 
@@ -253,7 +253,7 @@ def _mix(low: Tensor, high: Tensor, share: Tensor) -> Tensor:
 
 
 def _edge(value: Tensor, width: float) -> Tensor:
-    """A step from 0 to 1 at value 0 that is width wide: no texture is finer than a pixel."""
+    """Step from 0 to 1 at value 0, width wide: no texture is finer than a pixel."""
     return (value / width + 0.5).clamp(0, 1)
 
 
@@ -389,7 +389,7 @@ class _Solid:
 
     @cached_property
     def rotation(self) -> Tensor:
-        """[3, 3] world to local."""
+        """Return the rotation from world to local axes, [3, 3]."""
         (sx, sz), (cx, cz) = map(math.sin, self.angles), map(math.cos, self.angles)
         tilt = torch.tensor([[1, 0, 0], [0, cx, sx], [0, -sx, cx]])
         return tilt @ torch.tensor([[cz, sz, 0], [-sz, cz, 0], [0, 0, 1]])

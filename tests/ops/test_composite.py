@@ -122,9 +122,7 @@ def test_weights_sum_to_the_opacity(make_samples, dtype, assert_close):
 
 @pytest.mark.parametrize("function", [composite, composite_reference])
 @pytest.mark.parametrize("opaque", [1e4, 1e10, 3e38])
-def test_an_opaque_sample_hides_what_is_behind_it_and_nothing_else(
-    device, dtype, function, opaque
-):
+def test_an_opaque_sample_hides_what_is_behind_it_and_nothing_else(device, dtype, function, opaque):
     samples = one_ray((1, 2), (2, 3), (3, 4), (5, 6), like=device)
     density = torch.tensor([0.5, opaque, 2.0, opaque], dtype=dtype, device=device)
     channels = torch.eye(4, dtype=dtype, device=device)
@@ -189,7 +187,7 @@ def test_strided_inputs_and_intervals_of_another_precision_are_taken(make_sample
     strided = Samples(wide[:, 0], wide[:, 1], samples.ray_indices, samples.offsets)
     across = channels.t().contiguous().t()
     sparse = torch.stack([density, density], 1)[:, 0]
-    assert not (wide[:, 0].is_contiguous() or across.is_contiguous() or sparse.is_contiguous())
+    assert not any(t.is_contiguous() for t in (wide[:, 0], across, sparse))
     assert_close(composite(sparse, across, strided), expected)
     wide = wide.double()
     doubled = Samples(wide[:, 0], wide[:, 1], samples.ray_indices, samples.offsets)

@@ -1,4 +1,4 @@
-"""Hash encoding: against its reference, against what interpolation must do, and with hostile input."""
+"""Hash encoding: against its reference, what interpolation must do, and with hostile input."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_hashed_vertices_lie_where_the_paper_puts_them(device, function):
     table = torch.arange(256, dtype=torch.float64, device=device)[:, None]
     out = function(vertices.to(device) / 50.0, table.expand(-1, 1).contiguous(), levels)
     primes = (1, 2654435761, 805459861)
-    hashes = [[v * p % 2**32 for v, p in zip(row, primes, strict=True)] for row in vertices.tolist()]
+    hashes = [
+        [v * p % 2**32 for v, p in zip(row, primes, strict=True)] for row in vertices.tolist()
+    ]
     expected = [(x ^ y ^ z) % 256 for x, y, z in hashes]
     torch.testing.assert_close(out[:, 0].cpu(), torch.tensor(expected).double(), atol=1e-3, rtol=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,13 +90,14 @@ def check_packing(samples: Samples, num_rays: int, max_steps: int) -> None:
     assert samples.offsets.shape == (num_rays + 1,)
     assert samples.offsets[0] == 0
     assert samples.offsets[-1] == len(samples)
-    assert 0 <= counts.min()
+    assert counts.min() >= 0
     assert counts.max() <= max_steps
     indices = torch.arange(num_rays, device=counts.device).repeat_interleave(counts)
     assert torch.equal(samples.ray_indices, indices)
     assert (samples.t_starts <= samples.t_ends).all()
     same_ray = indices[1:] == indices[:-1]
-    assert (samples.t_starts[1:] >= samples.t_ends[:-1] * (1 - 1e-6))[same_ray].all()
+    gaps = samples.t_starts[1:] - samples.t_ends[:-1]
+    assert (gaps >= -1e-6 * samples.t_ends[:-1].abs())[same_ray].all()
 
 
 # ------------------------------------------------------------------------------------------ march
@@ -103,9 +105,7 @@ def check_packing(samples: Samples, num_rays: int, max_steps: int) -> None:
 
 @pytest.mark.parametrize("cone_angle", [0.0, 0.01])
 @pytest.mark.parametrize("num_levels", [1, 3])
-def test_march_equals_its_reference_sample_for_sample(
-    make_rays, make_grid, num_levels, cone_angle
-):
+def test_march_equals_its_reference_sample_for_sample(make_rays, make_grid, num_levels, cone_angle):
     rays = make_rays(reach=2.0 * num_levels)
     grid = make_grid(num_levels, aabb=(-1.0, -0.5, -1.5, 1.0, 1.0, 0.5))
     steps = replace(STEPS, cone_angle=cone_angle)
@@ -126,7 +126,17 @@ def test_march_equals_its_reference_sample_for_sample(
     high=st.tuples(*[st.floats(0.2, 3)] * 3),
 )
 def test_march_equals_its_reference_whatever_the_grid_and_the_steps(
-    make_rays, make_grid, seed, num_levels, resolution, share, step, cone_angle, max_steps, low, high
+    make_rays,
+    make_grid,
+    seed,
+    num_levels,
+    resolution,
+    share,
+    step,
+    cone_angle,
+    max_steps,
+    low,
+    high,
 ):
     rays = make_rays(40, seed, reach=4.0)
     grid = make_grid(num_levels, resolution, share, (*low, *high), seed)
@@ -186,9 +196,10 @@ def test_an_empty_grid_gives_none_and_a_sparse_one_few(make_rays, make_grid, dev
     nothing = march(rays, jitter, empty, STEPS)
     assert len(nothing) == 0
     assert nothing.offsets.tolist() == [0] * 501
-    sparse = make_grid(share=0.3)
-    assert 0.01 < sparse.occupied.float().mean() < 0.05
-    share = len(march(rays, jitter, sparse, STEPS)) / len(march(rays, jitter, full_grid(device), STEPS))
+    sparse = make_grid(share=0.35)
+    assert 0.005 < sparse.occupied.float().mean() < 0.05
+    full = full_grid(device)
+    share = len(march(rays, jitter, sparse, STEPS)) / len(march(rays, jitter, full, STEPS))
     assert 0 < share < 0.1
 
 
@@ -227,6 +238,8 @@ HOSTILE = {
     "huge origin away from the box": ([1e30, -1e30, 0], [0.6, 0.8, 0], 0, INF),
     "infinite origin": ([INF, 0, 0], [-1, 0, 0], 0, INF),
     "infinite direction": ([0, 0, 0], [INF, 0, 0], 0, 9),
+    "infinite direction, negative near": ([0, 0, 0], [INF, 0, 0], -3, 9),
+    "huge direction": ([0.1, 0, 0], [1e38, -1e38, 1], -3, 9),
     "zero direction inside": ([0.1, 0.1, 0.1], [0, 0, 0], 0, 9),
     "zero direction outside": ([3, 0, 0], [0, 0, 0], 0, 9),
     "tiny direction component": ([0.1, 0.1, -3], [1e-38, -1e-42, 1], 0, 9),
@@ -277,6 +290,14 @@ def test_a_march_ends_after_max_steps(make_rays, make_grid, device):
     samples = march(rays, ones, full_grid(device, 4), March(1e-6, 0.0, 50))
     check_packing(samples, 100, 50)
     assert (samples.offsets.diff() == 50).any()
+
+
+@pytest.mark.parametrize("function", [march, march_reference])
+def test_a_box_without_volume_holds_nothing(make_rays, make_grid, function):
+    rays, flat = make_rays(), (-1.0, -1.0, 0.5, 1.0, 1.0, 0.5)
+    rays.origins[:20, 2] = 0.5
+    rays.directions[:10, 2] = 0
+    assert len(function(rays, random_jitter(rays), make_grid(2, aabb=flat), STEPS)) == 0
 
 
 @pytest.mark.parametrize("function", [march, march_reference])
@@ -376,13 +397,13 @@ def silhouettes(cameras: Cameras, radius: float) -> Tensor:
 @pytest.mark.parametrize("size", [(60, 45), (450, 410)], ids=["small", "pooled"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_visible_cells_equal_their_reference(device, num_levels, size, masked):
-    cameras = ring(7, size, focal=size[0])
-    masks = silhouettes(cameras, 0.6).to(device) if masked else None
+    cameras = ring(7, size, focal=2.5 * size[0])
+    masks = silhouettes(cameras, 0.4).to(device) if masked else None
     grid = (-1.0, -1.2, -0.8, 1.0, 1.0, 1.0), num_levels, 32, 1.5
     actual = visible_cells(cameras.to(device), masks, *grid)
     expected = visible_cells_reference(cameras.to(device), masks, *grid)
     assert actual.shape == (num_levels, 32, 32, 32)
-    assert 0.01 < actual.float().mean() < 0.99
+    assert 0.01 < actual.float().mean() < (0.5 if masked else 0.999)
     # Rounding decides where a sphere touches the picture's edge or a mask's pixel.
     assert (actual != expected).float().mean() < 1e-3
 
@@ -459,7 +480,7 @@ def test_visible_samples_are_those_above_every_threshold(
     seen = function(samples, density, *THRESHOLDS[thresholds]).tolist()
     lengths, sigma = (samples.t_ends - samples.t_starts).tolist(), density.tolist()
     expected = []
-    for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
+    for first, last in itertools.pairwise(samples.offsets.tolist()):
         transmittance = 1.0
         for i in range(first, last):
             alpha = 1 - math.exp(-sigma[i] * lengths[i])

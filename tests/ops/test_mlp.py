@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,14 @@ from nerftrain.errors import UserError
 from nerftrain.ops.mlp import BEST, mlp, mlp_reference
 
 # Inputs, hidden layers, outputs: the presets', widths that fill no vector, one layer, eight.
-SHAPES = [(32, 64, 16), (31, 64, 64, 3), (3, 7, 5, 1), (5, 3), (1, 1), (9, 8, 17, 16, 15, 4, 33, 2, 6)]
+SHAPES = [
+    (32, 64, 16),
+    (31, 64, 64, 3),
+    (3, 7, 5, 1),
+    (5, 3),
+    (1, 1),
+    (9, 8, 17, 16, 15, 4, 33, 2, 6),
+]
 
 
 @pytest.fixture(params=[BEST, 4, 8, 16], ids=["best", "portable", "8-lanes", "16-lanes"])
@@ -27,7 +36,7 @@ def random_inputs(shape: tuple[int, ...], num: int, seed: int = 0) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     weights = [
         torch.randn(n, k, generator=generator) * (2 / k) ** 0.5
-        for k, n in zip(shape[:-1], shape[1:], strict=True)
+        for k, n in itertools.pairwise(shape)
     ]
     return torch.randn(num, shape[0], generator=generator), weights
 

@@ -30,7 +30,8 @@ def test_spherical_harmonics_equal_their_reference_forward_and_backward(
     results = []
     for function in (spherical_harmonics, spherical_harmonics_reference):
         at = directions.clone().requires_grad_()
-        out = function(at, degree) + 0 * at.sum()  # degree 1 is constant: the reference has no graph
+        # Degree 1 is constant: the reference has no graph.
+        out = function(at, degree) + 0 * at.sum()
         results.append((out, *torch.autograd.grad(out, at, v)))
     assert_close(*results)
 

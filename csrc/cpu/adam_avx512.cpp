@@ -1,0 +1,3 @@
+#include "adam_kernel.h"
+
+const nerftrain::AdamKernels nerftrain::adam_avx512 = {"avx512", run};

@@ -1,0 +1,3 @@
+#include "adam_kernel.h"
+
+const nerftrain::AdamKernels nerftrain::adam_portable = {"portable", run};
