@@ -36,7 +36,7 @@ class Part:
         return []
 
 
-TRAIN = {"train": SimpleNamespace(cameras=None)}
+TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
 
 
 def load_scene(name: str, fault: str | None) -> SimpleNamespace:

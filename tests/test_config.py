@@ -218,7 +218,6 @@ def composition_mistake(*overrides: str) -> str:
         ("scene.root=a b(c", "'scene.root=\"a b(c\"'"),
         ("experiment=nothing", "experiment/nothing"),
         ("~trainer.stepz", "trainer.stepz"),
-        ("model.extra_channels.semantics=3", "is added by +model.extra_channels.semantics=3"),
     ],
 )
 def test_compose_refuses_with_the_remedy(override: str, line: str):
@@ -300,7 +299,7 @@ class Movable:
         return [1, 2]
 
 
-TRAIN = {"train": SimpleNamespace(cameras="cameras")}
+TRAIN = {"train": SimpleNamespace(cameras="cameras", masks=lambda: "masks")}
 
 
 def toy_scene(name: str, root: str | None, alpha: bool) -> SimpleNamespace:
@@ -317,8 +316,8 @@ def toy_model(width: int, *, aabb: Any) -> Movable:
     return Movable(width=width, aabb=aabb)
 
 
-def toy_sampler(*, scene: Any, cameras: Any, near: float) -> Movable:
-    return Movable(scene=scene, cameras=cameras, near=near)
+def toy_sampler(*, aabb: Any, cameras: Any, near: float, masks: Any) -> Movable:
+    return Movable(aabb=aabb, cameras=cameras, near=near, masks=masks)
 
 
 def toy_optimizer(lr: float, *, model: Any) -> Any:
@@ -403,7 +402,7 @@ def test_assemble_gives_each_part_what_it_needs():
     run = config.assemble(whole())
     assert run.runtime.log == ["seed 1"]
     assert run.model.values == {"width": 3, "aabb": "box", "device": "cpu"}
-    expected = {"scene": run.scene, "cameras": "cameras", "near": 2.0, "device": "cpu"}
+    expected = {"aabb": "box", "masks": "masks", "cameras": "cameras", "near": 2.0, "device": "cpu"}
     assert run.sampler.values == expected
     assert run.optimizer == (1.0, run.model)
     assert run.config["scene"]["root"] == str(Path("data/cube").absolute())
