@@ -29,9 +29,10 @@ _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own by default) and return the exit status."""
-    # Read once, when torch loads its threads: ones that wait asleep. Spinning ones take the core
-    # that the thread they wait for needs, and four times as long where other work is running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read once, when torch loads its threads. By default a thread spins for milliseconds while it
+    # waits, on the core that the thread it waits for needs: four times as long on a shared machine.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _dispatch(arguments))
 

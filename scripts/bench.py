@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch loads
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 import torch
 from torch import Tensor, nn

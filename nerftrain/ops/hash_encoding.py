@@ -113,6 +113,8 @@ def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
     """
     if table.shape[1] not in (1, 2, 4, 8):
         raise UserError(f"features_per_level={table.shape[1]}: choose 1, 2, 4 or 8")
+    if table.shape[0] != levels.offsets[-1]:
+        raise UserError(f"the table has {table.shape[0]} rows, its levels {levels.offsets[-1]}")
     positions = positions.to(table.dtype)
     if not library.native(positions, table):
         return hash_encode_reference(positions, table, levels)

@@ -178,6 +178,9 @@ class _Plan:
         self.sources = sorted(self.csrc.glob(pattern)) + (
             [] if self.cuda else [self.csrc / "nerftrain.cpp"]
         )
+        named = os.environ.get("CXX")
+        if named and not self.cuda and shutil.which(named) is None:
+            raise BuildError(f"CXX={named} is no program: unset CXX, or name one compiler in it")
         self.compiler = find_nvcc() if self.cuda else find_cxx()
         if self.compiler is None:
             remedy = (

@@ -119,7 +119,7 @@ class OccGrid(Sampler):
         # Before the field has learnt anything every weight is small: the thresholds must not cut
         # all of it off (nerfacc does the same with its alpha_thre). A synchronisation on CUDA, once
         # per update.
-        mean = float(self.occupancy.clamp(min=0).mean())
+        mean = float(self._mean())
         self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

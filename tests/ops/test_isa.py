@@ -1,0 +1,58 @@
+"""Every instruction set's kernels agree with the references, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import torch
+from nerftrain.ops import adam, hash_encoding, library, mlp
+
+library.set_mode("native")
+torch.manual_seed(0)
+levels = hash_encoding.HashLevels.geometric(6, 4, 128, 12)
+try:
+    library.native(torch.zeros(1))
+    mlp.mlp(torch.zeros(4, 4), [torch.zeros(4, 4)])
+except RuntimeError as error:
+    sys.exit(f"absent: {error}")
+for features in (2, 4, 8):
+    table = torch.randn(levels.offsets[-1], features, requires_grad=True)
+    positions = torch.rand(301, 3)
+    outs = []
+    for encode in (hash_encoding.hash_encode, hash_encoding.hash_encode_reference):
+        out = encode(positions, table, levels)
+        outs.append((out, torch.autograd.grad((out * out).sum(), table)[0]))
+    torch.testing.assert_close(outs[0][0], outs[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outs[0][1], outs[1][1], rtol=1e-4, atol=1e-4)
+weights = [torch.randn(16, 7), torch.randn(16, 16), torch.randn(3, 16)]
+x = torch.randn(700, 7)
+torch.testing.assert_close(mlp.mlp(x, weights), mlp.mlp_reference(x, weights), rtol=1e-4, atol=1e-3)
+ours = [torch.randn(1000) for _ in range(3)] + [torch.rand(1000)]
+ours[1][::3] = 0
+theirs = [t.clone() for t in ours]
+for skip in (False, True):
+    rates = adam.AdamRates(lr=0.01, beta1=0.9, beta2=0.99, eps=1e-15, weight_decay=0.1, skip=skip)
+    adam.adam_step(*ours, rates, 3)
+    adam.adam_reference(*theirs, rates, 3)
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+print("agree")
+"""
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_kernels_of_an_instruction_set_agree_with_the_references(lanes: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "NERFTRAIN_LANES": str(lanes)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "absent: " in result.stderr and "lacks the instruction set" in result.stderr:
+        pytest.skip(f"this CPU lacks vectors of {lanes} floats")
+    assert result.stdout.endswith("agree\n"), result.stderr
