@@ -253,3 +253,15 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(
 def test_settings_that_make_no_sense_are_refused_by_name(make_run: MakeRun, override: str) -> None:
     with pytest.raises(UserError, match=override.split("=")[0].split(".")[-1]):
         make_run("run", override)
+
+
+def test_real_lego_is_learnt_in_a_few_hundred_steps(test_data: Path, tmp_path: Path) -> None:
+    root = test_data / "blender" / "lego"
+    overrides = ["scene=lego", f"scene.root={root}", "scene.downscale=4", "logger=none"]
+    overrides += ["trainer.steps=300", "trainer.max_seconds=null", "trainer.orbit_frames=0"]
+    overrides += ["trainer.sample_budget=4096", f"run_dir={tmp_path / 'lego'}"]
+    run = create_run_dir(assemble(compose(overrides)))
+    final = train(run)
+    assert (final["num_views"], final["resolution"]) == (25, "100x100")
+    assert final["psnr"] > 20  # dB; a blank white picture has 9
+    assert run.sampler.describe()["occupied"] < 0.07
