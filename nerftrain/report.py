@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -288,8 +289,24 @@ def print_final(run_dir: Path, final: Mapping[str, Any]) -> None:
 
 def next_commands(run_dir: Path) -> list[str]:
     """Return the commands that a finished run invites to."""
-    verbs = ("nerftrain eval", "nerftrain render", "nerftrain resume", "tensorboard --logdir")
-    return [f"{verb} {shlex.quote(str(run_dir))}" for verb in verbs]
+    nerftrain, tensorboard = program("nerftrain"), program("tensorboard")
+    verbs = [f"{nerftrain} {verb}" for verb in ("eval", "render", "resume")]
+    return [f"{verb} {shlex.quote(str(run_dir))}" for verb in (*verbs, f"{tensorboard} --logdir")]
+
+
+def program(name: str) -> str:
+    """Return how this environment's program is called: by name, or by path where it is not active.
+
+    The path is as it was given for the program that runs now, e.g. .venv/bin/nerftrain.
+    """
+    beside = Path(sys.argv[0]).with_name(name)
+    return str(beside) if shutil.which(name) is None and beside.is_file() else name
+
+
+def command_line() -> str | None:
+    """Return the command line of this process; None where it is not nerftrain's own."""
+    own = Path(sys.argv[0]).stem in ("nerftrain", "__main__")
+    return shlex.join(["nerftrain", *sys.argv[1:]]) if own else None
 
 
 def write_report(

@@ -190,7 +190,7 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     try:
         return _finish(run, state)
     except KeyboardInterrupt:
-        report.say(f"interrupted; the trained state is saved: nerftrain resume {run.run_dir}")
+        report.say(f"interrupted; the trained state is saved: {_resume_command(run)}")
         raise
 
 
@@ -229,10 +229,13 @@ def loop(run: Run, state: State, journal: Journal) -> None:
             if interrupted.is_set():
                 journal.save("last")
                 report.say(
-                    f"interrupted at step {state.step}, saved; "
-                    f"go on with: nerftrain resume {run.run_dir}"
+                    f"interrupted at step {state.step}, saved; go on with: {_resume_command(run)}"
                 )
                 raise KeyboardInterrupt
+
+
+def _resume_command(run: Run) -> str:
+    return f"{report.program('nerftrain')} resume {run.run_dir}"
 
 
 @contextmanager
@@ -422,7 +425,8 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
         _film(run)
     run.logger.hparams(run.config, final)
     run.logger.close()
-    report.write_report(run.run_dir, final, result.rows(), run.config)
+    command = report.command_line()
+    report.write_report(run.run_dir, final, result.rows(), run.config, command=command)
     report.print_final(run.run_dir, final)
     return final
 

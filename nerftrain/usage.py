@@ -72,6 +72,8 @@ def _section(group: Path, default: str | None) -> str:
 def _first_comment(file: Path) -> str:
     with file.open(encoding="utf-8") as lines:
         first = lines.readline()
+        if first.startswith("# @package"):  # Hydra wants it on top
+            first = lines.readline()
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 

@@ -289,7 +289,8 @@ def test_help_lists_every_preset_with_its_description(capfd: pytest.CaptureFixtu
     out = capfd.readouterr().out
     conf = Path(__file__).parents[1] / "conf"
     for file in conf.glob("*/**/*.yaml"):
-        description = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        text = file.read_text(encoding="utf-8").removeprefix("# @package _global_\n")
+        description = text.partition("\n")[0].lstrip("# ")
         group, _, name = file.relative_to(conf).with_suffix("").as_posix().partition("/")
         section = out.partition(f"\n{group}=\n")[2].partition("\n\n")[0]
         assert any(name in line and description in line for line in section.splitlines()), file

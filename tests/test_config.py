@@ -216,7 +216,7 @@ def composition_mistake(*overrides: str) -> str:
         ("seed=[1", "cannot be read; put the value in quotes"),
         ("=3", "cannot be read"),
         ("scene.root=a b(c", "'scene.root=\"a b(c\"'"),
-        ("experiment=nothing", "experiment/nothing"),
+        ("experiment=blender_2mim", "did you mean experiment=blender_2min?"),
         ("~trainer.stepz", "trainer.stepz"),
     ],
 )

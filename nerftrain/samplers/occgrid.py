@@ -89,6 +89,7 @@ class OccGrid(Sampler):
                 raise UserError(f"{name}={value}: must not be negative")
         self.settings = grid
         self.num_marched = 0  # samples in occupied cells at the last call
+        self._seen: tuple[Rays, Samples, Tensor] | None = None  # of the last call in training
         self.aabb = tuple(aabb.tolist())
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
@@ -142,7 +143,11 @@ class OccGrid(Sampler):
         self.num_marched = len(samples)
         density = self._visible_density(samples, sigma_fn)
         thresholds = self.early_stop_eps, self._alpha_thre, self._min_weight
-        return ops.select(samples, ops.visible_samples(samples, density, *thresholds))
+        visible = ops.visible_samples(samples, density, *thresholds)
+        kept = ops.select(samples, visible)
+        if generator is not None:
+            self._seen = (rays, kept, density[visible])
+        return kept
 
     def _visible_density(self, samples: Samples, sigma_fn: SigmaFn) -> Tensor:
         """Evaluate densities front to back [N]; those behind what stops a ray stay zero."""
@@ -184,8 +189,34 @@ class OccGrid(Sampler):
         # Below zero, and so the lesser, where unknown.
         old = occupancy[cells] * self.settings.ema_decay
         occupancy[cells] = torch.maximum(old, optical_depth)
+        self._keep_what_is_seen(occupancy)
         self.threshold.copy_(self._mean().clamp(max=self.settings.occ_thre))
         self._refresh()
+
+    def _keep_what_is_seen(self, occupancy: Tensor) -> None:
+        """Raise the cells of the last training samples to what these have found there.
+
+        A random point seldom meets the matter in a cell that is mostly empty, such as one at the
+        rim of a thin surface; rays that see it do.
+        """
+        if self._seen is None:
+            return
+        rays, samples, density = self._seen
+        middle = (samples.t_starts + samples.t_ends)[:, None] / 2
+        rows = samples.ray_indices
+        cells = self._cells_at(rays.origins[rows] + middle * rays.directions[rows])
+        occupancy.scatter_reduce_(0, cells, density * self.march.step, "amax")
+        self._seen = None
+
+    def _cells_at(self, points: Tensor) -> Tensor:
+        """Find the finest cells [M] that hold points [M, 3] of the outermost box."""
+        n, levels = self.settings.resolution, self.settings.num_levels
+        low, high = torch.tensor(self.aabb, device=points.device).view(2, 3)
+        unit = (points - (low + high) / 2) / ((high - low) / 2)
+        level = unit.abs().amax(-1).log2().ceil().clamp(0, levels - 1)
+        place = ((unit / (2.0**level)[:, None] * 0.5 + 0.5) * n).long().clamp(0, n - 1)
+        x, y, z = place.unbind(-1)
+        return ((level.long() * n + x) * n + y) * n + z
 
     def _mean(self) -> Tensor:
         """Average the optical depth per step over the cells that can hold anything."""

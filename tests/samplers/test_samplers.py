@@ -155,6 +155,23 @@ def test_transparent_pixels_carve_cells_and_nothing_opaque(scene: Scene) -> None
         assert not hit.all()
 
 
+def test_cells_that_training_rays_see_stay_on(scene: Scene) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    blind, generator = learnt(scene), torch.Generator().manual_seed(0)
+    for step in range(100, 130):
+        kept = sampler.sample(rays, sigma_of(rays), torch.Generator().manual_seed(7))
+        # Random points find nothing: only the rays know that there is matter.
+        sampler.update(step, lambda p: torch.zeros(len(p)), generator)
+        blind.update(step, lambda p: torch.zeros(len(p)), generator)
+    assert len(kept) > 0
+    middle = (kept.t_starts + kept.t_ends)[:, None] / 2
+    points = rays.origins[kept.ray_indices] + middle * rays.directions[kept.ray_indices]
+    cells = ((points / 1.5 * 0.5 + 0.5) * 32).long()
+    assert sampler.grid.occupied[0][tuple(cells.T)].all()
+    assert (sampler.occupancy[0][tuple(cells.T)] > 0.1).all()
+    assert (blind.occupancy[0][tuple(cells.T)] < 0.01).all()
+
+
 def test_outer_levels_cover_what_inner_levels_hold(scene: Scene) -> None:
     sampler = learnt(scene, num_levels=2)
     inner, outer = sampler.grid.occupied
