@@ -105,7 +105,7 @@ class Tally:
         return [1000 * (b - a) for a, b in zip(self.clock, self.clock[1:], strict=False)]
 
 
-class Session:
+class Bench:
     """A run assembled as the command line does, of which the first steps have been trained."""
 
     def __init__(self, overrides: Sequence[str], num_warmup: int, num_more: int) -> None:
@@ -227,19 +227,19 @@ def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
 def stages(arguments: argparse.Namespace) -> list[Table]:
     """Time the stages of a training step."""
     steps = arguments.steps
-    session = Session(arguments.overrides, arguments.warmup, 2 * steps)
-    run, timers = session.run, Stages(session.device)
+    bench = Bench(arguments.overrides, arguments.warmup, 2 * steps)
+    run, timers = bench.run, Stages(bench.device)
     _progress(f"measuring {steps} steps without and {steps} with timers")
-    plain, memory = session.train(steps), report.peak_memory_bytes()
-    timed = session.train(steps, timers)
-    note = f"Mean of {steps} steps after {session.state.step - steps}; {_choices(run)}."
-    if session.device.type == "cuda":
+    plain, memory = bench.train(steps), report.peak_memory_bytes()
+    timed = bench.train(steps, timers)
+    note = f"Mean of {steps} steps after {bench.state.step - steps}; {_choices(run)}."
+    if bench.device.type == "cuda":
         note += " The device is waited for between stages."
     tables = [
         Table("Stages of a step", note, ("stage", "ms per step", "share %"), timers.rows(steps)),
         _throughput(plain, timed, memory),
     ]
-    return tables + ([_discarded(session)] if isinstance(run.sampler, OccGrid) else [])
+    return tables + ([_discarded(bench)] if isinstance(run.sampler, OccGrid) else [])
 
 
 def _throughput(plain: Tally, timed: Tally, memory: int | None) -> Table:
@@ -255,10 +255,10 @@ def _throughput(plain: Tally, timed: Tally, memory: int | None) -> Table:
     return Table("Throughput", note, ("figure", "value"), rows)
 
 
-def _discarded(session: Session) -> Table:
+def _discarded(bench: Bench) -> Table:
     """Count what the grid leaves of the samples that a full grid would give."""
-    sampler: Any = session.run.sampler
-    data = session.step_data(DISCARD_RAYS)
+    sampler: Any = bench.run.sampler
+    data = bench.step_data(DISCARD_RAYS)
     everywhere = march.pack_grid(torch.ones_like(sampler.grid.occupied), sampler.aabb)
     full = len(march.march(data.rays, data.shift, everywhere, sampler.march))
     counts = {
@@ -269,7 +269,7 @@ def _discarded(session: Session) -> Table:
     }
     rows = [(k, n / DISCARD_RAYS, 100 * (1 - n / max(full, 1))) for k, n in counts.items()]
     note = (
-        f"{DISCARD_RAYS} random training rays after {session.state.step} steps, all at the same "
+        f"{DISCARD_RAYS} random training rays after {bench.state.step} steps, all at the same "
         f"step of {sampler.march.step:.4g}; {100 * sampler.describe()['occupied']:.2f} % of the "
         "grid's cells are occupied."
     )
@@ -287,18 +287,18 @@ class Case(NamedTuple):
 
 def ops(arguments: argparse.Namespace) -> list[Table]:
     """Compare each op with its torch reference on the data of a training step."""
-    session = Session(arguments.overrides, arguments.warmup, 1)
-    run = session.run
+    bench = Bench(arguments.overrides, arguments.warmup, 1)
+    run = bench.run
     if not (isinstance(run.model, NGP) and isinstance(run.sampler, OccGrid)):
         raise UserError("ops are measured in the run that uses all: model=ngp sampler=occgrid")
     if not library.native(run.model.aabb):
         raise UserError("the compiled ops are not in use: see nerftrain doctor; use runtime=auto")
-    data = session.step_data(int(session.state.num_rays))
+    data = bench.step_data(int(bench.state.num_rays))
     cases = [*_march_cases(run, data), *_field_cases(run.model, data)]
     rows = [_compared(case, arguments.repeats) for case in cases]
     note = (
         f"Fastest of {arguments.repeats} calls each, in turns, on a step's data after "
-        f"{session.state.step} steps; {_choices(run)}. The ratio is reference / op."
+        f"{bench.state.step} steps; {_choices(run)}. The ratio is reference / op."
     )
     figures = ("ms", "reference ms", "ratio")
     columns = ["op", "size", *(f"{d} {f}" for d in ("forward", "backward") for f in figures)]
