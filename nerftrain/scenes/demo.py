@@ -24,7 +24,7 @@ from nerftrain.paths import cache_dir
 from nerftrain.scenes import Scene, blender
 from nerftrain.scenes.toys import CAMERA_ANGLE, render_view
 
-VERSION = 1  # of what is rendered: part of the cache's key
+VERSION = 2  # of what is rendered: part of the cache's key
 CAMERA_DISTANCE = 4.0
 
 _log = logging.getLogger(__name__)

@@ -1,11 +1,13 @@
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from nerftrain.cameras import look_at
 from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir
 from nerftrain.scenes import demo, toys
@@ -168,3 +170,15 @@ def test_numbers_below_one_are_refused_by_name(cache, numbers):
     with pytest.raises(UserError, match=r"^scene\.(resolution|num_train|num_test)=-?\d+: "):
         demo.load_scene("demo", *numbers)
     assert not (cache / "demo").exists()
+
+
+def test_grazing_views_see_the_whole_table():
+    position = torch.tensor([-1.0372, 3.8584, -0.1926])  # just above the table's top
+    pose = look_at(position[None], torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))[0]
+    opaque = toys.render_view(pose, 100)[..., 3] > 0
+    around = torch.linspace(0, 2 * math.pi, 100)
+    rim = torch.stack([0.9 * around.cos(), 0.9 * around.sin(), torch.full_like(around, -0.57)], -1)
+    x, y, z = ((rim - pose[:, 3]) @ pose[:, :3]).unbind(-1)  # points inside the table's top
+    focal = 50 / math.tan(toys.CAMERA_ANGLE / 2)
+    columns, rows = (50 - focal * x / z).long(), (50 + focal * y / z).long()
+    assert opaque[rows, columns].all()
