@@ -13,8 +13,8 @@ from nerftrain.errors import UserError
 from nerftrain.ops import library
 
 # glibc's mallopt parameters: memory up to this size is kept for reuse instead of going back to the
-# system. Without them each step's buffers are new pages, and touching these for the first time
-# costs as much as the arithmetic.
+# system. Without them each step's buffers are new pages, each of which faults when it is touched
+# for the first time.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 

@@ -19,7 +19,7 @@ struct CpuHash : Cpu {
     });
   }
 
-  // Each level's table is owned by one thread: no atomics (measured: three to five times slower), and the same bits
+  // Each level's table is owned by one thread: no atomics, and the same bits
   // whatever the number of threads.
   template <class T, int F>
   static void scatter(const torch::stable::Tensor&, int64_t n, const HashEncodeBackward<T, F>& body) {

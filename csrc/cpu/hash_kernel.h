@@ -1,7 +1,7 @@
 // Hash encoding of blocks of samples in float32.
 //
 // Compiled once per instruction set and chosen at run time. Where corners are stored and what they weigh is worked out
-// for a block of samples in vectors; then the rows are gathered. Measured against a sample at a time: about three times
+// for a block of samples in vectors; then the rows are gathered. Measured against a sample at a time: about twice
 // as fast. Everything here has internal linkage and what it includes is always inlined, so that no function compiled
 // for one instruction set can be linked in place of another's.
 #pragma once
