@@ -227,10 +227,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
             journal.after_step(terms, rendering.rgb.detach(), batch.target, len(samples))
 
             if interrupted.is_set():
-                journal.save("last")
-                report.say(
-                    f"interrupted at step {state.step}, saved; go on with: {_resume_command(run)}"
-                )
+                journal.interrupt()
                 raise KeyboardInterrupt
 
 
@@ -362,6 +359,13 @@ class Journal:
             self.save(name)
         except UserError as error:  # a full disk may have room again by the next time
             _log.warning("training goes on: %s", error)
+
+    def interrupt(self) -> None:
+        """Save, and end with the command that goes on."""
+        self.save("last")
+        self.progress.close()  # or its last line would follow
+        command = _resume_command(self.run)
+        report.say(f"interrupted at step {self.state.step}, saved; go on with: {command}")
 
     def save(self, name: str) -> None:
         """Write a checkpoint, unless the weights are no longer numbers."""

@@ -116,8 +116,8 @@ class _InterruptAt:
         if self.journal.state.step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def save(self, name: str) -> None:
-        self.journal.save(name)
+    def interrupt(self) -> None:
+        self.journal.interrupt()
 
 
 def test_ctrl_c_saves_a_whole_step_and_names_the_command(
@@ -127,7 +127,9 @@ def test_ctrl_c_saves_a_whole_step_and_names_the_command(
     state = State(run)
     with trainer.Journal(run, state) as journal, pytest.raises(KeyboardInterrupt):
         trainer.loop(run, state, _InterruptAt(journal, 7))  # type: ignore[arg-type]
-    assert f"nerftrain resume {run.run_dir}" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("interrupted at step 7, saved")
+    assert last.endswith(f"nerftrain resume {run.run_dir}")
     saved = checkpoint.load(checkpoint.find(run.run_dir, "last"))
     assert saved["step"] == 7
     assert torch.equal(saved["model"]["encoding.table"], run.model.state_dict()["encoding.table"])
