@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from nerftrain.composition import apply_override, compose, one_line
 from nerftrain.errors import UserError
 
 if TYPE_CHECKING:
+    from nerftrain.scenes import Scene
     from nerftrain.trainer import Run
 
 __all__ = ["assemble", "build", "check", "compose", "create_run_dir", "load_run"]
@@ -29,10 +31,10 @@ SNAPSHOT = "config.yaml"  # the resolved config in a run's folder
 _GROUPS: dict[str, tuple[str, ...]] = {
     "runtime": (),
     "scene": (),
-    "background": (),
-    "model": ("aabb",),
-    "sampler": ("aabb", "cameras", "near", "masks"),
-    "optimizer": ("model", "params"),  # torch's own optimizers take the parameters
+    "background": ("has_alpha",),
+    "model": ("aabb", "contraction", "is_dynamic"),
+    "sampler": ("aabb", "contraction", "cameras", "near", "far", "masks", "make_field"),
+    "optimizer": ("model", "sampler", "params"),  # torch's own optimizers take the parameters
     "scheduler": (),
     "trainer": (),
     "logger": (),
@@ -131,22 +133,27 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     runtime = plans["runtime"].build()
     runtime.start(seed)
     scene = plans["scene"].build()
-    background = plans["background"].build()
+    background = plans["background"].build(has_alpha=scene.has_alpha)
     if background.train == "random" and not scene.has_alpha:
         raise UserError(
             f"background=random needs images with alpha, which {scene.name} has not: "
-            "add background=white"
+            "leave it out, or add background=black"
         )
-    model = plans["model"].build(aabb=scene.aabb).to(runtime.torch_device)
-    seen = scene.splits["train"]
-    sampler = plans["sampler"].build(
-        aabb=scene.aabb, cameras=seen.cameras, near=scene.near, masks=seen.masks()
+    make_field = partial(
+        plans["model"].build,
+        aabb=scene.aabb,
+        contraction=scene.contraction,
+        is_dynamic=scene.is_dynamic,
     )
+    model = make_field().to(runtime.torch_device)
+    sampler = plans["sampler"].build(**_sampler_inputs(scene), make_field=make_field)
+    sampler = sampler.to(runtime.torch_device)
+    params = [*model.parameters(), *sampler.parameters()]
     return Run(
         scene=scene,
         model=model,
-        sampler=sampler.to(runtime.torch_device),
-        optimizer=plans["optimizer"].build(model=model, params=model.parameters()),
+        sampler=sampler,
+        optimizer=plans["optimizer"].build(model=model, sampler=sampler, params=params),
         scheduler=plans["scheduler"].build(),
         background=background,
         settings=plans["trainer"].build(),
@@ -156,6 +163,19 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
         config=_snapshot(plain(cfg)),
         run_dir=run_dir or Path(),
     )
+
+
+def _sampler_inputs(scene: Scene) -> dict[str, Any]:
+    seen = scene.splits["train"]
+    return {
+        "aabb": scene.aabb,
+        "contraction": scene.contraction,
+        "cameras": seen.cameras,
+        "near": scene.near,
+        "far": scene.far,
+        # What moves is transparent in one image and not in the next: no mask rules a cell out.
+        "masks": None if scene.is_dynamic else seen.masks(),
+    }
 
 
 def _snapshot(values: dict[str, Any]) -> dict[str, Any]:

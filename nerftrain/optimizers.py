@@ -52,6 +52,7 @@ def adam(
     skip_unseen: bool,
     *,
     model: torch.nn.Module,
+    sampler: torch.nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """Make Adam with L2 weight decay on matrices that every sample uses, not on hash tables.
 
@@ -65,7 +66,7 @@ def adam(
         )
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"betas={betas}: need two numbers in [0, 1)")
-    named = list(model.named_parameters())
+    named = [*model.named_parameters(), *(sampler.named_parameters() if sampler else ())]
     tables = [p for name, p in named if name.endswith("table")]
     others = [p for name, p in named if not name.endswith("table")]
     groups = [{"params": others, "weight_decay": weight_decay, "skip": False}]

@@ -22,10 +22,20 @@ class Background:
     """What lies behind the scene: a colour per training ray, and one colour in evaluation."""
 
     def __init__(
-        self, train: Literal["random", "white", "black"], evaluation: Literal["white", "black"]
+        self,
+        train: Literal["auto", "random", "white", "black"],
+        evaluation: Literal["auto", "white", "black"],
+        *,
+        has_alpha: bool = True,
     ) -> None:
-        """Name the colours in training and evaluation."""
-        self.train, self.evaluation = train, evaluation
+        """Name the colours in training and evaluation.
+
+        `auto` is random in training and white in evaluation where images have alpha; photographs
+        show what is behind everything, so there it is black in both.
+        """
+        named = ("random", "white") if has_alpha else ("black", "black")
+        self.train = named[0] if train == "auto" else train
+        self.evaluation = named[1] if evaluation == "auto" else evaluation
 
     def sample(self, num_rays: int, generator: torch.Generator) -> Tensor:
         """Draw the colours behind R training rays: [R, 3]."""

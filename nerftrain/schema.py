@@ -86,8 +86,9 @@ def read(
     _check_runtime(target, where, runtime)
     values: dict[str, Any] = {}
     for key, value in node.items():
-        # `name` labels the run's folder and its report; only targets that ask for it get it.
-        if key == "_target_" or (key == "name" and key not in parameters):
+        # `name` labels the run's folder and its report, `hints` are for other nodes to interpolate;
+        # only targets that ask for them get them.
+        if key == "_target_" or (key in ("name", "hints") and key not in parameters):
             continue
         free = _takes_any(target) and key not in (*runtime, *_runtime_names(target))
         if key not in parameters and not free:

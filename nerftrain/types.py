@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from torch import Tensor
 # and arguments, which are (t_starts [N], t_ends [N], ray_indices [N]).
 SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # -> [N]
 RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N, K], [N])
-DensityFn = Callable[[Tensor], Tensor]  # positions [N, 3] -> [N]
+# (positions [N, 3], times [N] in 0..1 or None for a static scene) -> densities [N]
+DensityFn = Callable[[Tensor, Tensor | None], Tensor]
+# How all of space is folded into a bounded one; none: what lies outside the box does not exist.
+Contraction = Literal["none", "l2", "linf"]
 
 T = TypeVar("T", bound="_Tensors")
 
@@ -44,6 +47,7 @@ class Cameras(_Tensors):
     widths: Tensor  # [C] int64, pixels
     heights: Tensor  # [C] int64, pixels
     times: Tensor | None = None  # [C] in 0..1
+    distortion: Tensor | None = None  # [C, 4] k1 k2 p1 p2 of OpenCV's model; None: no lens bends
 
     def __len__(self) -> int:
         return self.poses.shape[0]

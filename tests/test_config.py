@@ -304,7 +304,15 @@ TRAIN = {"train": SimpleNamespace(cameras="cameras", masks=lambda: "masks")}
 
 def toy_scene(name: str, root: str | None, alpha: bool) -> SimpleNamespace:
     return SimpleNamespace(
-        name=name, root=root, has_alpha=alpha, aabb="box", near=2.0, splits=TRAIN
+        name=name,
+        root=root,
+        has_alpha=alpha,
+        aabb="box",
+        near=2.0,
+        far=6.0,
+        contraction="none",
+        is_dynamic=False,
+        splits=TRAIN,
     )
 
 
@@ -410,7 +418,7 @@ def test_assemble_gives_each_part_what_it_needs():
 
 @pytest.mark.usefixtures("toy_trainer")
 def test_a_random_background_needs_alpha():
-    with pytest.raises(UserError, match="cube has not: add background=white"):
+    with pytest.raises(UserError, match="cube has not: leave it out"):
         config.assemble(whole(scene__alpha=False))
     config.assemble(whole(scene__alpha=False, background__train="white"))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.cameras import pixel_rays
-from nerftrain.types import Batch, Cameras
+from nerftrain.types import Batch, Cameras, Contraction
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,17 @@ class Scene:
     near: float  # distance along every ray, world units
     far: float
     root: Path
+    # none: all there is lies in the box. Else the box holds what the cameras look at, and what lies
+    # around it is folded towards it (mip-NeRF 360, arXiv:2111.12077, eq. 10).
+    contraction: Contraction = "none"
+    # [4, 4] float64, the similarity from the dataset's own coordinates to the scene's; None where
+    # they are the same.
+    world: Tensor | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Tell whether what is seen changes with time."""
+        return self.splits["train"].cameras.times is not None
 
     @property
     def has_alpha(self) -> bool:
