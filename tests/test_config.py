@@ -428,9 +428,15 @@ def test_torchs_own_optimizers_get_the_parameters(monkeypatch: pytest.MonkeyPatc
     import torch
 
     parameter = torch.nn.Parameter(torch.zeros(1))
-    monkeypatch.setattr(Movable, "parameters", lambda self: [parameter])
+    weight = torch.nn.Parameter(torch.zeros(1))
+    owners = {"width": [parameter], "near": [weight]}  # a model has a width, a sampler a near
+
+    def parameters(self: Movable) -> list[torch.nn.Parameter]:
+        return [p for key, ps in owners.items() if key in self.values for p in ps]
+
+    monkeypatch.setattr(Movable, "parameters", parameters)
     run = config.assemble(whole(optimizer={"_target_": "torch.optim.SGD", "lr": 1}))
-    assert run.optimizer.param_groups[0]["params"] == [parameter]
+    assert run.optimizer.param_groups[0]["params"] == [parameter, weight]
 
 
 @pytest.mark.usefixtures("toy_trainer")
