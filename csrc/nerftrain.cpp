@@ -33,6 +33,18 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "bool to_positions) -> (Tensor, Tensor)");
   m.def("spherical_harmonics_fwd(Tensor directions, int degree) -> Tensor");
   m.def("spherical_harmonics_bwd(Tensor directions, Tensor v_features, int degree) -> Tensor");
+  // All of space folded into a bounded one.
+  m.def("contract_fwd(Tensor positions, bool infinity_norm) -> Tensor");
+  m.def("contract_bwd(Tensor positions, Tensor v_out, bool infinity_norm) -> Tensor");
+  // Histograms along rays: intervals where a coarse one has its mass; how far it fails to bound a fine one.
+  m.def("invert_cdf(Tensor edges, Tensor weights, Tensor jitter, SymInt num_intervals, float padding) -> Tensor");
+  m.def("interlevel_fwd(Tensor edges, Tensor weights, Tensor coarse_edges, Tensor coarse_weights) -> Tensor");
+  m.def(
+      "interlevel_bwd(Tensor edges, Tensor weights, Tensor coarse_edges, Tensor coarse_weights, Tensor v_loss) -> "
+      "Tensor");
+  // How spread out the weights along each ray are.
+  m.def("distortion_fwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets) -> Tensor");
+  m.def("distortion_bwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets, Tensor v_distortion) -> Tensor");
   // One step of Adam, in place.
   m.def(
       "adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, float lr, float beta1, "

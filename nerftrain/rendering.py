@@ -54,8 +54,7 @@ def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigma
         t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         directions = rays.directions.index_select(0, ray_indices)
-        middle = (t_starts + t_ends).mul_(0.5)[:, None]
-        points = torch.addcmul(rays.origins.index_select(0, ray_indices), directions, middle)
+        points = rays.points((t_starts + t_ends).mul_(0.5), ray_indices)
         return points, directions, None if rays.times is None else rays.times[ray_indices]
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:

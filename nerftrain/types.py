@@ -71,6 +71,12 @@ class Rays(_Tensors):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
 
+    def points(self, distances: Tensor, ray_indices: Tensor) -> Tensor:
+        """Find the points [N, 3] at distances [N] along the rays ray_indices [N]."""
+        directions = self.directions.index_select(0, ray_indices)
+        origins = self.origins.index_select(0, ray_indices)
+        return torch.addcmul(origins, directions, distances[:, None])
+
 
 @dataclass(frozen=True)
 class Samples(_Tensors):

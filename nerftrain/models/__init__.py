@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
+from nerftrain.models.encodings import unit_positions
+from nerftrain.types import Contraction
 
 NUM_COLORS = 3
 
@@ -19,12 +21,18 @@ class RadianceField(nn.Module, ABC):
     were declared; they are composited as they are.
     """
 
-    def __init__(self, extra_channels: dict[str, int] | None, aabb: Tensor) -> None:
-        """Remember the extra channels and the box.
+    def __init__(
+        self,
+        extra_channels: dict[str, int] | None,
+        aabb: Tensor,
+        contraction: Contraction = "none",
+    ) -> None:
+        """Remember the extra channels, the box and what happens outside of it.
 
         Args:
             extra_channels: names and widths of the channels after the colour.
             aabb: [6], what positions are scaled by.
+            contraction: how space around the box is folded towards it.
 
         Raises:
             UserError: where a width is below 1.
@@ -36,6 +44,7 @@ class RadianceField(nn.Module, ABC):
         self.extra_channels = dict(extra_channels or {})
         self.register_buffer("aabb", aabb.float().clone())
         self.aabb: Tensor
+        self.contraction: Contraction = contraction
 
     @property
     def num_channels(self) -> int:
@@ -43,9 +52,8 @@ class RadianceField(nn.Module, ABC):
         return NUM_COLORS + sum(self.extra_channels.values())
 
     def unit_positions(self, positions: Tensor) -> Tensor:
-        """Scale positions [N, 3] so that the scene's box is 0..1 on every axis."""
-        low, high = self.aabb[:3], self.aabb[3:]
-        return (positions - low) / (high - low)
+        """Scale positions [N, 3] so that the scene is 0..1 on every axis."""
+        return unit_positions(positions, self.aabb, self.contraction)
 
     def activate(self, raw: Tensor) -> Tensor:
         """Turn raw channels [N, K] into colours in 0..1 and extra channels as they are."""

@@ -8,8 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
+from nerftrain.ops.contract import contract
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
+from nerftrain.types import Contraction
+
+
+def unit_positions(positions: Tensor, aabb: Tensor, contraction: Contraction) -> Tensor:
+    """Scale positions [N, 3] to 0..1 on every axis.
+
+    Without contraction that is the box aabb [6]. With it the box's half size is the unit radius
+    that stays as it is, and the rim of all space is 0 and 1.
+    """
+    low, high = aabb[:3], aabb[3:]
+    if contraction == "none":
+        return (positions - low) / (high - low)
+    around = (positions * 2 - (low + high)) / (high - low)
+    return contract(around, contraction) * 0.25 + 0.5
 
 
 class HashEncoding(nn.Module):

@@ -1,0 +1,8 @@
+#include "../operators/contract.h"
+
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
+  m.impl("contract_fwd", TORCH_BOX(&nerftrain::contract_fwd<nerftrain::Cpu>));
+  m.impl("contract_bwd", TORCH_BOX(&nerftrain::contract_bwd<nerftrain::Cpu>));
+}
