@@ -7,7 +7,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from nerftrain.types import Batch, Rendering
+from nerftrain.ops.distortion import distortion
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.spacing import to_share
+from nerftrain.types import Rays, Rendering, Samples
 
 Kind = Literal["huber", "l2"]
 
@@ -23,11 +26,12 @@ def color_loss(kind: Kind, prediction: Tensor, target: Tensor) -> Tensor:
     return 0.5 * functional.mse_loss(prediction, target)
 
 
-def loss_terms(
-    kind: Kind, distortion_weight: float, rendering: Rendering, batch: Batch
-) -> dict[str, Tensor]:
-    """Name every term of the loss, weights included: their sum is what is minimised."""
-    terms = {"color": color_loss(kind, rendering.rgb, batch.target)}
-    if distortion_weight > 0:
-        terms["distortion"] = distortion_weight * rendering.distortion.mean()
-    return terms
+def distortion_loss(rendering: Rendering, samples: Samples, rays: Rays, kind: Spacing) -> Tensor:
+    """Average how spread out the weights along rays are (mip-NeRF 360, eq. 15).
+
+    Distances are shares of the way from near to far, spread as `kind` says: in a scene without
+    bounds a spread far away must not count for more than all that is near.
+    """
+    near, far = (bound.index_select(0, samples.ray_indices) for bound in (rays.near, rays.far))
+    starts, ends = (to_share(kind, t, near, far) for t in (samples.t_starts, samples.t_ends))
+    return distortion(rendering.weights, starts, ends, samples.offsets).mean()

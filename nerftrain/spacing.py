@@ -1,8 +1,8 @@
 """How the distance along a ray is spread over 0..1: a curve g, linear in the share s.
 
-s = (g(t) - g(near)) / (g(far) - g(near)). Uniform: g(t) = t. Disparity: g(t) = -1 / t, as far things
-look small (mip-NeRF 360, arXiv:2111.12077, eq. 11). Power: even nearby, ever sparser far away
-(Zip-NeRF, arXiv:2304.06706, supplement, with lambda = -1.5).
+s = (g(t) - g(near)) / (g(far) - g(near)). Uniform: g(t) = t. Disparity: g(t) = -1 / t, as far
+things look small (mip-NeRF 360, arXiv:2111.12077, eq. 11). Power: even nearby, ever sparser far
+away (Zip-NeRF, arXiv:2304.06706, supplement, with lambda = -1.5).
 """
 
 from __future__ import annotations

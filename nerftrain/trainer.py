@@ -18,13 +18,15 @@ from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.errors import RunError, UserError
-from nerftrain.losses import Kind, loss_terms
+from nerftrain.losses import Kind, color_loss, distortion_loss
 from nerftrain.models import RadianceField
 from nerftrain.rendering import Background, field_functions, render
 from nerftrain.runtime import Runtime
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.schedules import Schedule
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.types import Batch, Rendering, Samples
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Settings:
     max_rays: int
     loss: Kind
     distortion_weight: float
+    distortion_spacing: Spacing
     ema_decay: float | None
     orbit_frames: int
     intervals: Intervals
@@ -213,7 +216,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
             sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
             samples = sampler.sample(batch.rays, sigma_fn, generator)
             rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
-            terms = loss_terms(settings.loss, settings.distortion_weight, rendering, batch)
+            terms = loss_terms(run, batch, samples, rendering)
 
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
@@ -229,6 +232,18 @@ def loop(run: Run, state: State, journal: Journal) -> None:
             if interrupted.is_set():
                 journal.interrupt()
                 raise KeyboardInterrupt
+
+
+def loss_terms(
+    run: Run, batch: Batch, samples: Samples, rendering: Rendering
+) -> dict[str, Tensor]:
+    """Name every term of the loss, weights included: their sum is what is minimised."""
+    settings = run.settings
+    terms = {"color": color_loss(settings.loss, rendering.rgb, batch.target)}
+    if settings.distortion_weight > 0:
+        spread = distortion_loss(rendering, samples, batch.rays, settings.distortion_spacing)
+        terms["distortion"] = settings.distortion_weight * spread
+    return terms | run.sampler.loss_terms(settings.loss, batch, rendering)
 
 
 def _resume_command(run: Run) -> str:

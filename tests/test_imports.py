@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 LAYERS = [
     {"errors", "paths"},
     {"types", "schema", "ops"},
+    {"spacing"},
     {"cameras", "losses", "metrics", "optimizers", "runtime", "schedules", "models.encodings"},
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},

@@ -35,7 +35,7 @@ def scene(tiny_scene_root) -> Scene:
 
 def test_a_known_ball_is_seen_where_it_is(scene: Scene) -> None:
     view = render_image(
-        scene, scene.splits["train"].cameras, 0, Ball(), Uniform(256, aabb=BOX), torch.zeros(3)
+        scene, scene.splits["train"].cameras, 0, Ball(), Uniform(256, "uniform", aabb=BOX), torch.zeros(3)
     )
     middle = 12 * 24 + 12
     assert view.opacity[middle] == pytest.approx(1, abs=1e-3)
@@ -51,7 +51,7 @@ def test_chunks_do_not_show(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> No
         scene.splits["train"].cameras,
         0,
         Ball(),
-        Uniform(32, aabb=BOX),
+        Uniform(32, "uniform", aabb=BOX),
         torch.ones(3),
     )
     whole = render_image(*arguments)
@@ -65,7 +65,7 @@ def test_chunks_do_not_show(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> No
 def test_rays_that_meet_nothing_show_the_background(scene: Scene) -> None:
     batch = scene.batch(torch.Generator().manual_seed(0), 64, torch.rand(64, 3))
     _, rgb_sigma_fn = field_functions(Ball(), batch.rays)
-    samples = Uniform(8, aabb=torch.tensor([9.0, 9, 9, 10, 10, 10])).sample(
+    samples = Uniform(8, "uniform", aabb=torch.tensor([9.0, 9, 9, 10, 10, 10])).sample(
         batch.rays, lambda *_: torch.zeros(0)
     )
     assert len(samples) == 0

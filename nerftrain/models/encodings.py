@@ -1,4 +1,4 @@
-"""Encodings of positions and directions, and the activation of densities."""
+"""What fields are made of: encodings, small MLPs, the activation of densities."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import contract
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.mlp import mlp
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 from nerftrain.types import Contraction
 
@@ -110,6 +111,23 @@ class DirectionEncoding(nn.Module):
     def forward(self, directions: Tensor) -> Tensor:
         """Encode directions [N, 3]: [N, degree**2]."""
         return spherical_harmonics(directions, self.degree)
+
+
+class SmallMLP(nn.Module):
+    """Bias-free linear layers with ReLU between them, Xavier-uniform at first."""
+
+    def __init__(self, num_inputs: int, width: int, num_hidden: int, num_outputs: int) -> None:
+        """Stack num_hidden hidden layers of a width."""
+        super().__init__()
+        widths = [num_inputs, *[width] * num_hidden, num_outputs]
+        shapes = zip(widths[1:], widths[:-1], strict=True)
+        self.weights = nn.ParameterList(
+            nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate x [N, num_inputs]: [N, num_outputs]."""
+        return mlp(x, list(self.weights))
 
 
 class _TruncatedExp(torch.autograd.Function):

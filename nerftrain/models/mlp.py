@@ -9,6 +9,7 @@ from torch.nn import functional
 from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
 from nerftrain.models.encodings import FrequencyEncoding
+from nerftrain.types import Contraction
 
 
 class MLP(RadianceField):
@@ -27,9 +28,10 @@ class MLP(RadianceField):
         extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
+        contraction: Contraction = "none",
     ) -> None:
         """Build `depth` layers of `width`; the encoded position enters again after layer `skip`."""
-        super().__init__(extra_channels, aabb)
+        super().__init__(extra_channels, aabb, contraction)
         if depth < 1 or width < 2:
             raise UserError(f"depth={depth}, width={width}: need depth >= 1 and width >= 2")
         if not skip >= 0:

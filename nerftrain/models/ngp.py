@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
-from nerftrain.models.encodings import DirectionEncoding, HashEncoding, truncated_exp
-from nerftrain.ops.mlp import mlp
-
-
-class SmallMLP(nn.Module):
-    """Bias-free linear layers with ReLU between them, Xavier-uniform at first."""
-
-    def __init__(self, num_inputs: int, width: int, num_hidden: int, num_outputs: int) -> None:
-        """Stack num_hidden hidden layers of a width."""
-        super().__init__()
-        widths = [num_inputs, *[width] * num_hidden, num_outputs]
-        shapes = zip(widths[1:], widths[:-1], strict=True)
-        self.weights = nn.ParameterList(
-            nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Evaluate x [N, num_inputs]: [N, num_outputs]."""
-        return mlp(x, list(self.weights))
+from nerftrain.models.encodings import (
+    DirectionEncoding,
+    HashEncoding,
+    SmallMLP,
+    truncated_exp,
+)
+from nerftrain.types import Contraction
 
 
 class NGP(RadianceField):
@@ -44,12 +32,13 @@ class NGP(RadianceField):
         extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
+        contraction: Contraction = "none",
     ) -> None:
         """Build the two MLPs on an encoding; aabb [6] is the scene's box.
 
         Raises UserError for impossible sizes.
         """
-        super().__init__(extra_channels, aabb)
+        super().__init__(extra_channels, aabb, contraction)
         for name, value in (
             ("width", width),
             ("color_layers", color_layers),

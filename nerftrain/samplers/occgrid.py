@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.ops import march as ops
-from nerftrain.samplers import Sampler, jitter
+from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
 
 # Rays are evaluated front to back in rounds of so many samples: what lies behind a surface is never
@@ -35,6 +35,7 @@ class GridSettings:
     resolution: int
     num_levels: int
     update_every: int
+    num_times: int
     warmup_steps: int
     cells_per_update: int
     ema_decay: float
@@ -45,9 +46,8 @@ class GridSettings:
         """Refuse, with a UserError, what no grid can be."""
         if self.resolution < 16 or self.resolution % 16:
             raise UserError(f"resolution={self.resolution}: must be a multiple of 16")
-        for name in ("num_levels", "update_every", "cells_per_update"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        counted = ("num_levels", "update_every", "num_times", "cells_per_update")
+        check_counts(**{name: getattr(self, name) for name in counted})
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1)")
 
@@ -77,9 +77,7 @@ class OccGrid(Sampler):
         not wholly transparent; None: unknown) show to be empty.
         """
         super().__init__()
-        for name, value in (("steps_per_diagonal", steps_per_diagonal), ("max_steps", max_steps)):
-            if value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
+        check_counts(steps_per_diagonal=steps_per_diagonal, max_steps=max_steps)
         for name, value in (
             ("cone_angle", cone_angle),
             ("early_stop_eps", early_stop_eps),
@@ -88,6 +86,7 @@ class OccGrid(Sampler):
             if value < 0:
                 raise UserError(f"{name}={value}: must not be negative")
         self.settings = grid
+        self.is_dynamic = cameras.times is not None
         self.num_marched = 0  # samples in occupied cells at the last call
         self._seen: tuple[Rays, Samples, Tensor] | None = None  # of the last call in training
         self.aabb = tuple(aabb.tolist())
@@ -184,7 +183,7 @@ class OccGrid(Sampler):
         if (step + 1) % self.settings.update_every:
             return
         cells = self._draw_cells(step, generator)
-        optical_depth = density_fn(self._points_in(cells, generator)) * self.march.step
+        optical_depth = self._density(density_fn, cells, generator) * self.march.step
         occupancy = self.occupancy.view(-1)
         # Below zero, and so the lesser, where unknown.
         old = occupancy[cells] * self.settings.ema_decay
@@ -192,6 +191,16 @@ class OccGrid(Sampler):
         self._keep_what_is_seen(occupancy)
         self.threshold.copy_(self._mean().clamp(max=self.settings.occ_thre))
         self._refresh()
+
+    def _density(self, density_fn: DensityFn, cells: Tensor, generator: torch.Generator) -> Tensor:
+        """Evaluate the density in each cell [M]; where it changes with time the most of several."""
+        if not self.is_dynamic:
+            return density_fn(self._points_in(cells, generator), None)
+        looks = []
+        for _ in range(self.settings.num_times):
+            times = torch.rand(len(cells), generator=generator, device=cells.device)
+            looks.append(density_fn(self._points_in(cells, generator), times))
+        return torch.stack(looks).amax(0)
 
     def _keep_what_is_seen(self, occupancy: Tensor) -> None:
         """Raise the cells of the last training samples to what these have found there.

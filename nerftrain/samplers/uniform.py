@@ -1,29 +1,37 @@
-"""Equal steps through the scene's box: the baseline that skips nothing."""
+"""Equal steps through the scene: the baseline that skips nothing."""
 
 from __future__ import annotations
 
 import torch
 
-from nerftrain.errors import UserError
-from nerftrain.samplers import Sampler, jitter
-from nerftrain.types import Rays, Samples, SigmaFn
+from nerftrain.samplers import Sampler, check_counts, jitter, pack, reach
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.spacing import to_distance
+from nerftrain.types import Contraction, Rays, Samples, SigmaFn
 
 
 class Uniform(Sampler):
-    """The same number of equal intervals on every ray.
+    """The same number of intervals on every ray, equal in a share of its way.
 
-    They lie between where it enters and leaves the scene's box.
+    The way leads from where the ray enters the scene's box to where it leaves it, or from near to
+    far where the scene has no bounds.
     """
 
-    def __init__(self, num_samples: int, *, aabb: torch.Tensor) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        spacing: Spacing,
+        *,
+        aabb: torch.Tensor,
+        contraction: Contraction = "none",
+    ) -> None:
         """Take `num_samples` intervals per ray in the box aabb [6].
 
         Raises UserError for fewer than one.
         """
         super().__init__()
-        if num_samples < 1:
-            raise UserError(f"num_samples={num_samples}: must be at least 1")
-        self.num_samples = num_samples
+        check_counts(num_samples=num_samples)
+        self.num_samples, self.spacing, self.contraction = num_samples, spacing, contraction
         self.register_buffer("aabb", aabb.float().clone(), persistent=False)
         self.aabb: torch.Tensor
 
@@ -32,23 +40,12 @@ class Uniform(Sampler):
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
         """Place num_samples intervals on each of R rays; rays that miss the box have none."""
-        inverse = 1 / torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
-        walls = (self.aabb.view(2, 1, 3) - rays.origins) * inverse  # [2, R, 3]
-        enter = torch.maximum(walls.amin(0).amax(-1), rays.near)
-        leave = torch.minimum(walls.amax(0).amin(-1), rays.far)
-        hit = (enter < leave).nonzero().squeeze(1)
-        step = ((leave - enter) / self.num_samples)[hit, None]
+        hit, _, enter, leave = reach(rays, self.aabb, self.contraction)
         # The jitter shifts all boundaries by less than half a step; the first and last interval
-        # shrink to the box.
+        # shrink to the way's ends.
         k = torch.arange(self.num_samples + 1, device=hit.device) + (
             jitter(rays, generator)[hit, None] - 0.5
         )
-        bounds = enter[hit, None] + k.clamp(0, self.num_samples) * step  # [hit, num_samples + 1]
-        counts = torch.zeros(len(rays) + 1, dtype=torch.int64, device=hit.device)
-        counts[hit + 1] = self.num_samples
-        return Samples(
-            t_starts=bounds[:, :-1].reshape(-1),
-            t_ends=bounds[:, 1:].reshape(-1),
-            ray_indices=hit.repeat_interleave(self.num_samples),
-            offsets=counts.cumsum(0),
-        )
+        shares = k.clamp(0, self.num_samples) / self.num_samples
+        bounds = to_distance(self.spacing, shares, enter, leave)
+        return pack(bounds, hit, len(rays))

@@ -26,6 +26,7 @@ def grid_settings(**changes: object) -> GridSettings:
         "resolution": 32,
         "num_levels": 1,
         "update_every": 1,
+        "num_times": 1,
         "warmup_steps": 4,
         "cells_per_update": 32**3,
         "ema_decay": 0.5,
@@ -52,7 +53,7 @@ def occgrid(scene: Scene, **changes: object) -> OccGrid:
     )
 
 
-def ball(positions: torch.Tensor) -> torch.Tensor:
+def ball(positions: torch.Tensor, times: torch.Tensor | None = None) -> torch.Tensor:
     return 100.0 * (positions.norm(dim=-1) < 0.5).float()
 
 
@@ -161,8 +162,8 @@ def test_cells_that_training_rays_see_stay_on(scene: Scene) -> None:
     for step in range(100, 130):
         kept = sampler.sample(rays, sigma_of(rays), torch.Generator().manual_seed(7))
         # Random points find nothing: only the rays know that there is matter.
-        sampler.update(step, lambda p: torch.zeros(len(p)), generator)
-        blind.update(step, lambda p: torch.zeros(len(p)), generator)
+        sampler.update(step, lambda p, _: torch.zeros(len(p)), generator)
+        blind.update(step, lambda p, _: torch.zeros(len(p)), generator)
     assert len(kept) > 0
     middle = (kept.t_starts + kept.t_ends)[:, None] / 2
     points = rays.origins[kept.ray_indices] + middle * rays.directions[kept.ray_indices]
@@ -214,7 +215,7 @@ def test_no_gradient_is_recorded(scene: Scene) -> None:
 
 def test_uniform_fills_the_box_with_equal_intervals(scene: Scene) -> None:
     rays = rays_of(scene)
-    samples = Uniform(16, aabb=scene.aabb).sample(rays, lambda *_: torch.zeros(0))
+    samples = Uniform(16, "uniform", aabb=scene.aabb).sample(rays, lambda *_: torch.zeros(0))
     assert_packed(samples, len(rays))
     counts = samples.offsets[1:] - samples.offsets[:-1]
     assert set(counts.tolist()) <= {0, 16}

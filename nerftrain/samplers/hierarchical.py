@@ -1,0 +1,94 @@
+"""Hierarchical sampling, coarse to fine (NeRF, arXiv:2003.08934, section 5.2).
+
+A coarse network is rendered at stratified samples; a fine one at those and at more of them, drawn
+by inverting the cumulated weights of the first. Both networks learn from the colours (eq. 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nerftrain.losses import Kind, color_loss
+from nerftrain.models import NUM_COLORS, RadianceField
+from nerftrain.ops.composite import Composited, composite
+from nerftrain.ops.histogram import invert_cdf
+from nerftrain.samplers import Sampler, at_middles, check_counts, jitter, pack, reach
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.spacing import to_distance
+from nerftrain.types import Batch, Contraction, Rays, Rendering, Samples, SigmaFn
+
+PADDING = 1e-5  # of the coarse weights (the paper's code): no bin is never looked at
+
+
+class Hierarchical(Sampler):
+    """A coarse copy of the model, and the samples that it asks the model for."""
+
+    def __init__(
+        self,
+        num_coarse: int,
+        num_fine: int,
+        spacing: Spacing,
+        *,
+        make_field: Callable[[], RadianceField],
+        aabb: Tensor,
+        contraction: Contraction = "none",
+    ) -> None:
+        """Make the coarse network by make_field; aabb [6] is the scene's box.
+
+        Raises UserError for fewer than one sample.
+        """
+        super().__init__()
+        check_counts(num_coarse=num_coarse, num_fine=num_fine)
+        self.num_coarse, self.num_fine, self.spacing = num_coarse, num_fine, spacing
+        self.contraction = contraction
+        self.coarse = make_field()
+        self.register_buffer("aabb", aabb.float().clone(), persistent=False)
+        self.aabb: Tensor
+        self._rendered: Composited | None = None  # by the coarse network, at the last training call
+
+    def sample(
+        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+    ) -> Samples:
+        """Place num_coarse + num_fine + 1 intervals on each ray that meets the scene."""
+        hit, seen, enter, leave = reach(rays, self.aabb, self.contraction)
+        edges = self._stratified(seen, generator)
+        bounds = to_distance(self.spacing, edges, enter, leave)
+        weights = self._coarse_weights(seen, bounds, hit, len(rays), generator is not None)
+        fine = invert_cdf(edges, weights, jitter(seen, generator), self.num_fine, PADDING)
+        both = torch.cat([edges, fine], 1).sort(1).values
+        return pack(to_distance(self.spacing, both, enter, leave), hit, len(rays))
+
+    def _stratified(self, rays: Rays, generator: torch.Generator | None) -> Tensor:
+        """Draw the ends of the coarse intervals [H, num_coarse + 1], one in each equal share."""
+        shape, device = (len(rays), self.num_coarse + 1), rays.near.device
+        place = torch.full(shape, 0.5, device=device)
+        if generator is not None:
+            place = torch.rand(shape, generator=generator, device=device)
+        return (torch.arange(self.num_coarse + 1, device=device) + place) / (self.num_coarse + 1)
+
+    def _coarse_weights(
+        self, rays: Rays, bounds: Tensor, hit: Tensor, num_rays: int, learn: bool
+    ) -> Tensor:
+        """Render the coarse network: the weights [H, num_coarse] of its samples."""
+        positions, directions, times = at_middles(rays, bounds)
+        self.num_evaluated = len(positions)
+        samples = pack(bounds, hit, num_rays)
+        if learn:
+            channels, density = self.coarse(positions, directions, times)
+            self._rendered = composite(density, channels[:, :NUM_COLORS], samples)
+            return self._rendered.weights.detach().view(len(rays), -1)
+        with torch.no_grad():
+            density = self.coarse.density(positions, times)
+            weights = composite(density, density.new_empty(len(density), 0), samples).weights
+        return weights.view(len(rays), -1)
+
+    def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
+        """Compare the coarse network's colours with the images, as the fine one's are."""
+        if self._rendered is None:
+            return {}
+        out, self._rendered = self._rendered, None
+        rgb = out.channels + (1 - out.opacity)[:, None] * batch.background
+        return {"coarse": color_loss(kind, rgb, batch.target)}

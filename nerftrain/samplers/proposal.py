@@ -1,0 +1,221 @@
+"""Proposal sampling: small density fields, coarse to fine, learn where the large one has its mass.
+
+mip-NeRF 360, arXiv:2111.12077, sections 3 and 4. Each level draws its intervals where the level
+before it has found weight; the last level's intervals are for the radiance field. The proposal
+fields learn from the interlevel loss (eq. 13) alone: they have to bound the weights that the
+radiance field finds, and no gradient flows from one level to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nerftrain.errors import UserError
+from nerftrain.losses import Kind
+from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp, unit_positions
+from nerftrain.ops.composite import composite
+from nerftrain.ops.histogram import interlevel_loss, invert_cdf
+from nerftrain.ops.march import select, visible_samples
+from nerftrain.samplers import Sampler, at_middles, check_counts, jitter, pack, reach
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.spacing import to_distance
+from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn
+
+Histogram = tuple[Tensor, Tensor]  # edges [H, S + 1] as shares of the rays' way, weights [H, S]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One proposal level; what each value means is said in conf/sampler/proposal.yaml."""
+
+    num_samples: int
+    encoding: HashEncoding
+    width: int
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what cannot be built."""
+        check_counts(num_samples=self.num_samples, width=self.width)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How proposal fields are taught; what each value means: conf/sampler/proposal.yaml."""
+
+    anneal_steps: int
+    anneal_slope: float
+    update_every: int
+    update_warmup: int
+    weight: float
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what makes no sense."""
+        check_counts(update_every=self.update_every)
+        for name in ("anneal_steps", "anneal_slope", "update_warmup", "weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+
+    def anneal(self, step: int) -> float:
+        """Give the power to which weights are raised (section 4): small at first, in the end 1."""
+        if step >= self.anneal_steps:
+            return 1.0
+        done = step / self.anneal_steps
+        return self.anneal_slope * done / ((self.anneal_slope - 1) * done + 1)
+
+    def period(self, step: int) -> int:
+        """Give the number of steps from one update to the next: ever more of them."""
+        share = min(1.0, step / self.update_warmup) if self.update_warmup else 1.0
+        return max(1, round(share * self.update_every))
+
+
+class ProposalField(nn.Module):
+    """A density from a small hash grid and one hidden layer; it knows no colours and no time."""
+
+    def __init__(self, level: Level, aabb: Tensor, contraction: Contraction) -> None:
+        super().__init__()
+        self.encoding = level.encoding
+        self.mlp = SmallMLP(level.encoding.num_features, level.width, 1, 1)
+        self.contraction: Contraction = contraction
+        self.register_buffer("aabb", aabb.float().clone(), persistent=False)
+        self.aabb: Tensor
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Evaluate the density at positions [N, 3] in world units: [N]."""
+        unit = unit_positions(positions, self.aabb, self.contraction)
+        return truncated_exp(self.mlp(self.encoding(unit))[:, 0] - 1)
+
+
+class Proposal(Sampler):
+    """Any number of proposal levels in front of the radiance field."""
+
+    def __init__(
+        self,
+        levels: list[Level],
+        num_samples: int,
+        spacing: Spacing,
+        padding: float,
+        early_stop_eps: float,
+        min_weight: float,
+        teaching: Teaching,
+        *,
+        aabb: Tensor,
+        contraction: Contraction = "none",
+        near: float = 1.0,
+    ) -> None:
+        """Build the proposal fields over the box aabb [6] or, with contraction, all of space.
+
+        Raises UserError for impossible numbers.
+        """
+        super().__init__()
+        check_counts(levels=len(levels), num_samples=num_samples)
+        for name, value in (
+            ("padding", padding),
+            ("early_stop_eps", early_stop_eps),
+            ("min_weight", min_weight),
+        ):
+            if value < 0:
+                raise UserError(f"{name}={value}: must not be negative")
+        if spacing == "disparity" and near <= 0:
+            raise UserError(f"spacing={spacing}: needs scene.near above 0")
+        self.counts = [level.num_samples for level in levels]
+        self.num_samples, self.spacing, self.padding = num_samples, spacing, padding
+        self.early_stop_eps, self.min_weight = early_stop_eps, min_weight
+        self.teaching, self.contraction = teaching, contraction
+        self.fields = nn.ModuleList(ProposalField(level, aabb, contraction) for level in levels)
+        self.register_buffer("aabb", aabb.float().clone(), persistent=False)
+        self.aabb: Tensor
+        # How often the fields have learnt decides when they do again: a resumed run must know.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last_learnt", torch.full((), -1, dtype=torch.int64))
+        self.step: Tensor
+        self.last_learnt: Tensor
+        self._levels: list[Histogram] = []  # of the last call in training, where it taught
+        self._final: Histogram | None = None
+        self._num_rays = 0
+
+    def sample(
+        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+    ) -> Samples:
+        """Place the same number of samples on each ray, then leave out those that nobody sees."""
+        hit, seen, enter, leave = reach(rays, self.aabb, self.contraction)
+        step = int(self.step)
+        teach = generator is not None and self._is_due(step)
+        self._levels, self._final, self._num_rays = [], None, len(rays)
+        self.num_evaluated = 0
+        edges = enter.new_tensor([0.0, 1.0]).expand(len(seen), 2)
+        weights = enter.new_ones(len(seen), 1)
+        power = self.teaching.anneal(step) if generator is not None else 1.0
+        for field, count in zip(self.fields, self.counts, strict=True):
+            edges = self._draw(edges, weights, power, seen, generator, count)
+            bounds = to_distance(self.spacing, edges, enter, leave)
+            with torch.set_grad_enabled(teach):
+                weights = self._weights(field, seen, bounds)
+            self._levels += [(edges, weights)] if teach else []
+            # Their fields are small: a third of the radiance field's cost.
+            self.num_evaluated += bounds.numel() // 3
+        edges = self._draw(edges, weights, power, seen, generator, self.num_samples)
+        bounds = to_distance(self.spacing, edges, enter, leave)
+        samples = pack(bounds, hit, len(rays))
+        if not self.min_weight:
+            self._final = (edges, torch.empty(0))
+            return samples
+        return self._visible(samples, edges, sigma_fn)
+
+    def _is_due(self, step: int) -> bool:
+        return step - int(self.last_learnt) >= self.teaching.period(step)
+
+    def _draw(
+        self,
+        edges: Tensor,
+        weights: Tensor,
+        power: float,
+        rays: Rays,
+        generator: torch.Generator | None,
+        count: int,
+    ) -> Tensor:
+        masses = weights.detach() ** power if power < 1 else weights
+        return invert_cdf(edges, masses, jitter(rays, generator), count, self.padding)
+
+    def _weights(self, field: nn.Module, rays: Rays, bounds: Tensor) -> Tensor:
+        """Weigh the intervals bounds [H, S + 1] by a proposal field's density: [H, S]."""
+        positions, _, _ = at_middles(rays, bounds)
+        density = field(positions)
+        everyone = torch.arange(len(rays), device=bounds.device)
+        no_channels = density.new_empty(len(density), 0)
+        out = composite(density, no_channels, pack(bounds, everyone, len(rays)))
+        return out.weights.view(len(rays), -1)
+
+    @torch.no_grad()
+    def _visible(self, samples: Samples, edges: Tensor, sigma_fn: SigmaFn) -> Samples:
+        density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
+        self.num_evaluated += len(samples)
+        out = composite(density, density.new_empty(len(density), 0), samples)
+        self._final = (edges, out.weights.view(edges.shape[0], -1))
+        # Before the field has learnt anything every weight is small: not all may be cut off.
+        mean = float(out.weights.mean()) if len(samples) else 0.0  # a synchronisation on CUDA
+        threshold = min(self.min_weight, mean)
+        keep = visible_samples(samples, density, self.early_stop_eps, 0.0, threshold)
+        return select(samples, keep)
+
+    def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
+        """Hold the proposal fields, where it is their turn, to what the radiance field found."""
+        if not self._levels or self._final is None:
+            return {}
+        edges, weights = self._final
+        if not self.min_weight:
+            weights = rendering.weights.detach().view(edges.shape[0], -1)
+        losses = [interlevel_loss(edges, weights, *level).sum() for level in self._levels]
+        return {"interlevel": torch.stack(losses).sum() * (self.teaching.weight / self._num_rays)}
+
+    def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
+        """Count the step; proposal fields learn by the loss."""
+        if self._levels:
+            self.last_learnt.fill_(step)
+        self.step.fill_(step + 1)
+        self._levels, self._final = [], None  # the graph goes with them
+
+    def describe(self) -> dict[str, float]:
+        """Report how many densities the last call asked for, in units of the radiance field's."""
+        return {"evaluated": float(self.num_evaluated)}
