@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
+from nerftrain.types import Contraction
 
 NUM_COLORS = 3
 
@@ -19,12 +20,20 @@ class RadianceField(nn.Module, ABC):
     were declared; they are composited as they are.
     """
 
-    def __init__(self, extra_channels: dict[str, int] | None, aabb: Tensor) -> None:
-        """Remember the extra channels and the box.
+    def __init__(
+        self,
+        extra_channels: dict[str, int] | None,
+        aabb: Tensor,
+        contraction: Contraction = "none",
+        is_dynamic: bool = False,
+    ) -> None:
+        """Remember the extra channels, the box and what kind of scene it is.
 
         Args:
             extra_channels: names and widths of the channels after the colour.
             aabb: [6], what positions are scaled by.
+            contraction: how what lies around the box is folded.
+            is_dynamic: whether the scene changes with time.
 
         Raises:
             UserError: where a width is below 1.
@@ -34,6 +43,8 @@ class RadianceField(nn.Module, ABC):
             if width < 1:
                 raise UserError(f"extra_channels.{name}={width}: must be at least 1")
         self.extra_channels = dict(extra_channels or {})
+        self.contraction: Contraction = contraction
+        self.is_dynamic = is_dynamic
         self.register_buffer("aabb", aabb.float().clone())
         self.aabb: Tensor
 
@@ -47,6 +58,20 @@ class RadianceField(nn.Module, ABC):
         low, high = self.aabb[:3], self.aabb[3:]
         return (positions - low) / (high - low)
 
+    def unit_times(self, times: Tensor | None) -> Tensor:
+        """Return the times [N], which the field of a dynamic scene cannot do without.
+
+        A static field does not ask for them and ignores those that it is given.
+
+        Raises:
+            UserError: where there are none.
+        """
+        if times is None:
+            raise UserError(
+                "the scene is dynamic: its field needs a time in 0..1 for each position"
+            )
+        return times
+
     def activate(self, raw: Tensor) -> Tensor:
         """Turn raw channels [N, K] into colours in 0..1 and extra channels as they are."""
         if not self.extra_channels:
@@ -55,7 +80,7 @@ class RadianceField(nn.Module, ABC):
 
     @abstractmethod
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Evaluate the density at positions [N, 3] in world units.
+        """Evaluate the density at positions [N, 3] in world units and times [N] in 0..1.
 
         It is [N], per world unit, not negative.
         """
@@ -66,5 +91,5 @@ class RadianceField(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N].
 
-        They are those at positions [N, 3] seen along unit directions [N, 3].
+        They are those at positions [N, 3] and times [N] seen along unit directions [N, 3].
         """
