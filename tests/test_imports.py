@@ -28,6 +28,7 @@ SHARED = {  # by the alternatives of a package
     "scenes.images",
     "scenes.split_folders",
     "scenes.toys",
+    "scenes.world",
 }
 ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
 KNOW_HYDRA = {"composition", "config", "cli"}
