@@ -23,16 +23,15 @@ LAYERS = [
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
 SHARED = {  # by the alternatives of a package
-    "models.encodings",
     "models.dynamic",
+    "models.encodings",
+    "scenes.frames",
     "scenes.images",
+    "scenes.split_folders",
+    "scenes.times",
     "scenes.toys",
+    "scenes.world",
 }
-    "models.encodings",
-    "models.dynamic",
-    "scenes.images",
-    "scenes.toys",
-}  # by the alternatives of a package
 ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
