@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "composite_bwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, "
       "Tensor weights, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, Tensor v_depth, "
       "Tensor v_distortion, Tensor v_weights) -> (Tensor, Tensor)");
-  // Encodings: the hash grid, and spherical harmonics of directions.
+  // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), and spherical harmonics of directions.
   m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
   m.def(
       "hash_encode_bwd(Tensor positions, Tensor table, Tensor v_features, int[] resolutions, int[] offsets, "

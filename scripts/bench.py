@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from nerftrain import config, doctor, evaluation, report, trainer
 from nerftrain.errors import UserError
 from nerftrain.models import encodings
-from nerftrain.models.ngp import NGP, SmallMLP
+from nerftrain.models.ngp import NGP
 from nerftrain.ops import composite, hash_encoding, library, march, mlp, spherical_harmonics
 from nerftrain.rendering import field_functions
 from nerftrain.samplers import jitter
@@ -45,7 +45,7 @@ from nerftrain.scenes import Scene
 DENSITY, FIELD, OTHER, JOURNAL = "density without gradient", "field", "other", "journal"
 BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "loss", "backward")
 ORDER = (*BEFORE, FIELD, *AFTER, "optimiser", "grid update", OTHER)  # as in a step
-LAYERS = (nn.Linear, SmallMLP)
+LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
 OPS = (march, hash_encoding, spherical_harmonics, mlp, composite)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one

@@ -42,7 +42,8 @@ TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
 def load_scene(name: str, fault: str | None) -> SimpleNamespace:
     if fault:
         raise UserError(f"fault={fault}: no data there")
-    return SimpleNamespace(name=name, has_alpha=True, aabb=None, near=0.0, splits=TRAIN)
+    bounds = {"aabb": None, "contraction": "none", "near": 0.0, "far": 1.0}
+    return SimpleNamespace(name=name, has_alpha=True, is_dynamic=False, splits=TRAIN, **bounds)
 
 
 def background(train: str) -> SimpleNamespace:
@@ -237,9 +238,11 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     [
         (["eval"], ("test", "last", None)),
         (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3)),
-        (["render"], ("test", "orbit", 120, "last")),
-        (["render", "--split=val"], ("val", "views", 120, "last")),
-        (["render", "--path=spiral", "--frames=8"], ("test", "spiral", 8, "last")),
+        (["render"], ("test", "orbit", 120, "last", None)),
+        (["render", "--split=val"], ("val", "views", 120, "last", None)),
+        (["render", "--path=spiral", "--frames=8"], ("test", "spiral", 8, "last", None)),
+        (["render", "--path", "still"], ("test", "still", 120, "last", None)),
+        (["render", "--time", "0.25"], ("test", "orbit", 120, "last", 0.25)),
     ],
 )
 def test_verbs_hand_over_their_options(
@@ -263,6 +266,7 @@ def test_verbs_hand_over_their_options(
         (["eval", "absent"], "absent is no run"),
         (["eval", "absent", "--views", "0"], "0: must be at least 1"),
         (["render", "absent", "--split", "val", "--frames", "3"], "--frames has no effect"),
+        (["render", "absent", "--time", "noon"], "invalid float value: 'noon'"),
         (["--steps", "3"], "keys have no dashes"),
         (["--config-dir", "absent"], "there is no such folder"),
         (["--cfg", "job", "trainer.stepz=3"], "did you mean trainer.steps?"),

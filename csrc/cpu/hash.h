@@ -10,6 +10,8 @@ struct HashKernels {
                   int64_t begin, int64_t end);
   void (*scatter)(int features, const HashLevels&, int level, const float* positions, const float* v_features,
                   float* v_table, int64_t num_samples);
+  void (*slopes)(int features, const HashLevels&, const float* positions, const float* table, const float* v_features,
+                 float* v_positions, int64_t begin, int64_t end);
 };
 
 extern const HashKernels hash_portable, hash_avx2, hash_avx512;

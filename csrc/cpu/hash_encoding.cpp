@@ -11,18 +11,27 @@ struct CpuHash : Cpu {
 
   using Cpu::for_each;
 
-  template <int F>
+  template <int F, int D>
     requires(F > 1)
-  static void for_each(const torch::stable::Tensor&, int64_t n, int, const HashEncodeForward<float, F>& body) {
+  static void for_each(const torch::stable::Tensor&, int64_t n, int, const HashEncodeForward<float, F, D>& body) {
     torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
       kernels().forward(F, body.levels, body.positions, body.table, body.features, begin, end);
     });
   }
 
+  template <int F, int D>
+    requires(F > 1)
+  static void for_each(const torch::stable::Tensor&, int64_t n, const HashPositionsBackward<float, F, D>& body) {
+    const auto& [levels, positions, table, v_features, v_table, v_positions] = body.backward;
+    torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+      kernels().slopes(F, levels, positions, table, v_features, v_positions, begin, end);
+    });
+  }
+
   // Each level's table is owned by one thread: no atomics, and the same bits
   // whatever the number of threads.
-  template <class T, int F>
-  static void scatter(const torch::stable::Tensor&, int64_t n, const HashEncodeBackward<T, F>& body) {
+  template <class T, int F, int D>
+  static void scatter(const torch::stable::Tensor&, int64_t n, const HashEncodeBackward<T, F, D>& body) {
     if (n == 0) return;
     // Threads get contiguous ranges; dealing the levels out in turn gives each as many coarse (cheap) ones as fine.
     const int64_t num_levels = body.levels.num_levels, threads = torch::stable::get_num_threads();
@@ -34,14 +43,14 @@ struct CpuHash : Cpu {
     });
   }
 
-  template <int F>
+  template <int F, int D>
     requires(F > 1)
-  static void scatter_level(int64_t n, const HashEncodeBackward<float, F>& body, int level) {
+  static void scatter_level(int64_t n, const HashEncodeBackward<float, F, D>& body, int level) {
     kernels().scatter(F, body.levels, level, body.positions, body.v_features, body.v_table, n);
   }
 
-  template <class T, int F>
-  static void scatter_level(int64_t n, const HashEncodeBackward<T, F>& body, int level) {
+  template <class T, int F, int D>
+  static void scatter_level(int64_t n, const HashEncodeBackward<T, F, D>& body, int level) {
     for (int64_t i = 0; i < n; ++i) body(i, level);
   }
 };

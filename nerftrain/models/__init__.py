@@ -26,13 +26,15 @@ class RadianceField(nn.Module, ABC):
         extra_channels: dict[str, int] | None,
         aabb: Tensor,
         contraction: Contraction = "none",
+        is_dynamic: bool = False,
     ) -> None:
-        """Remember the extra channels, the box and what happens outside of it.
+        """Remember the extra channels, the box and what kind of scene it is.
 
         Args:
             extra_channels: names and widths of the channels after the colour.
             aabb: [6], what positions are scaled by.
-            contraction: how space around the box is folded towards it.
+            contraction: how what lies around the box is folded.
+            is_dynamic: whether the scene changes with time.
 
         Raises:
             UserError: where a width is below 1.
@@ -42,9 +44,10 @@ class RadianceField(nn.Module, ABC):
             if width < 1:
                 raise UserError(f"extra_channels.{name}={width}: must be at least 1")
         self.extra_channels = dict(extra_channels or {})
+        self.contraction: Contraction = contraction
+        self.is_dynamic = is_dynamic
         self.register_buffer("aabb", aabb.float().clone())
         self.aabb: Tensor
-        self.contraction: Contraction = contraction
 
     @property
     def num_channels(self) -> int:
@@ -55,6 +58,20 @@ class RadianceField(nn.Module, ABC):
         """Scale positions [N, 3] so that the scene is 0..1 on every axis."""
         return unit_positions(positions, self.aabb, self.contraction)
 
+    def unit_times(self, times: Tensor | None) -> Tensor:
+        """Return the times [N], which the field of a dynamic scene cannot do without.
+
+        A static field does not ask for them and ignores those that it is given.
+
+        Raises:
+            UserError: where there are none.
+        """
+        if times is None:
+            raise UserError(
+                "the scene is dynamic: its field needs a time in 0..1 for each position"
+            )
+        return times
+
     def activate(self, raw: Tensor) -> Tensor:
         """Turn raw channels [N, K] into colours in 0..1 and extra channels as they are."""
         if not self.extra_channels:
@@ -63,7 +80,7 @@ class RadianceField(nn.Module, ABC):
 
     @abstractmethod
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Evaluate the density at positions [N, 3] in world units.
+        """Evaluate the density at positions [N, 3] in world units and times [N] in 0..1.
 
         It is [N], per world unit, not negative.
         """
@@ -74,5 +91,5 @@ class RadianceField(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N].
 
-        They are those at positions [N, 3] seen along unit directions [N, 3].
+        They are those at positions [N, 3] and times [N] seen along unit directions [N, 3].
         """

@@ -1,4 +1,4 @@
-"""What fields are made of: encodings, small MLPs, the activation of densities."""
+"""Encodings of positions and directions, small MLPs, and the activation of densities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unit_positions(positions: Tensor, aabb: Tensor, contraction: Contraction) ->
 
 
 class HashEncoding(nn.Module):
-    """The multiresolution hash encoding of positions in 0..1.
+    """The multiresolution hash encoding of positions, or of positions and times, in 0..1.
 
     Instant-NGP, arXiv:2201.05989, section 3.
     """
@@ -41,10 +41,13 @@ class HashEncoding(nn.Module):
         log2_table_size: int,
         base_resolution: int,
         finest_resolution: int,
+        *,
+        time: tuple[int, int] | None = None,
     ) -> None:
         """Start from uniform noise of 1e-4 (the paper's section 4).
 
-        Raises UserError for what cannot be laid out.
+        With `time`, the cells along time of the coarsest and of the finest level, it is of four
+        axes. Raises UserError for what cannot be laid out.
         """
         super().__init__()
         if not 1 <= num_levels <= 32:
@@ -58,15 +61,19 @@ class HashEncoding(nn.Module):
                 f"base_resolution={base_resolution}, finest_resolution={finest_resolution}: "
                 "choose 1 <= base <= finest <= 2^20"
             )
+        if time and not 1 <= time[0] <= time[1] <= 2**20:
+            raise UserError(
+                f"base_time={time[0]}, finest_time={time[1]}: choose 1 <= base <= finest <= 2^20"
+            )
         self.levels = HashLevels.geometric(
-            num_levels, base_resolution, finest_resolution, log2_table_size
+            num_levels, base_resolution, finest_resolution, log2_table_size, time
         )
         self.num_features = num_levels * features_per_level
         entries = torch.empty(self.levels.offsets[-1], features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(entries)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Encode positions [N, 3]: [N, num_features]."""
+        """Encode positions [N, 3], or with their times [N, 4]: [N, num_features]."""
         return hash_encode(positions, self.table, self.levels)
 
 
@@ -76,8 +83,8 @@ class FrequencyEncoding(nn.Module):
     NeRF, arXiv:2003.08934, eq. 4, without its factor pi.
     """
 
-    def __init__(self, num_frequencies: int) -> None:
-        """Prepare the frequencies.
+    def __init__(self, num_frequencies: int, num_inputs: int = 3) -> None:
+        """Prepare the frequencies of num_inputs coordinates.
 
         Raises UserError where there would be a negative number of them.
         """
@@ -86,10 +93,10 @@ class FrequencyEncoding(nn.Module):
             raise UserError(f"frequencies={num_frequencies}: must be at least 0")
         self.register_buffer("scales", 2.0 ** torch.arange(num_frequencies), persistent=False)
         self.scales: Tensor
-        self.num_features = 3 * (1 + 2 * num_frequencies)
+        self.num_features = num_inputs * (1 + 2 * num_frequencies)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode x [N, 3]: [N, num_features]."""
+        """Encode x [N, num_inputs]: [N, num_features]."""
         angles = (x[:, None, :] * self.scales[:, None]).flatten(1)
         return torch.cat([x, angles.sin(), angles.cos()], -1)
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
+from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.models.encodings import FrequencyEncoding
 from nerftrain.types import Contraction
 
@@ -15,7 +16,7 @@ from nerftrain.types import Contraction
 class MLP(RadianceField):
     """A deep MLP on frequencies of the position.
 
-    The view direction joins just before the colour.
+    The view direction joins just before the colour. In a dynamic scene a warp field comes first.
     """
 
     def __init__(
@@ -25,13 +26,15 @@ class MLP(RadianceField):
         skip: int,
         position_frequencies: int,
         direction_frequencies: int,
+        warp: Warp,
         extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
         contraction: Contraction = "none",
+        is_dynamic: bool = False,
     ) -> None:
         """Build `depth` layers of `width`; the encoded position enters again after layer `skip`."""
-        super().__init__(extra_channels, aabb, contraction)
+        super().__init__(extra_channels, aabb, contraction, is_dynamic)
         if depth < 1 or width < 2:
             raise UserError(f"depth={depth}, width={width}: need depth >= 1 and width >= 2")
         if not skip >= 0:
@@ -46,10 +49,14 @@ class MLP(RadianceField):
         self.bottleneck = nn.Linear(width, width)
         self.color_hidden = nn.Linear(width + self.directions.num_features, width // 2)
         self.color_head = nn.Linear(width // 2, self.num_channels)
+        self.warp = WarpField(warp) if is_dynamic else None
 
-    def _trunk(self, positions: Tensor) -> Tensor:
+    def _trunk(self, positions: Tensor, times: Tensor | None) -> Tensor:
+        unit = self.unit_positions(positions)
+        if self.warp is not None:
+            unit = self.warp(unit, self.unit_times(times))
         # The box is -1..1 here: the frequencies are meant for coordinates of about one.
-        encoded = self.positions(self.unit_positions(positions) * 2 - 1)
+        encoded = self.positions(unit * 2 - 1)
         x = encoded
         for i, layer in enumerate(self.trunk):
             if i == self.skip and i > 0:
@@ -58,8 +65,8 @@ class MLP(RadianceField):
         return x
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Evaluate the density at positions [N, 3]: [N]."""
-        return self._density(self._trunk(positions))
+        """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
+        return self._density(self._trunk(positions, times))
 
     def _density(self, trunk: Tensor) -> Tensor:
         # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF,
@@ -71,9 +78,10 @@ class MLP(RadianceField):
     ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N].
 
-        They are those at positions [N, 3] seen along unit directions [N, 3].
+        They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
+        directions [N, 3].
         """
-        trunk = self._trunk(positions)
+        trunk = self._trunk(positions, times)
         seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
         raw = self.color_head(self.color_hidden(seen).relu())
         return self.activate(raw), self._density(trunk)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
+from nerftrain.models.dynamic import Spacetime, Warp, WarpField
 from nerftrain.models.encodings import (
     DirectionEncoding,
     HashEncoding,
@@ -19,7 +22,9 @@ from nerftrain.types import Contraction
 class NGP(RadianceField):
     """Density from a hash grid and one hidden layer.
 
-    The colour comes from what that layer knows and the view direction.
+    The colour comes from what that layer knows and the view direction. In a dynamic scene either a
+    second hash grid, of space and time, stands beside the first (motion=spacetime), or a warp field
+    before it (motion=warp).
     """
 
     def __init__(
@@ -29,16 +34,20 @@ class NGP(RadianceField):
         color_layers: int,
         geometry_features: int,
         sh_degree: int,
+        motion: Literal["spacetime", "warp"],
+        spacetime: Spacetime,
+        warp: Warp,
         extra_channels: dict[str, int] | None,
         *,
         aabb: Tensor,
         contraction: Contraction = "none",
+        is_dynamic: bool = False,
     ) -> None:
         """Build the two MLPs on an encoding; aabb [6] is the scene's box.
 
         Raises UserError for impossible sizes.
         """
-        super().__init__(extra_channels, aabb, contraction)
+        super().__init__(extra_channels, aabb, contraction, is_dynamic)
         for name, value in (
             ("width", width),
             ("color_layers", color_layers),
@@ -48,24 +57,36 @@ class NGP(RadianceField):
                 raise UserError(f"{name}={value}: must be at least 1")
         self.encoding = encoding
         self.directions = DirectionEncoding(sh_degree)
-        self.density_mlp = SmallMLP(encoding.num_features, width, 1, 1 + geometry_features)
+        moves = motion if is_dynamic else None
+        self.warp = WarpField(warp) if moves == "warp" else None
+        self.spacetime = spacetime.build() if moves == "spacetime" else None
+        encoded = encoding.num_features + (self.spacetime.num_features if self.spacetime else 0)
+        self.density_mlp = SmallMLP(encoded, width, 1, 1 + geometry_features)
         num_inputs = geometry_features + self.directions.num_features
         self.color_mlp = SmallMLP(num_inputs, width, color_layers, self.num_channels)
 
-    def _geometry(self, positions: Tensor) -> Tensor:
-        return self.density_mlp(self.encoding(self.unit_positions(positions)))
+    def _geometry(self, positions: Tensor, times: Tensor | None) -> Tensor:
+        unit = self.unit_positions(positions)
+        if self.warp is not None:
+            unit = self.warp(unit, self.unit_times(times))
+        features = self.encoding(unit)
+        if self.spacetime is not None:
+            moments = torch.cat([unit, self.unit_times(times)[:, None]], -1)
+            features = torch.cat([features, self.spacetime(moments)], -1)
+        return self.density_mlp(features)
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Evaluate the density at positions [N, 3]: [N]."""
-        return truncated_exp(self._geometry(positions)[:, 0] - 1)
+        """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
+        return truncated_exp(self._geometry(positions, times)[:, 0] - 1)
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Evaluate channels [N, K] and density [N].
 
-        They are those at positions [N, 3] seen along unit directions [N, 3].
+        They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
+        directions [N, 3].
         """
-        geometry = self._geometry(positions)
+        geometry = self._geometry(positions, times)
         inputs = torch.cat([geometry[:, 1:], self.directions(directions)], -1)
         return self.activate(self.color_mlp(inputs)), truncated_exp(geometry[:, 0] - 1)

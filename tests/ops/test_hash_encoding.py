@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -12,16 +14,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.ops import library
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode, hash_encode_reference
 
 BOTH = pytest.mark.parametrize("function", [hash_encode, hash_encode_reference])
-MIXED = HashLevels.geometric(num_levels=5, base=4, finest=60, log2_table_size=10)  # two dense
+# Two of five levels dense, over space and over space and time.
+MIXED = HashLevels.geometric(num_levels=5, base=4, finest=60, log2_table_size=10)
+MOVING = HashLevels.geometric(num_levels=5, base=2, finest=30, log2_table_size=10, time=(3, 12))
+AXES = pytest.mark.parametrize("levels", [MIXED, MOVING], ids=["3 axes", "4 axes"])
 # (features per level, levels): those of the presets, small tables; then the rest on a few levels.
 LAYOUTS = {
     "16x2": (2, HashLevels.geometric(16, 16, 512, 13)),
     "8x4": (4, HashLevels.geometric(8, 16, 1024, 13)),
     "5x1": (1, MIXED),
     "5x8": (8, MIXED),
+    "8x4 in time": (4, HashLevels.geometric(8, 16, 1024, 13, (2, 40))),
+    "5x1 in time": (1, MOVING),
+    "5x2 in time": (2, MOVING),
+    "5x8 in time": (8, MOVING),
 }
 
 
@@ -30,11 +40,11 @@ def random_table(levels: HashLevels, features: int, seed: int = 0) -> Tensor:
     return torch.randn(levels.offsets[-1], features, generator=generator, dtype=torch.float64)
 
 
-def random_positions(num: int, seed: int = 1) -> Tensor:
+def random_positions(num: int, num_axes: int = 3, seed: int = 1) -> Tensor:
     """Half of them anywhere, half in runs as along rays, which often share a cell."""
     generator = torch.Generator().manual_seed(seed)
-    anywhere = torch.rand(num // 2, 3, generator=generator, dtype=torch.float64)
-    start = torch.rand(10, 1, 3, generator=generator, dtype=torch.float64)
+    anywhere = torch.rand(num // 2, num_axes, generator=generator, dtype=torch.float64)
+    start = torch.rand(10, 1, num_axes, generator=generator, dtype=torch.float64)
     steps = torch.linspace(0, 0.1, (num - num // 2) // 10, dtype=torch.float64)
     return torch.cat([anywhere, ((start + steps[:, None]) % 1).flatten(0, 1)])
 
@@ -54,7 +64,7 @@ def test_hash_encode_equals_its_reference_forward_and_backward(
 ):
     features, levels = LAYOUTS[layout]
     table = random_table(levels, features).to(device, dtype)
-    positions = random_positions(num).to(device, dtype)
+    positions = random_positions(num, levels.num_axes).to(device, dtype)
     actual = gradients(hash_encode, positions, table, levels)
     expected = gradients(hash_encode_reference, positions, table, levels)
     assert_close(actual[0], expected[0])
@@ -64,12 +74,17 @@ def test_hash_encode_equals_its_reference_forward_and_backward(
     assert_close(actual[1] / finest, expected[1] / finest)
 
 
+# One level in order, one hashed.
+@pytest.mark.parametrize(
+    "levels",
+    [HashLevels((3, 6), (0, 64, 96)), HashLevels((1, 6), (0, 32, 64), (3, 2))],
+    ids=["3 axes", "4 axes"],
+)
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
-def test_gradients_to_table_and_positions_are_exact(device, features):
-    levels = HashLevels((3, 6), (0, 64, 96))  # one in order, one hashed
+def test_gradients_to_table_and_positions_are_exact(device, features, levels):
     generator = torch.Generator().manual_seed(3)
-    cells = torch.randint(6, (5, 3), generator=generator)
-    within = torch.rand(5, 3, generator=generator, dtype=torch.float64) * 0.6 + 0.2
+    cells = torch.randint(6, (5, levels.num_axes), generator=generator)
+    within = torch.rand(cells.shape, generator=generator, dtype=torch.float64) * 0.6 + 0.2
     positions = ((cells + within) / 6).to(device)  # off the faces of both levels' cells
     table = random_table(levels, features).to(device)
     inputs = (positions.requires_grad_(), table.requires_grad_())
@@ -77,56 +92,62 @@ def test_gradients_to_table_and_positions_are_exact(device, features):
 
 
 @BOTH
-def test_levels_in_order_reproduce_a_linear_function_of_the_vertices(device, function):
-    levels = HashLevels.geometric(3, 5, 20, 14)
-    slopes = torch.tensor([[2.0, -1.0, 0.5], [1.0, 3.0, -2.0]], dtype=torch.float64)
+@pytest.mark.parametrize("time", [None, (2, 7)], ids=["3 axes", "4 axes"])
+def test_levels_in_order_reproduce_a_linear_function_of_the_vertices(device, function, time):
+    levels = HashLevels.geometric(3, 5, 20, 17, time)
+    axes = levels.num_axes
+    slopes = torch.tensor([[2.0, -1.0, 0.5, 4.0], [1.0, 3.0, -2.0, -0.5]]).double()[:, :axes]
     tables = []
-    for resolution in levels.resolutions:
-        z, y, x = (torch.arange(resolution + 1) / resolution for _ in range(3))
-        vertices = torch.stack(torch.meshgrid(z, y, x, indexing="ij"), -1).flip(-1)  # x fastest
-        tables.append(vertices.reshape(-1, 3).double() @ slopes.T + 0.25)
-    positions = random_positions(200).to(device)
+    for cells in levels.cells:
+        ticks = [torch.arange(n + 1) / n for n in reversed(cells)]
+        vertices = torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).flip(-1)  # x fastest
+        tables.append(vertices.reshape(-1, axes).double() @ slopes.T + 0.25)
+    positions = random_positions(200, axes).to(device)
     out = function(positions, torch.cat(tables).to(device), levels)
     expected = positions @ slopes.T.to(device) + 0.25
     torch.testing.assert_close(out, expected.repeat(1, 3))
 
 
 @BOTH
-def test_hashed_vertices_lie_where_the_paper_puts_them(device, function):
-    levels = HashLevels((50,), (0, 256))
-    vertices = torch.tensor(list(itertools.product((0, 7, 33, 50), repeat=3)))
+@pytest.mark.parametrize("times", [(), (50,)], ids=["3 axes", "4 axes"])
+def test_hashed_vertices_lie_where_the_paper_puts_them(device, function, times):
+    levels = HashLevels((50,), (0, 256), times)
+    vertices = torch.tensor(list(itertools.product((0, 7, 33, 50), repeat=levels.num_axes)))
     table = torch.arange(256, dtype=torch.float64, device=device)[:, None]
     out = function(vertices.to(device) / 50.0, table.expand(-1, 1).contiguous(), levels)
-    primes = (1, 2654435761, 805459861)
+    primes = (1, 2654435761, 805459861, 3674653429)[: levels.num_axes]
     hashes = [
         [v * p % 2**32 for v, p in zip(row, primes, strict=True)] for row in vertices.tolist()
     ]
-    expected = [(x ^ y ^ z) % 256 for x, y, z in hashes]
+    expected = [functools.reduce(operator.xor, row) % 256 for row in hashes]
     torch.testing.assert_close(out[:, 0].cpu(), torch.tensor(expected).double(), atol=1e-3, rtol=0)
 
 
-def test_the_gradient_to_the_table_keeps_the_sum_of_each_level(device, dtype):
-    table = random_table(MIXED, 2).to(device, dtype)
-    positions = random_positions(3000).to(device, dtype)
+@AXES
+def test_the_gradient_to_the_table_keeps_the_sum_of_each_level(device, dtype, levels):
+    table = random_table(levels, 2).to(device, dtype)
+    positions = random_positions(3000, levels.num_axes).to(device, dtype)
     table.requires_grad_()
     v = torch.ones(len(positions), 5, 2).to(table)
-    hash_encode(positions, table, MIXED).backward(v.flatten(1))
-    for first, last in itertools.pairwise(MIXED.offsets):
+    hash_encode(positions, table, levels).backward(v.flatten(1))
+    for first, last in itertools.pairwise(levels.offsets):
         total = table.grad[first:last].sum(0)
         torch.testing.assert_close(total, torch.full_like(total, 3000.0), rtol=1e-4, atol=0)
 
 
 @BOTH
+@AXES
 @pytest.mark.parametrize("features", [1, 4])
 def test_positions_outside_the_box_count_as_on_its_faces_and_nan_as_zero(
-    device, dtype, function, features
+    device, dtype, function, features, levels
 ):
     inf, nan = float("inf"), float("nan")
-    hostile = torch.tensor([[-5, 0.5, 0.5], [0.25, 1e30, -1e30], [inf, -inf, 2], [nan, 0.5, nan]])
-    faces = torch.tensor([[0, 0.5, 0.5], [0.25, 1, 0], [1, 0, 1], [0, 0.5, 0]])
-    table = random_table(MIXED, features).to(device, dtype)
-    actual = gradients(function, hostile.to(table), table, MIXED)
-    expected = gradients(function, faces.to(table), table, MIXED)
+    hostile = [[-5, 0.5, 0.5, 0.2], [0.25, 1e30, -1e30, 3], [inf, -inf, 2, nan], [nan, 0.5, nan, 1]]
+    faces = [[0, 0.5, 0.5, 0.2], [0.25, 1, 0, 1], [1, 0, 1, 0], [0, 0.5, 0, 1]]
+    hostile, faces = (torch.tensor(rows)[:, : levels.num_axes] for rows in (hostile, faces))
+    table = random_table(levels, features).to(device, dtype)
+    actual = gradients(function, hostile.to(table), table, levels)
+    expected = gradients(function, faces.to(table), table, levels)
     assert torch.equal(actual[0], expected[0])
     assert torch.equal(actual[2], expected[2])
     assert actual[1].isfinite().all()
@@ -136,11 +157,12 @@ def test_positions_outside_the_box_count_as_on_its_faces_and_nan_as_zero(
 
 
 @BOTH
-def test_no_positions_give_no_rows_and_a_zero_gradient(device, dtype, function):
-    table = random_table(MIXED, 2).to(device, dtype)
-    features, v_positions, v_table = gradients(function, table.new_zeros(0, 3), table, MIXED)
+@AXES
+def test_no_positions_give_no_rows_and_a_zero_gradient(device, dtype, function, levels):
+    table, axes = random_table(levels, 2).to(device, dtype), levels.num_axes
+    features, v_positions, v_table = gradients(function, table.new_zeros(0, axes), table, levels)
     assert features.shape == (0, 10)
-    assert v_positions.shape == (0, 3)
+    assert v_positions.shape == (0, axes)
     assert (v_table == 0).all()
     assert v_table.shape == table.shape
 
@@ -158,7 +180,8 @@ def test_gradients_are_made_only_for_what_asks_for_them(device, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_are_the_same_bits_with_any_number_of_threads(threads, dtype, layout):
     features, levels = LAYOUTS[layout]
-    inputs = random_positions(4000).to(dtype), random_table(levels, features).to(dtype), levels
+    positions = random_positions(4000, levels.num_axes).to(dtype)
+    inputs = positions, random_table(levels, features).to(dtype), levels
     threads(1)
     alone = gradients(hash_encode, *inputs)
     threads(2)
@@ -182,20 +205,59 @@ def test_an_impossible_number_of_features_is_refused(device, features):
         hash_encode(torch.zeros(2, 3, device=device), table, MIXED)
 
 
+@AXES
+def test_positions_of_other_axes_than_the_levels_are_refused(device, levels):
+    axes = levels.num_axes
+    table = random_table(levels, 2).to(device)
+    with pytest.raises(UserError, match=f"positions have {7 - axes} axes, the levels {axes}"):
+        hash_encode(torch.zeros(2, 7 - axes, device=device), table, levels)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "offsets"),
+    [
+        ([4, 4, 4, 0], [0, 125]),
+        ([4, 4, 4, 2**25], [0, 125]),
+        ([4, 4, 4], [0, 125]),
+        ([4, 4, 4, 4], [0, 125, 250]),
+        ([4, 4, 4, 4], [0, 0]),
+    ],
+)
+def test_levels_that_would_lead_outside_the_table_are_refused(device, resolutions, offsets):
+    inputs = torch.zeros(2, 4, device=device), torch.zeros(125, 2, device=device)
+    library.native(*inputs)
+    with pytest.raises(RuntimeError, match="hash encoding"):
+        torch.ops.nerftrain.hash_encode_fwd(*inputs, resolutions, offsets)
+
+
+def test_the_finest_levels_of_space_and_time_count_their_vertices_without_overflow(device):
+    levels = HashLevels.geometric(2, 2**20, 2**20, 10, (2**20, 2**20))  # 2^80 vertices
+    table, positions = random_table(levels, 2).to(device), random_positions(100, 4).to(device)
+    expected = hash_encode_reference(positions, table, levels)
+    torch.testing.assert_close(hash_encode(positions, table, levels), expected)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     num_levels=st.integers(2, 24),
     base=st.integers(1, 64),
     growth=st.integers(1, 200),
     log2_table_size=st.integers(4, 19),
+    time=st.none() | st.tuples(st.integers(1, 20), st.integers(1, 20)).map(sorted).map(tuple),
 )
 def test_levels_grow_from_base_to_finest_within_the_table_size(
-    num_levels, base, growth, log2_table_size
+    num_levels, base, growth, log2_table_size, time
 ):
     finest = base * growth
-    levels = HashLevels.geometric(num_levels, base, finest, log2_table_size)
+    levels = HashLevels.geometric(num_levels, base, finest, log2_table_size, time)
     assert levels.resolutions[0] == base
     assert levels.resolutions[-1] == finest
     assert list(levels.resolutions) == sorted(levels.resolutions)
     sizes = [last - first for first, last in itertools.pairwise(levels.offsets)]
-    assert sizes == [min((r + 1) ** 3, 2**log2_table_size) for r in levels.resolutions]
+    times = levels.times or [0] * num_levels
+    assert sizes == [
+        min((r + 1) ** 3 * (t + 1), 2**log2_table_size)
+        for r, t in zip(levels.resolutions, times, strict=True)
+    ]
+    if time:
+        assert (times[0], times[-1]) == time

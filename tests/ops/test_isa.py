@@ -7,27 +7,30 @@ import sys
 import pytest
 
 PROGRAM = """
+import itertools
 import sys
 import torch
 from nerftrain.ops import adam, hash_encoding, library, mlp
 
 library.set_mode("native")
 torch.manual_seed(0)
-levels = hash_encoding.HashLevels.geometric(6, 4, 128, 12)
+of_space = hash_encoding.HashLevels.geometric(6, 4, 128, 12)
+of_time = hash_encoding.HashLevels.geometric(6, 4, 64, 12, (3, 20))
 try:
     library.native(torch.zeros(1))
     mlp.mlp(torch.zeros(4, 4), [torch.zeros(4, 4)])
 except RuntimeError as error:
     sys.exit(f"absent: {error}")
-for features in (2, 4, 8):
+for levels, features in itertools.product((of_space, of_time), (2, 4, 8)):
     table = torch.randn(levels.offsets[-1], features, requires_grad=True)
-    positions = torch.rand(301, 3)
+    positions = torch.rand(301, levels.num_axes, requires_grad=True)
     outs = []
     for encode in (hash_encoding.hash_encode, hash_encoding.hash_encode_reference):
         out = encode(positions, table, levels)
-        outs.append((out, torch.autograd.grad((out * out).sum(), table)[0]))
+        outs.append((out, *torch.autograd.grad((out * out).sum(), (table, positions))))
     torch.testing.assert_close(outs[0][0], outs[1][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outs[0][1], outs[1][1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outs[0][2] / 128, outs[1][2] / 128, rtol=1e-4, atol=1e-4)
 weights = [torch.randn(16, 7), torch.randn(16, 16), torch.randn(3, 16)]
 x = torch.randn(700, 7)
 torch.testing.assert_close(mlp.mlp(x, weights), mlp.mlp_reference(x, weights), rtol=1e-4, atol=1e-3)

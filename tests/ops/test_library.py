@@ -399,14 +399,20 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         rays = [random(3, dtype=dtype) for _ in range(5)]
         v_rays = (random(3, 4, dtype=dtype), *rays[2:])
         table, positions = random(157, 2, dtype=dtype), random(7, 3, dtype=dtype)
-        levels, v = ([4, 9], [0, 125, 157]), random(7, 4, dtype=dtype)
+        levels, v = ([4, 4, 4, 9, 9, 9], [0, 125, 157]), random(7, 4, dtype=dtype)
+        # The same table over four axes: again one level in order, the other hashed.
+        moving = (random(7, 4, dtype=dtype), table)
+        moving_levels = ([2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157])
         matrix = [random(6, 4, dtype=dtype) for _ in range(4)]
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
             "composite_fwd": [packed],
             "composite_bwd": [(*packed, random(9, dtype=dtype), *rays[:2], *v_rays, density)],
-            "hash_encode_fwd": [(positions, table, *levels)],
-            "hash_encode_bwd": [(positions, table, v, *levels, to) for to in (False, True)],
+            "hash_encode_fwd": [(positions, table, *levels), (*moving, *moving_levels)],
+            "hash_encode_bwd": [
+                *[(positions, table, v, *levels, to) for to in (False, True)],
+                *[(*moving, v, *moving_levels, to) for to in (False, True)],
+            ],
             "spherical_harmonics_fwd": [(positions, degree) for degree in (1, 4)],
             "spherical_harmonics_bwd": [(positions, random(7, 9, dtype=dtype), 3)],
             "adam_": [(*matrix, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, skip) for skip in (False, True)],

@@ -1,0 +1,77 @@
+"""Fields that change with time: a warp in front of a static field, a hash of space and time.
+
+The warp is T-NeRF's (D-NeRF, arXiv:2011.13961, eq. 4, in the sizes of NerfAcc, arXiv:2305.04966).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nerftrain.errors import UserError
+from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP
+
+
+@dataclass(frozen=True)
+class Warp:
+    """The settings of a warp field; what each means is said in conf/model/."""
+
+    depth: int
+    width: int
+    position_frequencies: int
+    time_frequencies: int
+    reach: float
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what no warp can be."""
+        for name in ("depth", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.reach > 0:
+            raise UserError(f"reach={self.reach}: must be above 0")
+
+
+class WarpField(nn.Module):
+    """Moves a position at a time to where it is in the canonical field, at first to itself."""
+
+    def __init__(self, settings: Warp) -> None:
+        """Build the MLP; its last layer starts near zero, not at it, so that all layers learn."""
+        super().__init__()
+        self.reach = settings.reach
+        self.positions = FrequencyEncoding(settings.position_frequencies)
+        self.times = FrequencyEncoding(settings.time_frequencies, 1)
+        num_inputs = self.positions.num_features + self.times.num_features
+        self.mlp = SmallMLP(num_inputs, settings.width, settings.depth, 3)
+        nn.init.uniform_(self.mlp.weights[-1], -1e-4, 1e-4)
+
+    def forward(self, positions: Tensor, times: Tensor) -> Tensor:
+        """Move positions [N, 3] in 0..1 at times [N] in 0..1: [N, 3]."""
+        # The box is -1..1 here: the frequencies are meant for coordinates of about one.
+        encoded = [self.positions(positions * 2 - 1), self.times(times[:, None])]
+        return positions + self.reach * self.mlp(torch.cat(encoded, -1))
+
+
+@dataclass(frozen=True)
+class Spacetime:
+    """The settings of a hash encoding of space and time; see conf/model/ngp.yaml."""
+
+    num_levels: int
+    features_per_level: int
+    log2_table_size: int
+    base_resolution: int
+    finest_resolution: int
+    base_time: int
+    finest_time: int
+
+    def build(self) -> HashEncoding:
+        """Make the encoding of positions and times [N, 4]."""
+        return HashEncoding(
+            self.num_levels,
+            self.features_per_level,
+            self.log2_table_size,
+            self.base_resolution,
+            self.finest_resolution,
+            time=(self.base_time, self.finest_time),
+        )
