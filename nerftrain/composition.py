@@ -6,6 +6,7 @@ Every error of Hydra and OmegaConf leaves this module as one line that says what
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,6 +84,31 @@ def jobs(overrides: Sequence[str], source: Source) -> Iterator[DictConfig]:
     swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     for job in _combinations([*swept, *overrides], source):
         yield compose(job, source)
+
+
+def sweep_dir(overrides: Sequence[str], source: Source) -> Path:
+    """Return the one folder of a whole sweep, as ``hydra.sweep.dir`` says.
+
+    Raises:
+        UserError: it depends on the job.
+    """
+    fixed = [text for text in overrides if not _parsed(text).is_sweep_override()]
+    try:
+        return Path(_composed(fixed, source, RunMode.MULTIRUN).hydra.sweep.dir).expanduser()
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"hydra.sweep.dir: {one_line(error)}; a sweep has one folder: put what "
+            "differs from job to job into hydra.sweep.subdir"
+        ) from None
+
+
+def with_sweep_dir(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the overrides with this folder as that of the sweep."""
+    kept = [text for text in overrides if _parsed(text).key_or_group != "hydra.sweep.dir"]
+    path = str(folder)
+    if not re.fullmatch(r"[\w./-]+", path):
+        path = "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return [*kept, f"hydra.sweep.dir={path}"]
 
 
 def _combinations(overrides: Sequence[str], source: Source) -> list[list[str]]:
@@ -189,7 +215,7 @@ def _explain(
     options = _options(hydra, key)
     for value in _choices(override) if options else []:
         if value not in options:
-            rest = schema.suggestion(str(value), options, f"{key}=")
+            rest = _meant_preset(str(value), key, options)
             return f"{key}={schema.shown(value)}: no such {key.rpartition('/')[2]}; {rest}"
     if override.is_sweep_override():
         listed = "" if options else f", or write {key}=[...] for one list"
@@ -200,6 +226,22 @@ def _explain(
     if override.is_add() or override.is_force_add() or key in known:
         return None
     return _explain_key(key, text, known)
+
+
+def _meant_preset(value: str, group: str, options: Sequence[str]) -> str:
+    """Say which preset was meant, in a folder of presets too: ``hook`` for ``dnerf/hook``."""
+    names: dict[str, list[str]] = {}
+    for option in options:
+        names.setdefault(option.rpartition("/")[2], []).append(option)
+    within = [option for option in options if option.startswith(f"{value}/")]
+    if within:
+        return f"there is {', '.join(within)}"
+    whole = difflib.get_close_matches(value, options, n=1, cutoff=0.75)
+    last = difflib.get_close_matches(value.rpartition("/")[2], names, n=1)
+    meant = whole or (names[last[0]] if last else [])
+    if meant:
+        return f"did you mean {' or '.join(f'{group}={option}' for option in meant)}?"
+    return schema.suggestion(value, options, f"{group}=")
 
 
 def _choices(override: Override) -> list[Any]:

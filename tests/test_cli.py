@@ -42,7 +42,16 @@ TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
 def load_scene(name: str, fault: str | None) -> SimpleNamespace:
     if fault:
         raise UserError(f"fault={fault}: no data there")
-    return SimpleNamespace(name=name, has_alpha=True, aabb=None, near=0.0, splits=TRAIN)
+    return SimpleNamespace(
+        name=name,
+        has_alpha=True,
+        aabb=None,
+        near=0.0,
+        far=1.0,
+        contraction="none",
+        is_dynamic=False,
+        splits=TRAIN,
+    )
 
 
 def background(train: str) -> SimpleNamespace:
