@@ -28,9 +28,8 @@ def command(tiny_scene_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A sweep's command line with presets in folders: two scenes and one without its data."""
     conf, work = tmp_path / "presets", tmp_path / "work"
     for name, root in (("one", tiny_scene_root), ("two", tiny_scene_root), ("gone", "/absent")):
-        _preset(
-            conf / "scene/tiny" / f"{name}.yaml", "/scene/blender@_here_", f"name: {name}\nroot: {root}\n"
-        )
+        text = f"name: {name}\nroot: {root}\n"
+        _preset(conf / f"scene/tiny/{name}.yaml", "/scene/blender@_here_", text)
     _preset(conf / "trainer/quick.yaml", "default", QUICK)
     small = "encoding:\n  log2_table_size: 8\n  num_levels: 2\n"
     _preset(conf / "model/small.yaml", "ngp", small)
