@@ -263,18 +263,18 @@ def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resum
     from nerftrain import composition, sweep
 
     folder = composition.sweep_dir(overrides, source)
-    arguments = [*flags, *composition.with_sweep_dir(overrides, folder)]
+    overrides = composition.with_sweep_dir(overrides, folder)
     sweep.begin(folder, resume)
     status = 0
     try:
-        status = _call_hydra(arguments, source)
+        status = _call_hydra([*flags, *composition.for_hydra(overrides, source)], source)
     finally:
         jobs = sweep.read(folder)
         if jobs:
             _start_logging(None)
             sweep.write_table(folder)
             print(f"\n{sweep.table(jobs)}\n\nwritten to {folder}/sweep.csv and SWEEP.md")
-            _say_what_is_left(jobs, arguments, resume)
+            _say_what_is_left(jobs, [*flags, *overrides], resume)
     return sweep.exit_status(jobs) or status
 
 
