@@ -58,9 +58,9 @@ def _outcome(command: Callable[[], int]) -> tuple[int, str]:
     try:
         return command(), ""
     except UserError as error:
-        return _MISTAKE, _complain(str(error))
+        return _failure(_MISTAKE, str(error))
     except RunError as error:
-        return _FAILED, _complain(str(error))
+        return _failure(_FAILED, str(error))
     except KeyboardInterrupt:
         return _INTERRUPTED, ""
     except BrokenPipeError:  # `nerftrain --help | head`
@@ -68,13 +68,16 @@ def _outcome(command: Callable[[], int]) -> tuple[int, str]:
         return 0, ""
     except Exception as error:
         traceback.print_exc()
-        return _FAILED, _complain(f"failed: {type(error).__name__}: {error}")
+        return _failure(_FAILED, f"failed: {type(error).__name__}: {error}")
 
 
-def _complain(text: str) -> str:
-    line = " ".join(text.split())
-    print(f"nerftrain: {line}", file=sys.stderr, flush=True)
-    return line
+def _failure(status: int, text: str) -> tuple[int, str]:
+    _complain(text)
+    return status, " ".join(text.split())
+
+
+def _complain(line: str) -> None:
+    print(f"nerftrain: {' '.join(line.split())}", file=sys.stderr, flush=True)
 
 
 def _unknown_verb(word: str) -> str:
@@ -305,6 +308,8 @@ def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
     if interrupted:
         job.status = 0
     _remove_empty(job_dir)
+    if job.run_dir is not None and not job.run_dir.is_dir():  # discarded
+        job.run_dir = None
     job.write()
     sweep.write_table(folder)
     if interrupted:

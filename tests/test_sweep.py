@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from nerftrain import sweep, trainer
 from nerftrain.cli import main
@@ -77,8 +78,9 @@ def interrupt_at(step: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_with_a_failed_job_ends_with_a_table_of_all(
     command: list[str], capfd: pytest.CaptureFixture[str]
 ):
-    scenes = "scene=tiny/one,tiny/gone,tiny/two"
-    assert main([*command, scenes, "hydra.sweep.dir=all"]) == 1
+    # The default scene has no such key as near.
+    scenes = ["scene=tiny/one,tiny/gone,tiny/two", "scene.near=1.5"]
+    assert main([*command, *scenes, "hydra.sweep.dir=all"]) == 1
     out, err = capfd.readouterr()
     one, gone, two, mean = rows("all")
     assert [row["scene"] for row in (one, gone, two)] == ["tiny/one", "tiny/gone", "tiny/two"]
@@ -95,6 +97,7 @@ def test_a_sweep_with_a_failed_job_ends_with_a_table_of_all(
     assert gone["result"].startswith("failed: ")
     assert "/absent" in gone["result"]
     assert not Path("all/1").exists()
+    assert OmegaConf.load("all/0/config.yaml").scene.near == 1.5
     table = Path("all/SWEEP.md").read_text(encoding="utf-8")
     assert f"| {'tiny/two':9} | {float(two['psnr']):.2f}" in table
     assert table.split("\n\n")[2] in out
@@ -124,6 +127,22 @@ def test_an_interrupted_sweep_has_its_table_and_is_taken_up(
     assert main([*command, "sweep.resume=true"]) == 0
     assert len(trained) == 4
     assert rows("all")[0]["psnr"] == str(json.loads(first)["psnr"])
+
+
+def test_a_run_that_cannot_be_taken_up_is_kept_and_its_job_fails(
+    command: list[str], trained: list[tuple[str, int]]
+):
+    command += ["scene=tiny/one", "seed=1,2", "hydra.sweep.dir=all"]
+    assert main(command) == 0
+    checkpoint = Path("all/0/checkpoints/last.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    Path("all/0/metrics.json").unlink()
+    assert main([*command, "sweep.resume=true"]) == 1
+    damaged, done, _ = rows("all")
+    assert "cut short" in damaged["result"]
+    assert done["result"] == "done before"
+    assert checkpoint.is_file()
+    assert len(trained) == 2
 
 
 def test_a_folder_that_holds_a_sweep_is_left_alone(
