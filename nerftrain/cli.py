@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from nerftrain.composition import Source
+    from nerftrain.sweep import Job
     from nerftrain.trainer import Run
 
 _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
@@ -48,23 +50,30 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _guarded(command: Callable[[], int]) -> int:
     """Turn what a command raises into a status, and a user's mistake into its one line."""
+    return _outcome(command)[0]
+
+
+def _outcome(command: Callable[[], int]) -> tuple[int, str]:
+    """Run a command; return its status and, where it failed, the line that has been printed."""
     try:
-        return command()
+        return command(), ""
     except UserError as error:
-        _complain(str(error))
-        return _MISTAKE
+        return _failure(_MISTAKE, str(error))
     except RunError as error:
-        _complain(str(error))
-        return _FAILED
+        return _failure(_FAILED, str(error))
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return _INTERRUPTED, ""
     except BrokenPipeError:  # `nerftrain --help | head`
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  flushed at exit
-        return 0
+        return 0, ""
     except Exception as error:
         traceback.print_exc()
-        _complain(f"failed: {type(error).__name__}: {error}")
-        return _FAILED
+        return _failure(_FAILED, f"failed: {type(error).__name__}: {error}")
+
+
+def _failure(status: int, text: str) -> tuple[int, str]:
+    _complain(text)
+    return status, " ".join(text.split())
 
 
 def _complain(line: str) -> None:
@@ -90,7 +99,8 @@ def _hydra_command(arguments: list[str]) -> int:
         return 0
     from hydra._internal.utils import get_args_parser
 
-    from nerftrain.composition import CONFIG_NAME, Source, compose
+    from nerftrain import config
+    from nerftrain.composition import CONFIG_NAME, Source, compose, is_sweep, jobs
     from nerftrain.paths import data_dir
 
     parser = get_args_parser()
@@ -108,7 +118,16 @@ def _hydra_command(arguments: list[str]) -> int:
     if parsed.cfg or parsed.info:
         compose(parsed.overrides, source)
         return _call_hydra([*flags, *parsed.overrides], source)
-    _check_first(parsed.overrides, source, parsed.multirun)
+    if is_sweep(parsed.overrides, source, parsed.multirun):
+        configs = _check_first(list(jobs(parsed.overrides, source)))
+        resume = any(config.resumes_sweep(cfg) for cfg in configs)
+        return _sweep(flags, parsed.overrides, source, resume)
+    (cfg,) = _check_first([compose(parsed.overrides, source)])
+    if config.resumes_sweep(cfg):
+        raise UserError(
+            "sweep.resume=true has no effect on a single run: add -m, "
+            "or go on with one by nerftrain resume RUN"
+        )
     return _call_hydra([*flags, *parsed.overrides], source)
 
 
@@ -123,26 +142,22 @@ def _parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> a
     return parser.parse_intermixed_args(arguments)
 
 
-def _check_first(overrides: Sequence[str], source: Source, multirun: bool) -> None:
+def _check_first(configs: list[DictConfig]) -> list[DictConfig]:
     """Check every config of the command before Hydra makes a folder for any."""
     from nerftrain import config
-    from nerftrain.composition import compose, is_sweep, jobs
 
-    swept = is_sweep(overrides, source, multirun)
-    configs = list(jobs(overrides, source)) if swept else [compose(overrides, source)]
-    run_dirs = []
     for cfg in configs:
         config.check(cfg)
-        run_dirs.append(cfg.run_dir)
-    chosen = [run_dir for run_dir in run_dirs if run_dir is not None]
+    chosen = [cfg.run_dir for cfg in configs if cfg.run_dir is not None]
     if len(chosen) != len(set(chosen)):
         raise UserError(
             f"run_dir={chosen[0]}: would hold several runs of the sweep; "
             f"add hydra.sweep.dir={chosen[0]} instead"
         )
+    return configs
 
 
-_statuses: list[int] = []  # of the jobs that Hydra has run in this process
+_statuses: list[int] = []  # of what Hydra has run in this process
 
 
 def _call_hydra(arguments: Sequence[str], source: Source) -> int:
@@ -165,7 +180,6 @@ def _call_hydra(arguments: Sequence[str], source: Source) -> int:
         _statuses.append(leave.code if isinstance(leave.code, int) else int(bool(leave.code)))
     finally:
         sys.argv = program
-    _sum_up()
     return max(_statuses, default=0)
 
 
@@ -175,14 +189,8 @@ def _program() -> str:
     return "nerftrain" if name in ("__main__.py", "-c", "") else sys.argv[0]
 
 
-def _sum_up() -> None:
-    failed = sum(status != 0 for status in _statuses)
-    if failed and len(_statuses) > 1:
-        _complain(f"{failed} of {len(_statuses)} jobs of the sweep failed")
-
-
 class _JobError(Exception):
-    """Tells a launcher or a sweeper plugin that a job failed; its message has been printed."""
+    """Tells a sweeper plugin that a job failed; its message has been printed."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -194,37 +202,30 @@ def _task(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    scores: list[float | None] = []
-    hydra_config = HydraConfig.get()
-    job_dir = None
-    if hydra_config.mode == RunMode.MULTIRUN:
-        job_dir = Path(hydra_config.runtime.output_dir)
-        print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", flush=True)
-    status = _guarded(lambda: _train(cfg, job_dir, scores))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _job(cfg, HydraConfig.get())
+    status = _guarded(lambda: _train(cfg))
     if status == _INTERRUPTED:
-        raise KeyboardInterrupt  # which ends a sweep as well
-    if status and job_dir is not None:
-        _remove_empty(job_dir)
-    # Hydra's own launcher runs all jobs in this process; others have to be told of a failure.
-    own = ".BasicLauncher" in hydra_config.launcher._target_
-    if status and job_dir is not None and not own:
-        raise _JobError(status)
+        raise KeyboardInterrupt
     _statuses.append(status)
-    return scores[0] if scores else None
+    return None
 
 
-def _train(cfg: DictConfig, job_dir: Path | None, scores: list[float | None]) -> int:
+def _train(cfg: DictConfig) -> int:
     from nerftrain import config
 
     _start_logging(None)
-    run = config.create_run_dir(config.assemble(cfg), job_dir)
+    _train_new(config.create_run_dir(config.assemble(cfg)))
+    return 0
+
+
+def _train_new(run: Run) -> None:
     try:
         _start_logging(run.run_dir)
-        scores.append(_call_trainer(run).get("psnr"))
+        _call_trainer(run)
     except UserError:
         _discard(run.run_dir)
         raise
-    return 0
 
 
 def _call_trainer(run: Run, resume: bool = False) -> dict[str, Any]:
@@ -255,6 +256,96 @@ def _remove_empty(folder: Path) -> None:
         if path.resolve() == Path.cwd() or not path.is_dir() or any(path.iterdir()):
             return
         path.rmdir()
+
+
+# --- Sweeps --------------------------------------------------------------------------------------
+
+
+def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resume: bool) -> int:
+    """Let Hydra run all jobs, wherever its launcher does so, and end with one table of them."""
+    from nerftrain import composition, sweep
+
+    folder = composition.sweep_dir(overrides, source)
+    overrides = composition.with_sweep_dir(overrides, folder)
+    sweep.begin(folder, resume)
+    status = 0
+    try:
+        status = _call_hydra([*flags, *composition.for_hydra(overrides, source)], source)
+    finally:
+        jobs = sweep.read(folder)
+        if jobs:
+            _start_logging(None)
+            sweep.write_table(folder)
+            print(f"\n{sweep.table(jobs)}\n\nwritten to {folder}/sweep.csv and SWEEP.md")
+            _say_what_is_left(jobs, [*flags, *overrides], resume)
+    return sweep.exit_status(jobs) or status
+
+
+def _say_what_is_left(jobs: Sequence[Job], arguments: Sequence[str], resume: bool) -> None:
+    from nerftrain.report import program
+
+    if all(job.finished for job in jobs):
+        return
+    again = [program("nerftrain"), *arguments, *([] if resume else ["sweep.resume=true"])]
+    print(f"go on with: {shlex.join(again)}", flush=True)
+    if failed := sum(job.status != 0 for job in jobs):
+        _complain(f"{failed} of {len(jobs)} jobs of the sweep failed")
+
+
+def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
+    from nerftrain import report, sweep
+
+    folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
+    job_dir = Path(hydra_config.runtime.output_dir)
+    job = sweep.Job(hydra_config.job.num, list(hydra_config.overrides.task), folder)
+    print(f"job {job.number}: {hydra_config.job.override_dirname}", flush=True)
+    report.reset_peak_memory()
+    places = [folder, Path(hydra_config.runtime.cwd, "outputs", "sweeps")]
+    job.status, job.reason = _outcome(lambda: _train_job(cfg, job, job_dir, places))
+    interrupted = job.status == _INTERRUPTED
+    if job.status:
+        job.result = sweep.INTERRUPTED if interrupted else sweep.FAILED
+    if interrupted:
+        job.status = 0
+    _remove_empty(job_dir)
+    if job.run_dir is not None and not job.run_dir.is_dir():  # discarded
+        job.run_dir = None
+    job.write()
+    sweep.write_table(folder)
+    if interrupted:
+        raise KeyboardInterrupt  # which ends the sweep as well
+    # Hydra's own sweeper starts no further batch of jobs after an error; others learn from one.
+    if job.status and not hydra_config.sweeper._target_.endswith(".BasicSweeper"):
+        raise _JobError(job.status)
+    return job.figures()["psnr"]
+
+
+def _train_job(cfg: DictConfig, job: Job, job_dir: Path, places: Sequence[Path]) -> int:
+    from nerftrain import config, sweep
+
+    _start_logging(None)
+    config.check(cfg)
+    job.names = config.names(cfg)
+    job.write()
+    resume = config.resumes_sweep(cfg)
+    found = config.find_run(cfg, places) if resume else None
+    if found and found[1]:
+        job.run_dir, job.result = found[0], sweep.DONE_BEFORE
+        print(f"done before: {job.run_dir}", flush=True)
+        return 0
+    if found:
+        job.run_dir = found[0]
+        run = config.assemble(cfg, job.run_dir)
+        _start_logging(job.run_dir)
+        _call_trainer(run, resume=True)
+    else:
+        folder = config.free_folder(job_dir) if resume else job_dir
+        run = config.create_run_dir(config.assemble(cfg), folder)
+        job.run_dir = run.run_dir.absolute()
+        job.write()
+        _train_new(run)
+    job.result = sweep.DONE
+    return 0
 
 
 # --- Verbs ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Every error of Hydra and OmegaConf leaves this module as one line that says what
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -63,33 +64,108 @@ def is_sweep(overrides: Sequence[str], source: Source, multirun: bool) -> bool:
     Raises:
         UserError: an override that cannot be read.
     """
-    fixed = [text for text in overrides if not _parsed(text).is_sweep_override()]
-    return multirun or _composed(fixed, source, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN
+    if multirun:
+        return True
+    mode = _composed(_first_job(overrides, source), source, RunMode.MULTIRUN).hydra.mode
+    return mode == RunMode.MULTIRUN
 
 
 def jobs(overrides: Sequence[str], source: Source) -> Iterator[DictConfig]:
     """Compose the configs of a sweep; of a very large one as many as hold each value once.
 
-    Another sweeper than Hydra's own has a syntax of its own: then the config without what is swept.
+    Another sweeper than Hydra's own has a syntax of its own: then the config of the first values.
 
     Raises:
         UserError: as ``compose``.
     """
-    fixed = [text for text in overrides if not _parsed(text).is_sweep_override()]
-    sweeper = _composed(fixed, source, RunMode.MULTIRUN).hydra.sweeper
+    first = _first_job(overrides, source)
+    sweeper = _composed(first, source, RunMode.MULTIRUN).hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
-        yield compose(fixed, source)
+        yield compose(first, source)
         return
     swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     for job in _combinations([*swept, *overrides], source):
         yield compose(job, source)
 
 
+def sweep_dir(overrides: Sequence[str], source: Source) -> Path:
+    """Return the one folder of a whole sweep, as ``hydra.sweep.dir`` says.
+
+    Raises:
+        UserError: it depends on the job.
+    """
+    first = _first_job(overrides, source)
+    try:
+        return Path(_composed(first, source, RunMode.MULTIRUN).hydra.sweep.dir).expanduser()
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"hydra.sweep.dir: {one_line(error)}; a sweep has one folder: put what "
+            "differs from job to job into hydra.sweep.subdir"
+        ) from None
+
+
+def with_sweep_dir(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the overrides with this folder as that of the sweep."""
+    kept = [text for text in overrides if _parsed(text).key_or_group != "hydra.sweep.dir"]
+    path = str(folder)
+    if not re.fullmatch(r"[\w./-]+", path):
+        path = "'" + path.replace("'", "\\'") + "'"
+    return [*kept, f"hydra.sweep.dir={path}"]
+
+
+def for_hydra(overrides: Sequence[str], source: Source) -> list[str]:
+    """Write the overrides of a sweep so that Hydra takes them.
+
+    Hydra applies what is not swept to the presets that are the default, which need not have the
+    key: ``scene=lego,chair scene.downscale=2``. A choice of one value is left to the jobs.
+    """
+    swept = {o.key_or_group for text in overrides if (o := _parsed(text)).is_sweep_override()}
+    with _hydra(source) as hydra:
+        groups = {key for key in swept if _options(hydra, key)}
+    return [_left_to_jobs(text, groups) for text in overrides]
+
+
+def _left_to_jobs(text: str, swept_groups: set[str]) -> str:
+    override = _parsed(text)
+    group, dot, _ = override.key_or_group.partition(".")
+    if override.is_sweep_override() or override.is_delete() or not dot or group == "hydra":
+        return text
+    if group not in swept_groups and "experiment" not in swept_groups:
+        return text
+    choice = f"{override.get_key_element()}=choice({text.partition('=')[2]})"
+    try:
+        same = [str(override.value())] == list(map(str, _parsed(choice).sweep_iterator()))
+    except (UserError, HydraException):
+        same = False
+    return choice if same else text
+
+
+def _first_job(overrides: Sequence[str], source: Source) -> list[str]:
+    """Give every swept key its first value: other overrides may be of keys that only it has."""
+    first = []
+    for text in overrides:
+        if not _parsed(text).is_sweep_override():
+            first.append(text)
+            continue
+        with _hydra(source) as hydra:  # which lists the presets that glob(...) means
+            parser = OverridesParser.create(config_loader=hydra.config_loader)
+            (override,) = parser.parse_overrides([text])
+        if override.is_discrete_sweep():
+            value = next(override.sweep_string_iterator(), None)
+            if value is None:
+                raise UserError(f"{text}: is no value at all; nerftrain --help lists the presets")
+            first.append(f"{override.get_key_element()}={value}")
+    return first
+
+
 def _combinations(overrides: Sequence[str], source: Source) -> list[list[str]]:
     with _hydra(source) as hydra:
         parser = OverridesParser.create(config_loader=hydra.config_loader)
         parsed = parser.parse_overrides(list(overrides))
-        (combinations,) = BasicSweeper.split_arguments(parsed, None)
+        try:
+            (combinations,) = BasicSweeper.split_arguments(parsed, None)
+        except HydraException as error:  # such as an interval, which another sweeper may take
+            raise UserError(one_line(error)) from None
     if len(combinations) <= _MOST_JOBS_CHECKED:
         return combinations
     seen: set[str] = set()
@@ -189,7 +265,7 @@ def _explain(
     options = _options(hydra, key)
     for value in _choices(override) if options else []:
         if value not in options:
-            rest = schema.suggestion(str(value), options, f"{key}=")
+            rest = _meant_preset(str(value), key, options)
             return f"{key}={schema.shown(value)}: no such {key.rpartition('/')[2]}; {rest}"
     if override.is_sweep_override():
         listed = "" if options else f", or write {key}=[...] for one list"
@@ -202,9 +278,26 @@ def _explain(
     return _explain_key(key, text, known)
 
 
+def _meant_preset(value: str, group: str, options: Sequence[str]) -> str:
+    """Say which preset was meant, in a folder of presets too: ``hook`` for ``dnerf/hook``."""
+    names: dict[str, list[str]] = {}
+    for option in options:
+        names.setdefault(option.rpartition("/")[2], []).append(option)
+    within = [option for option in options if option.startswith(f"{value}/")]
+    if within:
+        return f"there is {', '.join(within)}"
+    whole = difflib.get_close_matches(value, options, n=1, cutoff=0.75)
+    last = difflib.get_close_matches(value.rpartition("/")[2], names, n=1)
+    meant = whole or (names[last[0]] if last else [])
+    if meant:
+        return f"did you mean {' or '.join(f'{group}={option}' for option in meant)}?"
+    return schema.suggestion(value, options, f"{group}=")
+
+
 def _choices(override: Override) -> list[Any]:
     if override.is_sweep_override():
-        return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        listed = override.is_discrete_sweep() and not isinstance(override.value(), Glob)
+        return list(override.sweep_string_iterator()) if listed else []
     value = override.value()
     return value if isinstance(value, list) else [value]
 

@@ -5,10 +5,10 @@ Free of torch at import; below this module a config is plain Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,10 @@ _VALUES = {
     "run_dir": str | None,
     "trusted": list[str],
 }
+_SWEEP = {"resume": bool}  # of the whole sweep, so no part of a run; old runs do not have it
 _PATHS = ("root", "data_root")  # keys of a scene
+# A run is the same with other values of these; what data_root is used for, the scene holds too.
+_INDIFFERENT = ("run_dir", "data_root", "trusted", "logger")
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -81,14 +84,24 @@ def check(cfg: DictConfig) -> dict[str, schema.Plan]:
     if values["seed"] < 0:
         raise UserError(f"seed={values['seed']}: must be at least 0")
     for key in values:
-        if key not in _VALUES and key not in _GROUPS:
-            known = [*_GROUPS, *_VALUES]
+        if key not in _VALUES and key not in _GROUPS and key != "sweep":
+            known = [*_GROUPS, *_VALUES, "sweep"]
             raise UserError(f"{key}: no such key; {schema.suggestion(key, known)}")
+    _check_sweep(values.get("sweep", {}))
     trusted = (*schema.TRUSTED, *values["trusted"])
     plans = {group: _plan(group, values.get(group), trusted) for group in _GROUPS}
     for plan in plans.values():
         plan.check_values()
     return plans
+
+
+def _check_sweep(node: Any) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(f"sweep={schema.shown(node)}: write sweep.resume=true or false")
+    for key, value in node.items():
+        if key not in _SWEEP:
+            raise UserError(f"sweep.{key}: no such key; {schema.suggestion(key, _SWEEP, 'sweep.')}")
+        schema.convert(value, _SWEEP[key], f"sweep.{key}")
 
 
 def build(node: DictConfig, *, trusted: Sequence[str] = schema.TRUSTED, **runtime: Any) -> Any:
@@ -180,6 +193,7 @@ def _sampler_inputs(scene: Scene) -> dict[str, Any]:
 
 def _snapshot(values: dict[str, Any]) -> dict[str, Any]:
     """Make paths absolute: the run has to be found again from any working directory."""
+    values.pop("sweep", None)
     scene = values["scene"]
     for key in _PATHS:
         if scene.get(key) is not None:
@@ -201,11 +215,7 @@ def create_run_dir(run: Run, job_dir: Path | None = None) -> Run:
     try:
         if chosen is not None or job_dir is not None:
             folder = Path(chosen).expanduser() if chosen is not None else Path(str(job_dir))
-            if (folder / SNAPSHOT).exists():
-                raise UserError(
-                    f"run_dir={folder} holds a run: choose another, "
-                    f"or go on with nerftrain resume {folder}"
-                )
+            _refuse_a_runs_folder(folder, of_sweep=chosen is None)
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = _new_folder(run)
@@ -213,6 +223,19 @@ def create_run_dir(run: Run, job_dir: Path | None = None) -> Run:
         raise _unwritable(error) from None
     write_snapshot(run.config, folder)
     return replace(run, run_dir=folder)
+
+
+def _refuse_a_runs_folder(folder: Path, of_sweep: bool) -> None:
+    if not (folder / SNAPSHOT).exists():
+        return
+    if of_sweep:
+        raise UserError(
+            f"{folder} holds a run: add sweep.resume=true, "
+            "or choose another folder with hydra.sweep.dir=PATH"
+        )
+    raise UserError(
+        f"run_dir={folder} holds a run: choose another, or go on with nerftrain resume {folder}"
+    )
 
 
 def write_snapshot(values: Mapping[str, Any], run_dir: Path) -> None:
@@ -253,6 +276,84 @@ def _new_folder(run: Run) -> Path:
 
 def _label(node: Mapping[str, Any]) -> str:
     return str(node.get("name") or node["_target_"].rpartition(".")[2])
+
+
+def names(cfg: DictConfig) -> dict[str, str]:
+    """Return what the chosen scene, model and sampler are called."""
+    values = plain(cfg)
+    return {group: _label(values[group]) for group in ("scene", "model", "sampler")}
+
+
+# --- Runs of the same config ---------------------------------------------------------------------
+
+
+def resumes_sweep(cfg: DictConfig) -> bool:
+    """Tell whether jobs of a sweep take up what earlier ones have left."""
+    return bool(OmegaConf.select(cfg, "sweep.resume", default=False))
+
+
+def find_run(cfg: DictConfig, places: Sequence[Path]) -> tuple[Path, bool] | None:
+    """Find a run of the very same config, as conf/sweep/default.yaml defines it.
+
+    Args:
+        cfg: a composed config.
+        places: folders to look in, and in the folders within; where the config has a run_dir it
+            can only be there.
+
+    Returns:
+        The folder, and whether the run is finished; one that is not has a checkpoint. None where
+        there is none.
+    """
+    wanted = _snapshot(plain(cfg))
+    chosen = wanted["run_dir"]
+    if chosen is not None:
+        places = [Path(chosen).expanduser()]
+    same = [
+        folder
+        for place in places
+        for folder in run_dirs(place)
+        if _essence(_read_snapshot(folder / SNAPSHOT)) == _essence(wanted)
+    ]
+    for file, finished in (("metrics.json", True), ("checkpoints/last.pt", False)):
+        for folder in same:
+            if (folder / file).is_file():
+                return folder, finished
+    return None
+
+
+def run_dirs(place: Path) -> Iterator[Path]:
+    """List the folders of runs in a folder; what lies within a run is none."""
+    if (place / SNAPSHOT).is_file():
+        yield place
+    elif place.is_dir():
+        for folder in sorted(path for path in place.iterdir() if path.is_dir()):
+            yield from run_dirs(folder)
+
+
+def free_folder(job_dir: Path) -> Path:
+    """Return a job's folder, or one beside it where it holds a run."""
+    count, folder = 1, job_dir
+    while (folder / SNAPSHOT).exists():
+        count += 1
+        folder = job_dir.with_name(f"{job_dir.name}-{count}")
+    return folder
+
+
+def _essence(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _INDIFFERENT}
+
+
+def _read_snapshot(file: Path) -> dict[str, Any]:
+    return _parsed_snapshot(file, file.stat().st_mtime_ns)
+
+
+@cache  # every job of a sweep looks through the same files
+def _parsed_snapshot(file: Path, changed: int) -> dict[str, Any]:
+    try:
+        cfg = OmegaConf.load(file)
+        return plain(cfg) if isinstance(cfg, DictConfig) else {}
+    except Exception:  # a damaged file is nobody's run
+        return {}
 
 
 # --- A run's own config --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The only one of the lower modules that prints; whatever it says is in the run's 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -253,6 +254,18 @@ def peak_memory_bytes() -> int | None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak += sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return peak
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the peak anew: jobs of a sweep share a process. Linux alone can do so."""
+    gc.collect()  # what the last job held in cycles
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc_pid_clear_refs
+    except OSError:
+        _log.info("the peak of memory is that of all jobs of this process so far")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def write_metrics(folder: Path, final: Mapping[str, Any]) -> None:

@@ -234,9 +234,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
                 raise KeyboardInterrupt
 
 
-def loss_terms(
-    run: Run, batch: Batch, samples: Samples, rendering: Rendering
-) -> dict[str, Tensor]:
+def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:
     """Name every term of the loss, weights included: their sum is what is minimised."""
     settings = run.settings
     terms = {"color": color_loss(settings.loss, rendering.rgb, batch.target)}

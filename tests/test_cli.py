@@ -187,6 +187,24 @@ def test_a_failed_job_does_not_stop_a_sweep(toy: list[str], capfd: pytest.Captur
     assert "2 of 4 jobs of the sweep failed" in capfd.readouterr().err
 
 
+def test_a_sweep_of_mistakes_is_status_2_and_leaves_its_table(toy: list[str]):
+    assert main([*toy, "-m", "trainer.ending=mistake", "seed=1,2", "hydra.sweep.dir=all"]) == 2
+    records = [f"all/jobs/{number}.json" for number in (0, 1)]
+    assert left_behind() == ["all/SWEEP.md", *records, "all/multirun.yaml", "all/sweep.csv"]
+    table = Path("all/sweep.csv").read_text()
+    assert table.count("failed: the checkpoint is of another model,\n") == 2
+
+
+def test_a_mistake_in_one_job_of_a_sweep_is_status_1(toy: list[str]):
+    assert main([*toy, "-m", "trainer.ending=mistake,well"]) == 1
+
+
+def test_resuming_a_sweep_is_nothing_for_one_run(toy: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*toy, "+sweep.resume=true"]) == 2
+    assert "has no effect on a single run: add -m" in capfd.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
 def test_an_interruption_ends_a_sweep(toy: list[str]):
     assert main([*toy, "-m", "trainer.ending=well,interrupt,well", "seed=1"]) == 130
     assert [run.settings for run, _ in calls] == ["well", "interrupt"]

@@ -9,10 +9,19 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from nerftrain import config, schema
-from nerftrain.composition import Source, compose, is_sweep, jobs
+from nerftrain.composition import (
+    Source,
+    compose,
+    for_hydra,
+    is_sweep,
+    jobs,
+    sweep_dir,
+    with_sweep_dir,
+)
 from nerftrain.errors import UserError
 
 TRUSTED = (*schema.TRUSTED, __name__)
@@ -216,6 +225,7 @@ def composition_mistake(*overrides: str) -> str:
         ("seed=[1", "cannot be read; put the value in quotes"),
         ("=3", "cannot be read"),
         ("scene.root=a b(c", "'scene.root=\"a b(c\"'"),
+        ("sweep.resum=true", "sweep.resum: no such key; did you mean sweep.resume?"),
         ("experiment=blender_2mim", "did you mean experiment=blender_2min?"),
         ("~trainer.stepz", "trainer.stepz"),
     ],
@@ -249,6 +259,31 @@ def test_a_folder_of_the_users_own_adds_presets(tmp_path: Path):
         compose([], Source(extra=str(tmp_path / "absent")))
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("scene=den/swirl", "no such scene; did you mean scene=dyn/swirl?"),
+        ("scene=swirl", "did you mean scene=dyn/swirl?"),
+        ("scene=swrl", "did you mean scene=dyn/swirl?"),
+        ("scene=twin", "did you mean scene=dyn/twin or scene=wide/twin?"),
+        ("scene=dyn", "scene=dyn: no such scene; there is dyn/swirl, dyn/twin"),
+        ("scene=legp", "did you mean scene=lego?"),
+    ],
+)
+def test_presets_in_folders_are_suggested(tmp_path: Path, override: str, line: str):
+    for name in ("dyn/swirl", "dyn/twin", "wide/twin"):
+        file = tmp_path / "scene" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"defaults: [/scene/demo@_here_]\nname: {file.stem}\n")
+    source = Source(extra=str(tmp_path))
+    assert compose(["scene=dyn/swirl", "scene.resolution=7"], source).scene.name == "swirl"
+    names = [cfg.scene.name for cfg in jobs(["scene=dyn/twin,dyn/swirl"], source)]
+    assert names == ["twin", "swirl"]
+    with pytest.raises(UserError) as error:
+        compose([override], source)
+    assert line in str(error.value)
+
+
 def test_broken_yaml_is_one_line(tmp_path: Path):
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "broken.yaml").write_text("a: [1\nb: {")
@@ -260,6 +295,57 @@ def test_broken_yaml_is_one_line(tmp_path: Path):
 def test_a_sweep_is_composed_in_full():
     found = [(cfg.seed, cfg.model.name) for cfg in jobs(["seed=1,2", "model=ngp,mlp"], Source())]
     assert found == [(1, "ngp"), (1, "mlp"), (2, "ngp"), (2, "mlp")]
+
+
+def test_what_is_not_swept_may_be_of_the_swept_presets():
+    overrides = ["scene=lego,chair", "scene.downscale=2", "seed=3"]
+    assert [cfg.scene.downscale for cfg in jobs(overrides, Source())] == [2, 2]
+    prepared = for_hydra(overrides, Source())
+    assert prepared == ["scene=lego,chair", "scene.downscale=choice(2)", "seed=3"]
+    with pytest.raises(UserError, match=r"did you mean scene\.downscale"):
+        list(jobs(["scene=lego,chair", "scene.dwonscale=2"], Source()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2", "a b", "/data/nerf_synthetic", "[1,2]", "{a: 1}", "'x,y'", "null", "", "1e-3", "$"],
+)
+def test_values_left_to_the_jobs_stay_the_same(value: str):
+    parser = OverridesParser.create()
+    text = f"+scene.root={value}"
+    (prepared, _) = for_hydra([text, "scene=lego,chair"], Source())
+    override = parser.parse_override(prepared)
+    if override.is_sweep_override():
+        (prepared,) = (f"+scene.root={v}" for v in override.sweep_string_iterator())
+    assert parser.parse_override(prepared).value() == parser.parse_override(text).value()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=interval(1,2)", "does not support sweep type"),
+        ("scene=glob(zz*)", "scene=glob(zz*): is no value at all"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(override: str, line: str):
+    with pytest.raises(UserError) as error:
+        list(jobs([override], Source()))
+    assert line in str(error.value)
+
+
+def test_a_glob_sweeps_over_presets():
+    found = [cfg.scene.name for cfg in jobs(["scene=glob(m*)", "scene.near=1"], Source())]
+    assert found == ["materials", "mic"]
+
+
+def test_the_folder_of_a_sweep_is_one():
+    assert sweep_dir(["seed=1,2", "hydra.sweep.dir=a b/${seed}"], Source()) == Path("a b/1")
+    with pytest.raises(UserError, match=r"hydra\.sweep\.dir: .*hydra\.sweep\.subdir"):
+        sweep_dir(["hydra.sweep.dir=${hydra.job.num}"], Source())
+    overrides = ["hydra.sweep.dir=x", "seed=1"]
+    assert with_sweep_dir(overrides, Path("a/b-c.d")) == ["seed=1", "hydra.sweep.dir=a/b-c.d"]
+    quoted = with_sweep_dir(overrides, Path("it's (here)"))[-1]
+    assert sweep_dir([quoted], Source()) == Path("it's (here)")
 
 
 def test_a_large_sweep_is_covered_value_by_value(monkeypatch: pytest.MonkeyPatch):
@@ -389,6 +475,9 @@ def toy_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"seed": -1}, "seed=-1: must be at least 0"),
         ({"seed": "x"}, "seed=x: must be a whole number"),
+        ({"sweep": {"resume": 1}}, "sweep.resume=1: must be true or false"),
+        ({"sweep": {"resum": True}}, "sweep.resum: no such key; did you mean sweep.resume?"),
+        ({"sweep": True}, "sweep=true: write sweep.resume=true or false"),
         ({"seeds": 2}, "seeds: no such key; did you mean seed?"),
         ({"model": 3}, "model=3: choose one with model=NAME"),
         ({"model": None}, "model is not set: choose one with model=NAME"),

@@ -18,7 +18,7 @@ LAYERS = [
     {"cameras", "losses", "metrics", "optimizers", "runtime", "schedules", "models.encodings"},
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
-    {"checkpoint", "doctor", "evaluation", "mesh", "report", "video", "viewer"},
+    {"checkpoint", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
     {"trainer"},
     {"usage", "composition", "config", "cli", "__main__", ""},
 ]

@@ -35,7 +35,12 @@ def scene(tiny_scene_root) -> Scene:
 
 def test_a_known_ball_is_seen_where_it_is(scene: Scene) -> None:
     view = render_image(
-        scene, scene.splits["train"].cameras, 0, Ball(), Uniform(256, "uniform", aabb=BOX), torch.zeros(3)
+        scene,
+        scene.splits["train"].cameras,
+        0,
+        Ball(),
+        Uniform(256, "uniform", aabb=BOX),
+        torch.zeros(3),
     )
     middle = 12 * 24 + 12
     assert view.opacity[middle] == pytest.approx(1, abs=1e-3)

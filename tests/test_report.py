@@ -236,3 +236,15 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends():
 def test_the_report_of_a_bare_folder_is_written(tmp_path):
     report.write_report(tmp_path, {}, [], {}, command="nerftrain scene=demo")
     assert "nerftrain scene=demo" in (tmp_path / "REPORT.md").read_text()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets its peak")
+def test_a_reset_forgets_the_memory_of_what_was_before():
+    block = bytearray(b"x") * (200 << 20)
+    before = report.peak_memory_bytes()
+    del block
+    report.reset_peak_memory()
+    after = report.peak_memory_bytes()
+    assert before is not None
+    assert after is not None
+    assert after < before - (100 << 20)

@@ -1,0 +1,230 @@
+"""The jobs of a sweep: a record of each in the sweep's folder, and one table made from those.
+
+Jobs may run in other processes, so nothing is kept in memory: ``jobs/<number>.json`` says what a
+job was and how it ended, the ``metrics.json`` of its run what came out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nerftrain.errors import UserError
+from nerftrain.report import markdown_table
+
+RECORDS = "jobs"  # the folder of records in that of the sweep
+NAMES = ("scene", "model", "sampler")
+FIGURES = ("psnr", "ssim", "train_seconds", "peak_memory_bytes")  # of metrics.json
+_TITLES = ("PSNR", "SSIM", "training", "peak memory")
+
+RUNNING, INTERRUPTED, FAILED = "not finished", "interrupted", "failed"
+DONE, DONE_BEFORE = "done", "done before"
+
+
+@dataclass
+class Job:
+    """One job of a sweep and how it has gone so far."""
+
+    number: int
+    overrides: list[str]
+    folder: Path  # of the sweep
+    names: dict[str, str] = field(default_factory=dict)  # of scene, model and sampler
+    run_dir: Path | None = None
+    result: str = RUNNING
+    status: int = 0  # as of a process
+    reason: str = ""  # why it failed, in one line
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether there are final figures."""
+        return self.result in (DONE, DONE_BEFORE)
+
+    def values(self) -> dict[str, str]:
+        """Return the job's overrides by their keys, and its names."""
+        pairs = (text.lstrip("+~").partition("=") for text in self.overrides)
+        return {**self.names, **{key: value for key, _, value in pairs}}
+
+    def figures(self) -> dict[str, float | None]:
+        """Return the final figures of the job's run; none where it has not finished."""
+        found: dict[str, float | None] = {}
+        if self.finished and self.run_dir is not None:
+            with suppress(OSError, ValueError):
+                found = json.loads((self.run_dir / "metrics.json").read_text(encoding="utf-8"))
+        return {key: found.get(key) for key in FIGURES}
+
+    def write(self) -> None:
+        """Write the job's record, whole or not at all.
+
+        Raises:
+            UserError: the sweep's folder cannot be written.
+        """
+        values = asdict(self) | {"folder": None, "run_dir": None}
+        if self.run_dir is not None:  # relative, so that a sweep can be moved
+            values["run_dir"] = os.path.relpath(self.run_dir, self.folder)
+        _replace(self.folder / RECORDS / f"{self.number}.json", json.dumps(values, indent=1) + "\n")
+
+
+def begin(folder: Path, resume: bool) -> None:
+    """Forget the records of an earlier sweep in this folder; its runs and its table stay.
+
+    Raises:
+        UserError: there was one, and this sweep is not to take it up.
+    """
+    records = list((folder / RECORDS).glob("*.json"))
+    if records and not resume:
+        raise UserError(
+            f"hydra.sweep.dir={folder} holds a sweep: add sweep.resume=true to skip what is done, "
+            "or choose another folder"
+        )
+    for record in records:
+        record.unlink()
+
+
+def read(folder: Path) -> list[Job]:
+    """Read the jobs of a sweep in their order; a damaged record is left out."""
+    jobs = []
+    for file in (folder / RECORDS).glob("*.json"):
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            run_dir = values["run_dir"]
+            values["run_dir"] = None if run_dir is None else folder / run_dir
+            jobs.append(Job(**{**values, "folder": folder}))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return sorted(jobs, key=lambda job: job.number)
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def write_table(folder: Path) -> None:
+    """Write sweep.csv and SWEEP.md of all jobs so far, each whole or not at all.
+
+    Raises:
+        UserError: the sweep's folder cannot be written.
+    """
+    jobs = read(folder)
+    _replace(folder / "sweep.csv", _csv(jobs))
+    _replace(folder / "SWEEP.md", _page(jobs))
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """Return the Markdown table of the jobs and, in its last row, of the means."""
+    axes = _axes(jobs)
+    rows = [
+        [*(_cell(job.values().get(axis, "-")) for axis in axes), *_shown(job.figures()), _end(job)]
+        for job in jobs
+    ]
+    mean = ["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)]
+    return markdown_table([*axes, *_TITLES, "result"], [*rows, mean])
+
+
+def exit_status(jobs: Iterable[Job]) -> int:
+    """Return 0 where no job failed, 2 where each is the user's mistake, else 1."""
+    statuses = {job.status for job in jobs}
+    if statuses <= {0}:
+        return 0
+    return statuses.pop() if len(statuses) == 1 else 1
+
+
+def _csv(jobs: Sequence[Job]) -> str:
+    axes = _axes(jobs)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", *axes, *FIGURES, "result", "run_dir"])
+    for job in jobs:
+        values, figures = job.values(), job.figures()
+        run_dir = "" if job.run_dir is None else os.path.relpath(job.run_dir, job.folder)
+        end = f"{job.result}: {job.reason}" if job.reason else job.result
+        writer.writerow(
+            [job.number, *(values.get(axis) for axis in axes), *figures.values(), end, run_dir]
+        )
+    means = _means(jobs).values()
+    writer.writerow(["mean", *[""] * len(axes), *means, _over(jobs), ""])
+    return text.getvalue()
+
+
+def _page(jobs: Sequence[Job]) -> str:
+    axes = _axes(jobs)
+    common = [
+        text
+        for text in (jobs[0].overrides if jobs else [])
+        if _key(text) not in axes and not _key(text).startswith("sweep.")
+    ]
+    sections = ["# Sweep", table(jobs)]
+    if common:
+        sections.insert(1, f"All jobs: `{' '.join(common)}`")
+    links = [
+        f"* [{' '.join(_cell(job.values().get(axis, '-')) for axis in axes)}]({_link(job)})"
+        for job in jobs
+        if job.run_dir is not None
+    ]
+    return "\n\n".join([*sections, "\n".join(links)]).rstrip() + "\n"
+
+
+def _axes(jobs: Sequence[Job]) -> list[str]:
+    """List the keys whose values differ between jobs; where none do, what the jobs are made of."""
+    keys = dict.fromkeys(_key(text) for job in jobs for text in job.overrides)
+    differing = [key for key in keys if len({job.values().get(key) for job in jobs}) > 1]
+    return differing or list(NAMES)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _means(jobs: Sequence[Job]) -> dict[str, float | None]:
+    """Average over finished jobs; a figure that one of them lacks has no mean."""
+    finished = [job.figures() for job in jobs if job.finished]
+    means: dict[str, float | None] = {}
+    for key in FIGURES:
+        values = [value for figures in finished if (value := figures[key]) is not None]
+        complete = bool(values) and len(values) == len(finished)
+        means[key] = sum(values) / len(values) if complete else None
+    return means
+
+
+def _over(jobs: Sequence[Job]) -> str:
+    return f"{sum(job.finished for job in jobs)} of {len(jobs)} jobs"
+
+
+def _shown(figures: dict[str, Any]) -> list[str]:
+    forms = ("{:.2f}", "{:.4f}", "{:.1f} s", "{:.2f} GiB")
+    units = (1, 1, 1, 2**30)
+    return [
+        "-" if value is None else form.format(value / unit)
+        for form, unit, value in zip(forms, units, figures.values(), strict=True)
+    ]
+
+
+def _end(job: Job) -> str:
+    return _cell(f"{job.result}: {job.reason}" if job.reason else job.result)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")
+
+
+def _link(job: Job) -> str:
+    return Path(os.path.relpath(job.run_dir or ".", job.folder)).as_posix().replace(" ", "%20")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all, while other jobs may write it too."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"the sweep's folder cannot be written ({error.strerror}: {error.filename}): "
+            "choose another with hydra.sweep.dir=PATH"
+        ) from None
