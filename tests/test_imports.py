@@ -12,15 +12,24 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
-    {"errors", "paths"},
+    {"errors", "paths", "datasets"},
     {"types", "schema", "ops"},
     {"spacing"},
-    {"cameras", "losses", "metrics", "optimizers", "runtime", "schedules", "models.encodings"},
+    {
+        "cameras",
+        "lens",
+        "losses",
+        "metrics",
+        "optimizers",
+        "runtime",
+        "schedules",
+        "models.encodings",
+    },
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
-    {"checkpoint", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
-    {"trainer"},
-    {"usage", "composition", "config", "cli", "__main__", ""},
+    {"checkpoint", "doctor", "download", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
+    {"inspection", "trainer"},
+    {"usage", "composition", "config", "launch", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
 SHARED = {  # by the alternatives of a package
@@ -28,15 +37,19 @@ SHARED = {  # by the alternatives of a package
     "models.encodings",
     "scenes.frames",
     "scenes.images",
+    "scenes.photos",
     "scenes.split_folders",
     "scenes.times",
     "scenes.toys",
     "scenes.world",
 }
-ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
-KNOW_HYDRA = {"composition", "config", "cli"}
+ALLOWED = {
+    ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
+    ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
+}
+KNOW_HYDRA = {"composition", "config", "cli", "launch"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
-MAY_PRINT = {"report", "trainer", "cli", "ops.library"}
+MAY_PRINT = {"report", "trainer", "cli", "launch", "ops.library"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
