@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
-    {"errors", "paths", "datasets"},
+    {"errors", "paths"},
     {"types", "schema", "ops"},
     {"spacing"},
     {
@@ -27,8 +27,8 @@ LAYERS = [
     },
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
-    {"checkpoint", "doctor", "download", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
-    {"inspection", "trainer"},
+    {"checkpoint", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
+    {"trainer"},
     {"usage", "composition", "config", "launch", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
@@ -46,6 +46,8 @@ SHARED = {  # by the alternatives of a package
 ALLOWED = {
     ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
     ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
+    ("scenes.transforms", "scenes.calibration"),  # and in three
+    ("scenes.transforms", "scenes.placement"),
 }
 KNOW_HYDRA = {"composition", "config", "cli", "launch"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
