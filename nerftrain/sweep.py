@@ -26,6 +26,7 @@ _TITLES = ("PSNR", "SSIM", "training", "peak memory")
 
 RUNNING, INTERRUPTED, FAILED = "not finished", "interrupted", "failed"
 DONE, DONE_BEFORE = "done", "done before"
+_INTERRUPT = 130  # as of a process
 
 
 @dataclass
@@ -45,6 +46,15 @@ class Job:
     def finished(self) -> bool:
         """Tell whether there are final figures."""
         return self.result in (DONE, DONE_BEFORE)
+
+    def end(self, status: int, reason: str) -> None:
+        """Note how the job has ended, unless it says so itself."""
+        if status == _INTERRUPT:
+            self.result = INTERRUPTED
+        elif status:
+            self.status, self.reason, self.result = status, reason, FAILED
+        if self.run_dir is not None and not self.run_dir.is_dir():  # discarded
+            self.run_dir = None
 
     def values(self) -> dict[str, str]:
         """Return the job's overrides by their keys, and its names."""

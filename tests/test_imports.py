@@ -19,14 +19,14 @@ LAYERS = [
     {"rendering"},
     {"checkpoint", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
     {"trainer"},
-    {"usage", "composition", "config", "cli", "__main__", ""},
+    {"usage", "composition", "config", "launch", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
 SHARED = {"models.encodings", "scenes.images", "scenes.toys"}  # by the alternatives of a package
 ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
-MAY_PRINT = {"report", "trainer", "cli", "ops.library"}
+MAY_PRINT = {"report", "trainer", "launch", "cli", "ops.library"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
