@@ -81,7 +81,8 @@ def _complain(line: str) -> None:
 
 
 def _unknown_verb(word: str) -> str:
-    if presets := usage.commands_like(word):
+    alike = usage.commands_like(word.rpartition("/")[2])  # mip360/bonsai for bonsai in a folder
+    if presets := [text for text in alike if text.endswith(word)]:
         return f"{word}: did you mean nerftrain {' or '.join(presets)}?"
     rest = suggestion(word, _VERBS)
     return f"{word}: no such command; {rest} (to train: nerftrain [key=value ...])"

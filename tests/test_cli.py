@@ -304,6 +304,17 @@ def test_a_wrong_command_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("word", ["hook", "dyn/hook"])
+def test_a_bare_preset_in_a_folder_is_recognised(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "scene/dyn").mkdir(parents=True)
+    (tmp_path / "scene/dyn/hook.yaml").write_text("# A fighter\n")
+    monkeypatch.setattr("nerftrain.usage.data_dir", lambda name: tmp_path)
+    assert main([word]) == 2
+    assert f"{word}: did you mean nerftrain scene=dyn/hook?" in capfd.readouterr().err
+
+
 def test_cfg_prints_the_config_alone(capfd: pytest.CaptureFixture[str]):
     assert main(["--cfg", "job", "seed=4"]) == 0
     out, err = capfd.readouterr()
