@@ -200,7 +200,7 @@ def test_a_sweep_of_mistakes_is_status_2_and_leaves_its_table(toy: list[str]):
     records = [f"all/jobs/{number}.json" for number in (0, 1)]
     assert left_behind() == ["all/SWEEP.md", *records, "all/multirun.yaml", "all/sweep.csv"]
     table = Path("all/sweep.csv").read_text()
-    assert table.count("failed: the checkpoint is of another model,\n") == 2
+    assert table.count("failed,the checkpoint is of another model,\n") == 2
 
 
 def test_a_mistake_in_one_job_of_a_sweep_is_status_1(toy: list[str]):
