@@ -81,7 +81,8 @@ def _complain(line: str) -> None:
 
 
 def _unknown_verb(word: str) -> str:
-    if presets := usage.commands_like(word):
+    alike = usage.commands_like(word.rpartition("/")[2])  # mip360/bonsai for bonsai in a folder
+    if presets := [text for text in alike if text.endswith(word)]:
         return f"{word}: did you mean nerftrain {' or '.join(presets)}?"
     rest = suggestion(word, _VERBS)
     return f"{word}: no such command; {rest} (to train: nerftrain [key=value ...])"
@@ -212,20 +213,23 @@ def _task(cfg: DictConfig) -> float | None:
 
 
 def _train(cfg: DictConfig) -> int:
-    from nerftrain import config
+    from nerftrain.launch import train
 
-    _start_logging(None)
-    _train_new(config.create_run_dir(config.assemble(cfg)))
+    train(cfg)
     return 0
 
 
-def _train_new(run: Run) -> None:
-    try:
-        _start_logging(run.run_dir)
-        _call_trainer(run)
-    except UserError:
-        _discard(run.run_dir)
-        raise
+def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
+    from nerftrain.launch import run_job
+
+    print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", flush=True)
+    status, psnr = run_job(cfg, hydra_config, _outcome)
+    if status == _INTERRUPTED:
+        raise KeyboardInterrupt  # which ends the sweep as well
+    # Hydra's own sweeper starts no further batch of jobs after an error; others learn from one.
+    if status and not hydra_config.sweeper._target_.endswith(".BasicSweeper"):
+        raise _JobError(status)
+    return psnr
 
 
 def _call_trainer(run: Run, resume: bool = False) -> dict[str, Any]:
@@ -238,24 +242,6 @@ def _start_logging(run_dir: Path | None) -> None:
     from nerftrain.report import setup_logging
 
     setup_logging(run_dir)
-
-
-def _discard(run_dir: Path) -> None:
-    """Remove a folder in which no more than the config has been written."""
-    written = {path.name for path in run_dir.iterdir()}
-    if written <= {"config.yaml", "train.log"}:
-        _start_logging(None)  # closes train.log
-        for name in written:
-            (run_dir / name).unlink()
-        _remove_empty(run_dir)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder, and those above it that are empty then, up to the working directory."""
-    for path in [folder, *folder.parents]:
-        if path.resolve() == Path.cwd() or not path.is_dir() or any(path.iterdir()):
-            return
-        path.rmdir()
 
 
 # --- Sweeps --------------------------------------------------------------------------------------
@@ -290,62 +276,6 @@ def _say_what_is_left(jobs: Sequence[Job], arguments: Sequence[str], resume: boo
     print(f"go on with: {shlex.join(again)}", flush=True)
     if failed := sum(job.status != 0 for job in jobs):
         _complain(f"{failed} of {len(jobs)} jobs of the sweep failed")
-
-
-def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
-    from nerftrain import report, sweep
-
-    folder = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
-    job_dir = Path(hydra_config.runtime.output_dir)
-    job = sweep.Job(hydra_config.job.num, list(hydra_config.overrides.task), folder)
-    print(f"job {job.number}: {hydra_config.job.override_dirname}", flush=True)
-    report.reset_peak_memory()
-    places = [folder, Path(hydra_config.runtime.cwd, "outputs", "sweeps")]
-    job.status, job.reason = _outcome(lambda: _train_job(cfg, job, job_dir, places))
-    interrupted = job.status == _INTERRUPTED
-    if job.status:
-        job.result = sweep.INTERRUPTED if interrupted else sweep.FAILED
-    if interrupted:
-        job.status = 0
-    _remove_empty(job_dir)
-    if job.run_dir is not None and not job.run_dir.is_dir():  # discarded
-        job.run_dir = None
-    job.write()
-    sweep.write_table(folder)
-    if interrupted:
-        raise KeyboardInterrupt  # which ends the sweep as well
-    # Hydra's own sweeper starts no further batch of jobs after an error; others learn from one.
-    if job.status and not hydra_config.sweeper._target_.endswith(".BasicSweeper"):
-        raise _JobError(job.status)
-    return job.figures()["psnr"]
-
-
-def _train_job(cfg: DictConfig, job: Job, job_dir: Path, places: Sequence[Path]) -> int:
-    from nerftrain import config, sweep
-
-    _start_logging(None)
-    config.check(cfg)
-    job.names = config.names(cfg)
-    job.write()
-    resume = config.resumes_sweep(cfg)
-    found = config.find_run(cfg, places) if resume else None
-    if found and found[1]:
-        job.run_dir, job.result = found[0], sweep.DONE_BEFORE
-        print(f"done before: {job.run_dir}", flush=True)
-        return 0
-    if found:
-        job.run_dir = found[0]
-        run = config.assemble(cfg, job.run_dir)
-        _start_logging(job.run_dir)
-        _call_trainer(run, resume=True)
-    else:
-        folder = config.free_folder(job_dir) if resume else job_dir
-        run = config.create_run_dir(config.assemble(cfg), folder)
-        job.run_dir = run.run_dir.absolute()
-        job.write()
-        _train_new(run)
-    job.result = sweep.DONE
-    return 0
 
 
 # --- Verbs ---------------------------------------------------------------------------------------

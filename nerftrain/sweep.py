@@ -26,6 +26,7 @@ _TITLES = ("PSNR", "SSIM", "training", "peak memory")
 
 RUNNING, INTERRUPTED, FAILED = "not finished", "interrupted", "failed"
 DONE, DONE_BEFORE = "done", "done before"
+_INTERRUPT = 130  # as of a process
 
 
 @dataclass
@@ -45,6 +46,15 @@ class Job:
     def finished(self) -> bool:
         """Tell whether there are final figures."""
         return self.result in (DONE, DONE_BEFORE)
+
+    def end(self, status: int, reason: str) -> None:
+        """Note how the job has ended, unless it says so itself."""
+        if status == _INTERRUPT:
+            self.result = INTERRUPTED
+        elif status:
+            self.status, self.reason, self.result = status, reason, FAILED
+        if self.run_dir is not None and not self.run_dir.is_dir():  # discarded
+            self.run_dir = None
 
     def values(self) -> dict[str, str]:
         """Return the job's overrides by their keys, and its names."""
@@ -116,14 +126,16 @@ def write_table(folder: Path) -> None:
 
 
 def table(jobs: Sequence[Job]) -> str:
-    """Return the Markdown table of the jobs and, in its last row, of the means."""
+    """Return the Markdown table of the jobs and their means, and a list of what failed."""
     axes = _axes(jobs)
-    rows = [
-        [*(_cell(job.values().get(axis, "-")) for axis in axes), *_shown(job.figures()), _end(job)]
-        for job in jobs
-    ]
+    rows = [[*_chosen(job, axes), *_shown(job.figures()), job.result] for job in jobs]
     mean = ["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)]
-    return markdown_table([*axes, *_TITLES, "result"], [*rows, mean])
+    parts = [markdown_table([*axes, *_TITLES, "result"], [*rows, mean])]
+    failed = [job for job in jobs if job.status]
+    if failed:
+        causes = [f"* {' '.join(_chosen(job, axes))}: {_cell(job.reason)}" for job in failed]
+        parts.append("Failed:\n\n" + "\n".join(causes))
+    return "\n\n".join(parts)
 
 
 def exit_status(jobs: Iterable[Job]) -> int:
@@ -138,16 +150,15 @@ def _csv(jobs: Sequence[Job]) -> str:
     axes = _axes(jobs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", *axes, *FIGURES, "result", "run_dir"])
+    writer.writerow(["job", *axes, *FIGURES, "result", "reason", "run_dir"])
     for job in jobs:
         values, figures = job.values(), job.figures()
         run_dir = "" if job.run_dir is None else os.path.relpath(job.run_dir, job.folder)
-        end = f"{job.result}: {job.reason}" if job.reason else job.result
-        writer.writerow(
-            [job.number, *(values.get(axis) for axis in axes), *figures.values(), end, run_dir]
-        )
+        chosen = (values.get(axis) for axis in axes)
+        end = (job.result, job.reason, run_dir)
+        writer.writerow([job.number, *chosen, *figures.values(), *end])
     means = _means(jobs).values()
-    writer.writerow(["mean", *[""] * len(axes), *means, _over(jobs), ""])
+    writer.writerow(["mean", *[""] * len(axes), *means, _over(jobs), "", ""])
     return text.getvalue()
 
 
@@ -158,15 +169,15 @@ def _page(jobs: Sequence[Job]) -> str:
         for text in (jobs[0].overrides if jobs else [])
         if _key(text) not in axes and not _key(text).startswith("sweep.")
     ]
-    sections = ["# Sweep", table(jobs)]
+    kept = [job for job in jobs if job.run_dir is not None]
+    links = [f"* [{' '.join(_chosen(job, axes))}]({_link(job)})" for job in kept]
+    sections = ["# Sweep"]
     if common:
-        sections.insert(1, f"All jobs: `{' '.join(common)}`")
-    links = [
-        f"* [{' '.join(_cell(job.values().get(axis, '-')) for axis in axes)}]({_link(job)})"
-        for job in jobs
-        if job.run_dir is not None
-    ]
-    return "\n\n".join([*sections, "\n".join(links)]).rstrip() + "\n"
+        sections.append(f"All jobs: `{' '.join(common)}`")
+    sections.append(table(jobs))
+    if links:
+        sections.append("Runs:\n\n" + "\n".join(links))
+    return "\n\n".join(sections) + "\n"
 
 
 def _axes(jobs: Sequence[Job]) -> list[str]:
@@ -174,6 +185,10 @@ def _axes(jobs: Sequence[Job]) -> list[str]:
     keys = dict.fromkeys(_key(text) for job in jobs for text in job.overrides)
     differing = [key for key in keys if len({job.values().get(key) for job in jobs}) > 1]
     return differing or list(NAMES)
+
+
+def _chosen(job: Job, axes: Sequence[str]) -> list[str]:
+    return [_cell(job.values().get(axis, "-")) for axis in axes]
 
 
 def _key(override: str) -> str:
@@ -202,10 +217,6 @@ def _shown(figures: dict[str, Any]) -> list[str]:
         "-" if value is None else form.format(value / unit)
         for form, unit, value in zip(forms, units, figures.values(), strict=True)
     ]
-
-
-def _end(job: Job) -> str:
-    return _cell(f"{job.result}: {job.reason}" if job.reason else job.result)
 
 
 def _cell(text: str) -> str:

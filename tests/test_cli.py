@@ -193,7 +193,7 @@ def test_a_sweep_of_mistakes_is_status_2_and_leaves_its_table(toy: list[str]):
     records = [f"all/jobs/{number}.json" for number in (0, 1)]
     assert left_behind() == ["all/SWEEP.md", *records, "all/multirun.yaml", "all/sweep.csv"]
     table = Path("all/sweep.csv").read_text()
-    assert table.count("failed: the checkpoint is of another model,\n") == 2
+    assert table.count("failed,the checkpoint is of another model,\n") == 2
 
 
 def test_a_mistake_in_one_job_of_a_sweep_is_status_1(toy: list[str]):
@@ -298,6 +298,17 @@ def test_a_wrong_command_is_one_line(
     err = capfd.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["hook", "dyn/hook"])
+def test_a_bare_preset_in_a_folder_is_recognised(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "scene/dyn").mkdir(parents=True)
+    (tmp_path / "scene/dyn/hook.yaml").write_text("# A fighter\n")
+    monkeypatch.setattr("nerftrain.usage.data_dir", lambda name: tmp_path)
+    assert main([word]) == 2
+    assert f"{word}: did you mean nerftrain scene=dyn/hook?" in capfd.readouterr().err
 
 
 def test_cfg_prints_the_config_alone(capfd: pytest.CaptureFixture[str]):

@@ -554,6 +554,40 @@ def test_a_run_folder_that_holds_a_run_or_cannot_be_written_is_refused(tmp_path:
         config.create_run_dir(run)
 
 
+@pytest.mark.usefixtures("toy_trainer")
+def test_the_folder_of_a_job_that_holds_a_run_is_refused(tmp_path: Path):
+    run = config.create_run_dir(config.assemble(whole()), tmp_path / "0")
+    with pytest.raises(UserError, match=r"holds a run: add sweep\.resume=true"):
+        config.create_run_dir(run, tmp_path / "0")
+    assert config.free_folder(tmp_path / "0") == tmp_path / "0-2"
+    assert config.free_folder(tmp_path / "1") == tmp_path / "1"
+
+
+def left(folder: Path, *files: str, **changes: Any) -> Path:
+    """Leave a run of the whole config, with changes, as a process would have."""
+    run = config.assemble(whole(**changes))
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return config.create_run_dir(run, folder).run_dir
+
+
+@pytest.mark.usefixtures("toy_trainer")
+def test_a_run_of_the_same_config_is_found_wherever_it_lies(tmp_path: Path):
+    checkpoint = "checkpoints/last.pt"
+    left(tmp_path / "a/0", "metrics.json", seed=2)
+    left(tmp_path / "a/1", data_root="/elsewhere")  # neither finished nor begun
+    assert config.find_run(whole(), [tmp_path]) is None
+    begun = left(tmp_path / "a/deep/2", checkpoint)
+    assert config.find_run(whole(), [tmp_path / "absent", tmp_path]) == (begun, False)
+    done = left(tmp_path / "b/0", checkpoint, "metrics.json", sweep={"resume": True})
+    assert config.find_run(whole(), [tmp_path]) == (done, True)
+    assert config.find_run(whole(seed=3), [tmp_path]) is None
+    assert config.find_run(whole(run_dir=str(begun)), [tmp_path]) == (begun, False)
+    (done / config.SNAPSHOT).write_text("a: [1")
+    assert config.find_run(whole(), [tmp_path]) == (begun, False)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     OmegaConf.save(whole(), tmp_path / config.SNAPSHOT)

@@ -94,8 +94,9 @@ def test_a_sweep_with_a_failed_job_ends_with_a_table_of_all(
         assert float(mean[key]) == pytest.approx(sum(figures) / 2)
         assert gone[key] == ""
     assert mean["result"] == "2 of 3 jobs"
-    assert gone["result"].startswith("failed: ")
-    assert "/absent" in gone["result"]
+    assert gone["result"] == "failed"
+    assert "/absent" in gone["reason"]
+    assert f"Failed:\n\n* tiny/gone: {gone['reason']}" in out
     assert not Path("all/1").exists()
     assert OmegaConf.load("all/0/config.yaml").scene.near == 1.5
     table = Path("all/SWEEP.md").read_text(encoding="utf-8")
@@ -139,7 +140,8 @@ def test_a_run_that_cannot_be_taken_up_is_kept_and_its_job_fails(
     Path("all/0/metrics.json").unlink()
     assert main([*command, "sweep.resume=true"]) == 1
     damaged, done, _ = rows("all")
-    assert "cut short" in damaged["result"]
+    assert damaged["result"] == "failed"
+    assert "cut short" in damaged["reason"]
     assert done["result"] == "done before"
     assert checkpoint.is_file()
     assert len(trained) == 2
