@@ -14,7 +14,16 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 LAYERS = [
     {"errors", "paths"},
     {"types", "schema", "ops"},
-    {"cameras", "losses", "metrics", "optimizers", "runtime", "schedules", "models.encodings"},
+    {
+        "cameras",
+        "lens",
+        "losses",
+        "metrics",
+        "optimizers",
+        "runtime",
+        "schedules",
+        "models.encodings",
+    },
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
     {"checkpoint", "doctor", "evaluation", "mesh", "report", "video", "viewer"},
@@ -27,12 +36,18 @@ SHARED = {  # by the alternatives of a package
     "models.encodings",
     "scenes.frames",
     "scenes.images",
+    "scenes.photos",
     "scenes.split_folders",
     "scenes.times",
     "scenes.toys",
     "scenes.world",
 }
-ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
+ALLOWED = {
+    ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
+    ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
+    ("scenes.transforms", "scenes.calibration"),  # and in three
+    ("scenes.transforms", "scenes.placement"),
+}
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
 MAY_PRINT = {"report", "trainer", "cli", "ops.library"}

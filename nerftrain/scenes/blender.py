@@ -58,5 +58,6 @@ LAYOUT = Layout(
     kind="NeRF-synthetic",
     groups=("", "blender", "nerf_synthetic", "blender_synthetic"),
     advised=("", "nerf_synthetic"),
+    could_be=lambda path: True,
     check_frames=_check_frames,
 )

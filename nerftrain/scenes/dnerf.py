@@ -73,5 +73,6 @@ LAYOUT = Layout(
     kind="D-NeRF",
     groups=("dnerf", "d-nerf", "D-NeRF", "dnerf/data", "d-nerf/data", "D-NeRF/data", ""),
     advised=("dnerf", ""),
+    could_be=lambda path: b'"time"' in path.read_bytes(),
     check_frames=_check_frames,
 )

@@ -30,6 +30,7 @@ class Layout:
     kind: str
     groups: tuple[str, ...]  # folders of scenes under a data root, "" for the root itself
     advised: tuple[str, ...]  # those of them that messages name
+    could_be: Callable[[Path], bool]  # a transforms file, at a first glance, one of this kind
     check_frames: CheckFrames
 
     def advise(self, name: str) -> str:
@@ -114,7 +115,7 @@ def _transforms_path(folder: Path, split: str) -> Path:
 
 def _find_folder(name: str, layout: Layout, root: str | None, data_root: str | None) -> Path:
     if root is not None:
-        return _given_folder(Path(root).expanduser(), layout.kind)
+        return _given_folder(Path(root).expanduser(), layout)
     if not data_root:
         raise UserError(
             f"scene {name!r} needs its images: give scene.root=FOLDER (the one with "
@@ -136,11 +137,11 @@ def _find_folder(name: str, layout: Layout, root: str | None, data_root: str | N
     looked_for = ", ".join(str(path.relative_to(base)) for path in candidates[: len(layout.groups)])
     raise UserError(
         f"no scene {name!r} under {base}: looked for transforms_train.json in {looked_for}; "
-        f"{_what_is_there(base)}"
+        f"{_what_is_there(base, layout)}"
     )
 
 
-def _given_folder(root: Path, kind: str) -> Path:
+def _given_folder(root: Path, layout: Layout) -> Path:
     if root.is_file():
         raise UserError(f"scene.root={root} is a file: give its folder, scene.root={root.parent}")
     if not root.is_dir():
@@ -149,13 +150,13 @@ def _given_folder(root: Path, kind: str) -> Path:
         )
     if not _transforms_path(root, "train").is_file():
         raise UserError(
-            f"scene.root={root} is no {kind} folder: looked for transforms_train.json; "
-            f"{_what_is_there(root)}"
+            f"scene.root={root} is no {layout.kind} folder: looked for transforms_train.json; "
+            f"{_what_is_there(root, layout)}"
         )
     return root
 
 
-def _what_is_there(folder: Path) -> str:
+def _what_is_there(folder: Path, layout: Layout) -> str:
     """Say in half a sentence what folder holds and which value of scene.root would work."""
     try:
         entries = sorted(os.listdir(folder))
@@ -165,6 +166,7 @@ def _what_is_there(folder: Path) -> str:
     # Scenes inside the folder, else the scene that the folder is inside of.
     marks = [m for p in ("*", "*/*") for m in sorted(folder.glob(f"{p}/transforms_train.json"))]
     marks = marks or [m for m in [_transforms_path(folder.parent, "train")] if m.is_file()]
+    marks = [mark for mark in marks if layout.could_be(mark)]
     would_work = " or ".join(f"scene.root={mark.parent}" for mark in marks[:3])
     return f"found {found or 'nothing'}; " + (
         f"{would_work} would work"

@@ -198,6 +198,11 @@ def test_name_not_under_the_data_root(moving_root):
     assert f"scene.root={moving_root} would work" in text
 
 
+def test_a_still_scene_is_not_offered_in_place_of_a_missing_one(tiny_scene_root):
+    text = refused(None, name="dnerf_hook", data_root=str(tiny_scene_root.parent))
+    assert "would work" not in text
+
+
 def test_neither_root_nor_data_root():
     text = refused(None)
     assert "dnerf/tiny" in text
