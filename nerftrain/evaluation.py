@@ -392,9 +392,8 @@ def render_run(
     background = background_color(run.background.evaluation)
     images = video.render_frames(run.scene, cameras, run.model, run.sampler, background)
     fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
-    written = video.write_video(
-        folder / f"{name}.mp4", video.keep_frames(folder / name, images), fps
-    )
+    kept = video.keep_frames(folder / name, images)
+    written = video.write_video(folder / f"{name}.mp4", video.centered(kept, cameras), fps)
     report.say(f"{len(cameras)} frames: {written} and {folder / name}")
     return written
 

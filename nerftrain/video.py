@@ -159,6 +159,15 @@ def keep_frames(folder: Path, frames: Iterable[np.ndarray]) -> Iterator[np.ndarr
         yield frame
 
 
+def centered(frames: Iterable[np.ndarray], cameras: Cameras) -> Iterator[np.ndarray]:
+    """Lay the frames [H, W, 3] uint8 of cameras of several sizes on black ones of one size."""
+    height, width = int(cameras.heights.max()), int(cameras.widths.max())
+    for frame in frames:
+        down, right = height - frame.shape[0], width - frame.shape[1]
+        margins = ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0))
+        yield np.pad(frame, margins)
+
+
 def write_png(path: Path, image: Tensor) -> None:
     """Write an image [H, W, 3] in 0..1."""
     path.parent.mkdir(parents=True, exist_ok=True)

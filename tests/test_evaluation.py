@@ -211,6 +211,16 @@ def test_rendering_a_run_writes_film_and_frames(run, rendered, path):
     assert len(list(written.with_suffix("").glob("*.png"))) == expected
 
 
+def test_views_of_several_sizes_make_one_film_and_frames_of_their_own_size(run, rendered):
+    test = run.scene.splits["test"]
+    test.cameras.widths[1] = 10
+    test.cameras.heights[3] = 9
+    written = evaluation.render_run(run, "test", "views", 3, "last")
+    assert written.stat().st_size > 0
+    sizes = [Image.open(path).size for path in sorted(written.with_suffix("").glob("*.png"))]
+    assert sizes == [(WIDTH, HEIGHT), (10, HEIGHT), (WIDTH, HEIGHT), (WIDTH, 9), (WIDTH, HEIGHT)]
+
+
 def test_an_unknown_path_lists_the_known(run, rendered):
     with pytest.raises(UserError, match=r"did you mean orbit\? There are: views, orbit, spiral"):
         evaluation.render_run(run, "test", "obrit", 3, "last")

@@ -5,7 +5,7 @@ The warp is T-NeRF's (D-NeRF, arXiv:2011.13961, eq. 4, in the sizes of NerfAcc, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Warp:
         for name in ("depth", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("position_frequencies", "time_frequencies"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
         if not self.reach > 0:
             raise UserError(f"reach={self.reach}: must be above 0")
 
@@ -66,12 +69,13 @@ class Spacetime:
     finest_time: int
 
     def build(self) -> HashEncoding:
-        """Make the encoding of positions and times [N, 4]."""
-        return HashEncoding(
-            self.num_levels,
-            self.features_per_level,
-            self.log2_table_size,
-            self.base_resolution,
-            self.finest_resolution,
-            time=(self.base_time, self.finest_time),
-        )
+        """Make the encoding of positions and times [N, 4].
+
+        Raises UserError for what cannot be laid out.
+        """
+        values = asdict(self)
+        time = values.pop("base_time"), values.pop("finest_time")
+        try:
+            return HashEncoding(**values, time=time)
+        except UserError as error:
+            raise UserError(f"spacetime.{error}") from None
