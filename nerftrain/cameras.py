@@ -120,8 +120,8 @@ class _Surroundings:
 
     def __init__(self, cameras: Cameras) -> None:
         poses = cameras.poses.double().cpu()
-        self.target = _focus(poses)
-        self.up = _up(poses)
+        self.target = focus_point(poses)
+        self.up = up_vector(poses)
         offsets = poses[:, :, 3] - self.target  # [C, 3]
         distances = offsets.norm(dim=1)
         self.distance = distances.mean()
@@ -144,23 +144,33 @@ class _Surroundings:
         return look_at(self.target + self.distance * offsets, self.target, self.up)
 
 
-def _focus(poses: Tensor) -> Tensor:
-    """Find the point [3] nearest to all optical axes, in the least-squares sense."""
+def focus_point(poses: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Find the point [3] nearest to all optical axes of poses [C, 3, 4].
+
+    Least squares, each axis counting as weights [C] says.
+    """
     axes, positions = poses[:, :, 2], poses[:, :, 3]
     across = torch.eye(3, dtype=poses.dtype) - axes[:, :, None] * axes[:, None, :]  # [C, 3, 3]
+    if weights is not None:
+        across = across * weights[:, None, None]
     # The ridge draws towards the world's origin along directions that the axes leave open (one
     # camera, parallel cameras); elsewhere it is too weak to matter.
-    ridge = 1e-6 * len(poses) * torch.eye(3, dtype=poses.dtype)
+    total = len(poses) if weights is None else weights.sum()
+    ridge = 1e-6 * total * torch.eye(3, dtype=poses.dtype)
     return torch.linalg.solve(across.sum(0) + ridge, (across @ positions[:, :, None]).sum(0)[:, 0])
 
 
-def _up(poses: Tensor) -> Tensor:
-    """Estimate the world's up [3]: cameras held level have their right axes across it."""
-    right, upward = poses[:, :, 0], poses[:, :, 1]
+def up_vector(poses: Tensor) -> Tensor:
+    """Estimate the world's up [3], of unit length, from poses [C, 3, 4].
+
+    Cameras held level have their right axes across it.
+    """
+    right, upward, backward = poses[:, :, 0], poses[:, :, 1], poses[:, :, 2]
     # The small second term decides where all right axes agree and leave a plane of answers.
     spread = right.T @ right - 1e-3 * upward.T @ upward
     up = torch.linalg.eigh(spread).eigenvectors[:, 0]
-    return up if up @ upward.sum(0) >= 0 else -up
+    # Of cameras that look straight down only the backward axes tell up from down.
+    return up if up @ (upward + 0.5 * backward).sum(0) >= 0 else -up
 
 
 def _quaternions(rotations: Tensor) -> Tensor:

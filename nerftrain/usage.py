@@ -52,10 +52,15 @@ def help_page(version: str) -> str:
 
 
 def commands_like(word: str) -> list[str]:
-    """List all that could be typed as a first argument: a bare ``lego`` means ``scene=lego``."""
+    """List what a first argument could mean: a bare ``lego`` is ``scene=lego``.
+
+    A preset in a folder of its group, such as ``scene=dnerf/lego``, counts where there is no other.
+    """
     conf = data_dir("conf")
     files = (file.relative_to(conf).with_suffix("") for file in conf.glob("*/**/*.yaml"))
-    return [file.as_posix().replace("/", "=", 1) for file in files if file.name == word]
+    found = [file for file in files if file.name == word]
+    nearest = [file for file in found if len(file.parts) == 2] or found
+    return [file.as_posix().replace("/", "=", 1) for file in nearest]
 
 
 def _section(group: Path, default: str | None) -> str:

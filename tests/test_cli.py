@@ -42,7 +42,8 @@ TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
 def load_scene(name: str, fault: str | None) -> SimpleNamespace:
     if fault:
         raise UserError(f"fault={fault}: no data there")
-    return SimpleNamespace(name=name, has_alpha=True, aabb=None, near=0.0, splits=TRAIN)
+    bounds = {"aabb": None, "contraction": "none", "near": 0.0, "far": 1.0}
+    return SimpleNamespace(name=name, has_alpha=True, is_dynamic=False, splits=TRAIN, **bounds)
 
 
 def background(train: str) -> SimpleNamespace:

@@ -22,7 +22,14 @@ LAYERS = [
     {"usage", "composition", "config", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
-SHARED = {"models.encodings", "scenes.images", "scenes.toys"}  # by the alternatives of a package
+SHARED = {  # by the alternatives of a package
+    "models.encodings",
+    "scenes.frames",
+    "scenes.images",
+    "scenes.split_folders",
+    "scenes.toys",
+    "scenes.world",
+}
 ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
