@@ -1,4 +1,4 @@
-"""Unpacking zip and tar archives that nobody vouches for: all names are checked before a byte lands.
+"""Unpacking zip and tar archives of strangers: all names are checked before a byte lands.
 
 Free of torch. A scene appears under its name when all of it is there, and not before.
 """
@@ -66,7 +66,9 @@ def opened(file: Path | IO[bytes], name: str) -> Iterator[list[Member]]:
                 check_names(members, name)
                 yield members
     except _DAMAGED as error:
-        raise DamagedArchiveError(f"{name} is damaged or no zip or tar archive ({error})") from error
+        raise DamagedArchiveError(
+            f"{name} is damaged or no zip or tar archive ({error})"
+        ) from error
     except (NotImplementedError, RuntimeError) as error:  # another compression, a password
         raise UserError(f"{name} cannot be unpacked ({error}): unpack it by other means") from error
 
@@ -189,4 +191,3 @@ def _is_there(path: Path, member: Member) -> bool:
         while block := file.read(CHUNK):
             crc = zlib.crc32(block, crc)
     return crc == member.crc
-

@@ -1,7 +1,7 @@
 """Which public archive holds which scene, and where a scene lies under the data root.
 
-Data and lookup only, free of torch. An address, a size or a hash stands here because its publisher or
-two independent users of the file state it; what nobody states is None.
+Data and lookup only, free of torch. An address, a size or a hash stands here because its publisher
+or two independent users of the file state it; what nobody states is None.
 """
 
 from __future__ import annotations

@@ -14,7 +14,15 @@ from pathlib import Path
 from nerftrain.archives import DamagedArchiveError, Member, opened, select, unpack
 from nerftrain.datasets import ARCHIVES, DOWNLOADS, Archive, look_up
 from nerftrain.errors import RunError, UserError
-from nerftrain.remote import NoRangesError, RemoteError, RemoteFile, fetch, gigabytes, hash_of
+from nerftrain.remote import (
+    NoRangesError,
+    RemoteError,
+    RemoteFile,
+    fetch,
+    gigabytes,
+    hash_of,
+    remove_if_empty,
+)
 
 Say = Callable[[str], None]
 
@@ -53,7 +61,7 @@ def _is_there(archive: Archive, scene: str, root: Path, say: Say) -> bool:
     folder = archive.folder(scene, root)
     if folder.exists():
         raise UserError(
-            f"{folder} is there but has no {archive.mark}: move it away or remove it, then try again"
+            f"{folder} is there but has no {archive.mark}: move or remove it, then try again"
         )
     return False
 
@@ -79,9 +87,10 @@ def _bring(archive: Archive, scenes: list[str], root: Path, say: Say) -> None:
     except DamagedArchiveError as error:
         raise RunError(f"{error}: remove {path} and try again") from error
     if not fetched or any(not archive.find(scene, root) for scene in archive.scenes):
-        say(f"{path} is kept for its other scenes; remove it when none is wanted")
+        say(f"{path} is kept for its other scenes: remove it when none is wanted")
     else:
         path.unlink()
+        remove_if_empty(path.parent)
 
 
 def _pick(archive: Archive, scenes: list[str], root: Path, say: Say) -> bool:

@@ -217,9 +217,7 @@ class _Fetch:
 
 def progress_bar(name: str, total: int | None) -> tqdm:
     """Make a bar that counts bytes, on a terminal only."""
-    return tqdm(
-        total=total, desc=name, unit="B", unit_scale=True, disable=None, dynamic_ncols=True
-    )
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None, dynamic_ncols=True)
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

@@ -13,11 +13,19 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
     {"errors", "paths"},
-    {"types", "schema", "ops"},
-    {"cameras", "losses", "metrics", "optimizers", "runtime", "schedules", "models.encodings"},
-    {"models", "samplers", "scenes", "nerfacc"},
+    {"types", "schema", "ops", "archives", "datasets", "remote"},
+    {
+        "cameras",
+        "losses",
+        "metrics",
+        "optimizers",
+        "runtime",
+        "schedules",
+        "models.encodings",
+    },
+    {"models", "samplers", "scenes", "nerfacc", "download"},
     {"rendering"},
-    {"checkpoint", "doctor", "evaluation", "mesh", "report", "video", "viewer"},
+    {"checkpoint", "doctor", "evaluation", "mesh", "inspection", "report", "video", "viewer"},
     {"trainer"},
     {"usage", "composition", "config", "cli", "__main__", ""},
 ]
