@@ -115,6 +115,16 @@ def interpolate(cameras: Cameras, num_frames: int) -> Cameras:
     return _path(cameras, torch.cat([rotations, positions[:, :, None]], dim=2), times)
 
 
+def still(cameras: Cameras, num_frames: int) -> Cameras:
+    """Let camera 0 stand still while time runs once over that of all cameras.
+
+    Raises:
+        UserError: num_frames is below 1.
+    """
+    _check_num_frames(num_frames)
+    return _path(cameras, cameras.poses[:1].repeat(num_frames, 1, 1))
+
+
 class _Surroundings:
     """The sphere on which paths around the cameras' common target lie, in float64."""
 

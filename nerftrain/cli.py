@@ -275,8 +275,13 @@ def _eval(arguments: Sequence[str]) -> int:
 def _render(arguments: Sequence[str]) -> int:
     parser = _verb("render", "Render the views of a split, or a video along a path through them.")
     parser.add_argument("--split", help="train, val or test: its views (default test)")
-    parser.add_argument("--path", help="orbit, spiral or interpolate (default orbit without split)")
+    parser.add_argument(
+        "--path",
+        help="orbit, spiral, interpolate, or still where the scene moves (default orbit without "
+        "split)",
+    )
     parser.add_argument("--frames", type=_positive, help="of the path (default 120)")
+    parser.add_argument("--time", type=float, help="0 to 1: stops the time of a scene that moves")
     parsed = _parse_flags(parser, arguments)
     path = parsed.path or ("views" if parsed.split else "orbit")
     if path == "views" and parsed.frames:
@@ -284,7 +289,8 @@ def _render(arguments: Sequence[str]) -> int:
     run = _load(parsed)
     from nerftrain.evaluation import render_run
 
-    render_run(run, parsed.split or "test", path, parsed.frames or 120, parsed.checkpoint)
+    frames = parsed.frames or 120
+    render_run(run, parsed.split or "test", path, frames, parsed.checkpoint, parsed.time)
     return 0
 
 

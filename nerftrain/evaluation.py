@@ -10,7 +10,7 @@ import difflib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +36,9 @@ PATHS: dict[str, Callable[[Cameras, int], Cameras]] = {
     "orbit": camera_paths.orbit,
     "spiral": camera_paths.spiral,
     "interpolate": camera_paths.interpolate,
+    "still": camera_paths.still,
 }
+STILL = "still"  # the path on which nothing moves but time
 VIEWS = "views"  # in place of a path: the cameras of the split themselves
 
 
@@ -358,24 +360,34 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
     return result
 
 
-def render_run(run: Run, split: str, path: str, frames: int, checkpoint_name: str) -> Path:
+def render_run(
+    run: Run,
+    split: str,
+    path: str,
+    frames: int,
+    checkpoint_name: str,
+    time: float | None = None,
+) -> Path:
     """Render a split, or a camera path derived from it, to a film and single frames.
 
-    Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs.
+    Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs; with
+    a time ``<path>-time<time>-<split>-<checkpoint>``.
 
     Args:
         run: the run, built from its own config.
         split: one of the scene's splits.
-        path: views (the split's own cameras), orbit, spiral or interpolate.
+        path: views (the split's own cameras), orbit, spiral, interpolate or still.
         frames: how many frames a path has; the split's own views are all rendered.
         checkpoint_name: last, best or a path to a file.
+        time: of all frames, 0..1; None: time moves along the path.
 
     Raises:
-        UserError: for a split, path or checkpoint that does not exist or does not fit.
+        UserError: for a split, path, time or checkpoint that does not exist or does not fit.
     """
     cameras = _path_cameras(find_split(run.scene, split).cameras.to("cpu"), path, frames)
+    cameras = _at_time(cameras, path, time, run.scene.name)
     _, label = _load_into(run, checkpoint_name)
-    name = f"{path}-{split}-{label}"
+    name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
     folder = run.run_dir / "renders"
     background = background_color(run.background.evaluation)
     images = video.render_frames(run.scene, cameras, run.model, run.sampler, background)
@@ -395,6 +407,22 @@ def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"no camera path '{path}'{hint} There are: {', '.join([VIEWS, *PATHS])}")
     return PATHS[path](cameras, frames)
+
+
+def _at_time(cameras: Cameras, path: str, time: float | None, scene_name: str) -> Cameras:
+    """Stop the time of cameras, unless it is None."""
+    option = "--path still" if path == STILL else "--time"
+    if cameras.times is None and (path == STILL or time is not None):
+        raise UserError(
+            f"{option} has no effect: nothing moves in scene {scene_name}; leave it out"
+        )
+    if cameras.times is None or time is None:
+        return cameras
+    if path == STILL:
+        raise UserError("--path still with --time is one image over and over: leave one out")
+    if not 0 <= time <= 1:
+        raise UserError(f"--time {time:g}: give 0 for the first moment to 1 for the last")
+    return replace(cameras, times=torch.full_like(cameras.times, time))
 
 
 def _load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:

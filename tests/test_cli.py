@@ -238,9 +238,11 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     [
         (["eval"], ("test", "last", None)),
         (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3)),
-        (["render"], ("test", "orbit", 120, "last")),
-        (["render", "--split=val"], ("val", "views", 120, "last")),
-        (["render", "--path=spiral", "--frames=8"], ("test", "spiral", 8, "last")),
+        (["render"], ("test", "orbit", 120, "last", None)),
+        (["render", "--split=val"], ("val", "views", 120, "last", None)),
+        (["render", "--path=spiral", "--frames=8"], ("test", "spiral", 8, "last", None)),
+        (["render", "--path", "still"], ("test", "still", 120, "last", None)),
+        (["render", "--time", "0.25"], ("test", "orbit", 120, "last", 0.25)),
     ],
 )
 def test_verbs_hand_over_their_options(
@@ -264,6 +266,7 @@ def test_verbs_hand_over_their_options(
         (["eval", "absent"], "absent is no run"),
         (["eval", "absent", "--views", "0"], "0: must be at least 1"),
         (["render", "absent", "--split", "val", "--frames", "3"], "--frames has no effect"),
+        (["render", "absent", "--time", "noon"], "invalid float value: 'noon'"),
         (["--steps", "3"], "keys have no dashes"),
         (["--config-dir", "absent"], "there is no such folder"),
         (["--cfg", "job", "trainer.stepz=3"], "did you mean trainer.steps?"),

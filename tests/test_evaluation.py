@@ -216,6 +216,76 @@ def test_an_unknown_path_lists_the_known(run, rendered):
         evaluation.render_run(run, "test", "obrit", 3, "last")
 
 
+@pytest.fixture
+def moving_run(run):
+    """The run of a scene that moves, its test views at the times 0, 0.25 and so on."""
+    splits = {}
+    for name, split in run.scene.splits.items():
+        cameras = replace(split.cameras, times=torch.linspace(0, 1, VIEWS))
+        splits[name] = replace(split, cameras=cameras)
+    run.scene = replace(run.scene, splits=splits)
+    return run
+
+
+@pytest.fixture
+def filmed(monkeypatch) -> list[Cameras]:
+    """Collects the cameras of films, none of which is rendered."""
+    seen = []
+
+    def render(scene, cameras, *others):
+        seen.append(cameras)
+        return iter([np.zeros((HEIGHT, WIDTH, 3), np.uint8)])
+
+    monkeypatch.setattr(video, "render_frames", render)
+    return seen
+
+
+def test_an_orbit_moves_through_space_and_time_at_once(moving_run, filmed):
+    evaluation.render_run(moving_run, "test", "orbit", 5, "last")
+    assert filmed[0].times.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert len(filmed[0].poses.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize(("path", "frames"), [("orbit", 4), ("interpolate", 4), ("views", VIEWS)])
+def test_time_can_be_stopped_while_the_camera_moves(moving_run, filmed, path, frames):
+    written = evaluation.render_run(moving_run, "test", path, 4, "last", 0.3)
+    torch.testing.assert_close(filmed[0].times, torch.full((frames,), 0.3))
+    assert len(filmed[0].poses.unique(dim=0)) == frames
+    assert written.name == f"{path}-time0.3-test-last.mp4"  # beside the film of moving time
+
+
+def test_the_camera_can_stand_still_while_time_moves(moving_run, filmed):
+    evaluation.render_run(moving_run, "test", "still", 5, "last")
+    assert filmed[0].times.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    first = moving_run.scene.splits["test"].cameras.poses[0]
+    assert torch.equal(filmed[0].poses, first.expand(5, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("path", "time", "words"),
+    [("still", None, "--path still has no effect"), ("orbit", 0.5, "--time has no effect")],
+)
+def test_a_still_scene_has_no_time_to_move_or_stop(run, filmed, path, time, words):
+    with pytest.raises(UserError, match=words):
+        evaluation.render_run(run, "test", path, 5, "last", time)
+    assert filmed == []
+
+
+@pytest.mark.parametrize(
+    ("path", "time", "words"),
+    [
+        ("still", 0.5, "leave one out"),
+        ("orbit", 1.5, "--time 1.5: give 0 "),
+        ("orbit", -0.1, "--time -0.1: give 0 "),
+        ("orbit", float("nan"), "--time nan: give 0 "),
+    ],
+)
+def test_a_time_that_cannot_be_is_refused(moving_run, filmed, path, time, words):
+    with pytest.raises(UserError, match=words):
+        evaluation.render_run(moving_run, "test", path, 5, "last", time)
+    assert filmed == []
+
+
 def test_images_of_several_sizes_are_not_given_one_resolution(scene, rendered):
     cameras = scene.splits["test"].cameras
     widths = cameras.widths.clone()

@@ -35,6 +35,7 @@ SHARED = {  # by the alternatives of a package
     "scenes.frames",
     "scenes.images",
     "scenes.split_folders",
+    "scenes.times",
     "scenes.toys",
     "scenes.world",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from nerftrain.scenes import Scene
 from nerftrain.scenes.frames import Frame
 from nerftrain.scenes.split_folders import Bounds, Layout, load_splits
+from nerftrain.scenes.times import have_times
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def load_scene(
 
 
 def _check_frames(path: Path, frames: list[Frame]) -> list[Frame]:
-    if path.name == "transforms_train.json" and any("time" in frame.entry for frame in frames):
+    if path.name == "transforms_train.json" and have_times(frames):
         _log.warning(
             "%s: frames carry a time, but this scene is trained as if still; give it as "
             "scene=dnerf for one that moves",
