@@ -321,69 +321,9 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 def _data(arguments: Sequence[str]) -> int:
-    verbs = {"get": _data_get, "check": _data_check}
-    first = arguments[0] if arguments else ""
-    if first in ("--help", "-h"):
-        print(usage.DATA)
-        return 0
-    if first not in verbs:
-        named = f"data {first}: no such command; " if first else "data: what of it? "
-        raise UserError(f"{named}{suggestion(first, verbs, 'data ')} (see nerftrain data --help)")
-    return verbs[first](arguments[1:])
+    from nerftrain.data_commands import run
 
-
-def _data_get(arguments: Sequence[str]) -> int:
-    usage_line = "nerftrain data get NAME ... [data_root=PATH]"
-    parser = argparse.ArgumentParser(
-        "nerftrain data get", usage=usage_line, description="Fetch public scenes."
-    )
-    parser.add_argument("names", metavar="NAME", nargs="*", help=usage.data_names())
-    parser.add_argument("--root", help="the data root, as data_root= (default NERFTRAIN_DATA)")
-    parsed = _parse_flags(parser, arguments)
-    root = parsed.root or os.environ.get("NERFTRAIN_DATA")
-    names = []
-    for word in parsed.names:
-        key, equals, value = word.partition("=")
-        if equals and key != "data_root":
-            raise UserError(f"{word}: data get takes no {key}=; only data_root=PATH")
-        if equals:
-            root = value
-        else:
-            names.append(word)
-    if not names:
-        raise UserError(f"data get: which scenes? {usage.data_names()}")
-    if not root:
-        raise UserError(
-            "data get: where to? give data_root=PATH, or set NERFTRAIN_DATA to the folder of scenes"
-        )
-    from nerftrain.download import get
-
-    try:
-        get(names, Path(root).expanduser(), lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        again = f"nerftrain data get {' '.join(names)} data_root={root}"
-        _complain(f"stopped; what has arrived is kept, and the same command goes on: {again}")
-        raise
-    return 0
-
-
-def _data_check(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "nerftrain data check",
-        description="Read a folder as training would, list all that is wrong with it, draw it.",
-    )
-    parser.add_argument("path", metavar="PATH", help="the folder of a scene of any supported kind")
-    parser.add_argument("--out", metavar="PATH", help="for the pictures (outputs/data/NAME)")
-    parsed = _parse_flags(parser, arguments)
-    from nerftrain.inspection import inspect
-
-    path = Path(parsed.path).expanduser()
-    out = Path(parsed.out).expanduser() if parsed.out else None
-    found = inspect(path, out or Path("outputs") / "data" / path.resolve().name)
-    print("\n".join(found.lines()), flush=True)
-    for fault in found.faults:
-        _complain(fault)
-    return _MISTAKE if found.faults else 0
+    return run(arguments, _parse_flags, _complain)
 
 
 def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.ArgumentParser:

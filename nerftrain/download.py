@@ -14,15 +14,8 @@ from pathlib import Path
 from nerftrain.archives import DamagedArchiveError, Member, opened, select, unpack
 from nerftrain.datasets import ARCHIVES, DOWNLOADS, Archive, look_up
 from nerftrain.errors import RunError, UserError
-from nerftrain.remote import (
-    NoRangesError,
-    RemoteError,
-    RemoteFile,
-    fetch,
-    gigabytes,
-    hash_of,
-    remove_if_empty,
-)
+from nerftrain.remote import NoRangesError, RemoteError, RemoteFile
+from nerftrain.transfer import fetch, gigabytes, hash_of, remove_if_empty
 
 Say = Callable[[str], None]
 

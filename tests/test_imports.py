@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
     {"errors", "paths"},
-    {"types", "schema", "ops", "archives", "datasets", "remote"},
+    {"types", "schema", "ops", "archives", "datasets", "remote", "transfer"},
     {
         "cameras",
         "losses",
@@ -25,9 +25,20 @@ LAYERS = [
     },
     {"models", "samplers", "scenes", "nerfacc", "download"},
     {"rendering"},
-    {"checkpoint", "doctor", "evaluation", "mesh", "inspection", "report", "video", "viewer"},
+    {
+        "checkpoint",
+        "doctor",
+        "evaluation",
+        "mesh",
+        "drawing",
+        "formats",
+        "inspection",
+        "report",
+        "video",
+        "viewer",
+    },
     {"trainer"},
-    {"usage", "composition", "config", "cli", "__main__", ""},
+    {"usage", "composition", "config", "data_commands", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
 SHARED = {  # by the alternatives of a package
@@ -42,7 +53,7 @@ SHARED = {  # by the alternatives of a package
 ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
-MAY_PRINT = {"report", "trainer", "cli", "ops.library"}
+MAY_PRINT = {"report", "trainer", "cli", "data_commands", "ops.library"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

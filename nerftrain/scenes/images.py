@@ -97,7 +97,7 @@ def read_pixels(pictures: list[Picture], size: tuple[int, int], pool: ThreadPool
     pixels = torch.empty(len(pictures) * num_pixels, channels, dtype=torch.uint8)
 
     def read(index: int) -> None:
-        image = shrink(_decode(pictures[index]), width, height)
+        image = shrink(decode(pictures[index]), width, height)
         pixels[index * num_pixels : (index + 1) * num_pixels] = image.view(num_pixels, channels)
 
     for _ in pool.map(read, range(len(pictures))):
@@ -105,8 +105,12 @@ def read_pixels(pictures: list[Picture], size: tuple[int, int], pool: ThreadPool
     return pixels
 
 
-def _decode(picture: Picture) -> Tensor:
-    """Read an image as [H, W, 3 or 4] uint8."""
+def decode(picture: Picture) -> Tensor:
+    """Read an image as [H, W, 3 or 4] uint8.
+
+    Raises:
+        UserError: the file is truncated.
+    """
     try:
         with Image.open(picture.path) as image:
             return torch.from_numpy(np.array(image.convert(picture.mode)))
