@@ -103,6 +103,8 @@ class Format:
     # (folder, faults, each so many images is a test view) -> its frames
     gather: Callable[[Path, Faults, int], list[View]]
     is_capture: bool  # photographs, whose coordinates are free
+    # folder -> by how much its images have been shrunk already, in its several sets of them
+    factors: Callable[[Path], list[float]] = lambda _: [1.0]
 
 
 # A transforms file for each split

@@ -20,6 +20,7 @@ from nerftrain.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.world import move, normalization
 from nerftrain.schema import Plan
+from nerftrain.types import Cameras
 
 _LOADED = 2 << 30  # bytes of pixels up to which a scene is loaded at its full size
 
@@ -35,6 +36,7 @@ class Inspection:
     folder: Path
     kind: Format
     others: list[str]  # kinds that it could be read as too
+    downscale: float  # the least that its images have been shrunk by already
     views: list[View] = field(repr=False)
     faults: list[str]
     notes: list[str]  # what training would warn of
@@ -55,6 +57,7 @@ class Inspection:
         else:
             lines.append(
                 f"  no fault; train it: nerftrain scene={self.kind.kind} scene.root={self.folder}"
+                + (f" scene.downscale={self.downscale:g}" if self.downscale > 1 else "")
             )
         return lines
 
@@ -74,19 +77,21 @@ def inspect(folder: Path, out: Path, plan_of: PlanOf, kind: str | None = None) -
     found = _recognise(folder, kind)
     chosen = found[0]
     plan = plan_of(chosen.kind)
+    factors = chosen.factors(folder)
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, _warnings() as notes:
         faults = Faults(pool)
         views = chosen.gather(folder, faults, plan.values.get("test_every", 0))
         prints = _decode_all(views, faults)
         if not faults.lines:  # what has not been thought of here, training itself finds
-            faults.attempt(_load(plan, folder, views).build)
+            faults.attempt(_load(plan, folder, views, factors).build)
     extent = plan.values.get("extent", 1.0)  # captures are brought into +-1
     title = f"{folder.resolve().name}: {chosen.words}"
     return Inspection(
         folder=folder,
         kind=chosen,
         others=[other.kind for other in found[1:]],
+        downscale=factors[0],
         views=views,
         faults=list(faults.lines),
         notes=list(dict.fromkeys(notes)),
@@ -140,10 +145,12 @@ def _warnings():
         logger.propagate = propagates
 
 
-def _load(plan: Plan, folder: Path, views: Sequence[View]) -> Plan:
-    """Fit the preset to the folder, shrinking images that memory may not hold."""
-    sizes = [4 * v.picture.width * v.picture.height for v in views if v.picture is not None]
-    downscale = max(1.0, (sum(sizes) / _LOADED) ** 0.5)
+def _load(plan: Plan, folder: Path, views: Sequence[View], factors: Sequence[float]) -> Plan:
+    """Fit the preset to the folder, taking smaller images where memory may not hold the largest."""
+    pictures = [view.picture for view in views if view.picture is not None]
+    num_bytes = sum(4 * picture.width * picture.height for picture in pictures)
+    needed = max(1.0, (num_bytes / _LOADED) ** 0.5) * factors[0]
+    downscale = next((factor for factor in factors if factor >= needed), needed)
     changes = {"root": str(folder), "downscale": downscale}
     return replace(plan, values={**plan.values, **changes})
 
@@ -240,10 +247,7 @@ def _split_lines(views: Sequence[View]) -> list[str]:
 
 def _camera_lines(views: Sequence[View]) -> list[str]:
     cameras = [view.camera for view in views if view.camera is not None]
-    lenses = Counter(
-        (*_rounded(c.intrinsics[0]), *(_rounded(c.distortion[0], 5) if _bends(c) else ()))
-        for c in cameras
-    )
+    lenses = Counter(_lens(camera) for camera in cameras)
     lines = []
     for lens, count in lenses.most_common(4):
         names = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")
@@ -263,8 +267,12 @@ def _camera_lines(views: Sequence[View]) -> list[str]:
     return lines
 
 
-def _bends(camera) -> bool:
-    return camera.distortion is not None and bool(camera.distortion.any())
+def _lens(camera: Cameras) -> tuple[float, ...]:
+    """Return fx fy cx cy and, where the lens bends, k1 k2 p1 p2."""
+    straight = _rounded(camera.intrinsics[0])
+    if camera.distortion is None or not camera.distortion.any():
+        return straight
+    return *straight, *_rounded(camera.distortion[0], 5)
 
 
 def _rounded(values: torch.Tensor, digits: int = 2) -> tuple[float, ...]:
