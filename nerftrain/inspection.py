@@ -19,7 +19,7 @@ from nerftrain.errors import UserError
 from nerftrain.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.world import move, normalization
-from nerftrain.schema import Plan
+from nerftrain.schema import Plan, suggestion
 from nerftrain.types import Cameras
 
 _LOADED = 2 << 30  # bytes of pixels up to which a scene is loaded at its full size
@@ -107,10 +107,14 @@ def _recognise(folder: Path, kind: str | None) -> list[Format]:
     if not folder.is_dir():
         what = "is a file: give its folder" if folder.is_file() else "does not exist"
         raise UserError(f"data check: {folder} {what}")
+    kinds = [entry.kind for entry in FORMATS]
+    if kind is not None and kind not in kinds:
+        raise UserError(f"--kind {kind}: no such kind of scene; {suggestion(kind, kinds)}")
     try:
         found = _kinds(folder)
         entries = sorted(os.listdir(folder))
-        inside = [path for path in sorted(folder.glob("*/")) if _kinds(path)]
+        below = [path for depth in ("*/", "*/*/") for path in sorted(folder.glob(depth))]
+        inside = [path for path in below if path.is_dir() and _kinds(path)]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror})") from error
     if kind is not None:

@@ -184,6 +184,13 @@ def test_what_is_no_scene_is_refused_in_one_line(tiny_scene_root, place):
     assert "\n" not in str(caught.value)
 
 
+def test_a_kind_that_does_not_exist_or_does_not_fit_is_refused(tiny_scene_root):
+    with pytest.raises(UserError, match="did you mean blender"):
+        look(tiny_scene_root, "blendr")
+    with pytest.raises(UserError, match="is no scene of kind dnerf"):
+        look(tiny_scene_root, "dnerf")
+
+
 # The command line
 
 
