@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -47,14 +48,16 @@ def fetch(urls: Sequence[str], path: Path, size: int | None, sha256: str | None)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, record = part_of(path), _record_of(path)
-    try:
-        _fetch_part(urls, part, record, size, sha256)
-    except BaseException:
-        if part.stat().st_size == 0:  # nothing that could be gone on with
-            part.unlink()
-            record.unlink(missing_ok=True)
-            remove_if_empty(path.parent)
-        raise
+    with part.open("ab") as file:
+        _lock(file, part)
+        try:
+            _fetch_from_any(urls, file, record, size, sha256)
+        except BaseException:
+            if os.fstat(file.fileno()).st_size == 0:  # nothing that could be gone on with
+                for path_left in (part, record):
+                    path_left.unlink(missing_ok=True)
+                remove_if_empty(path.parent)
+            raise
     if sha256 and (found := hash_of(part)) != sha256:
         part.unlink()
         record.unlink()
@@ -66,20 +69,18 @@ def fetch(urls: Sequence[str], path: Path, size: int | None, sha256: str | None)
     record.unlink()
 
 
-def _fetch_part(
-    urls: Sequence[str], part: Path, record: Path, size: int | None, sha256: str | None
+def _fetch_from_any(
+    urls: Sequence[str], file: IO[bytes], record: Path, size: int | None, sha256: str | None
 ) -> None:
-    with part.open("ab") as file:
-        _lock(file, part)
-        known = _read_record(record)
-        reasons = []
-        # The one that it came from first: its file can be gone on with.
-        for url in sorted(urls, key=lambda url: known is not None and url != known.url):
-            try:
-                _Fetch(url, file, record, size, sha256).run()
-                return
-            except RemoteError as error:
-                reasons.append(str(error))
+    known = _read_record(record)
+    reasons = []
+    # The one that it came from first: its file can be gone on with.
+    for url in sorted(urls, key=lambda url: known is not None and url != known.url):
+        try:
+            _Fetch(url, file, record, size, sha256).run()
+            return
+        except RemoteError as error:
+            reasons.append(str(error))
     raise RemoteError("; ".join(reasons))
 
 

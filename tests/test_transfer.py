@@ -189,4 +189,5 @@ def test_two_processes_do_not_write_one_part(server, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process"):
             get(server, tmp_path / "a.zip")
+        assert left(tmp_path) == ["a.zip.part"]  # which is the other's
     get(server, tmp_path / "a.zip")
