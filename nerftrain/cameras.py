@@ -2,17 +2,20 @@
 
 A pose is camera to world with OpenGL axes: column 0 points right, 1 up, 2 backwards, 3 is the
 position. Pixel (x, y) counts from the top left corner; its centre lies at (x + 0.5, y + 0.5).
+Where the lens bends, a pixel's ray is the one that the lens brings there (lens.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from nerftrain.errors import UserError
+from nerftrain.lens import undistort
 from nerftrain.types import Cameras, Rays
 
 
@@ -34,6 +37,8 @@ def pixel_rays(
     fx, fy, cx, cy = cameras.intrinsics.index_select(0, camera_indices).unbind(1)
     right = (x + 0.5 - cx) / fx  # [R]
     down = (y + 0.5 - cy) / fy  # [R]
+    if cameras.distortion is not None:
+        right, down = undistort(right, down, cameras.distortion.index_select(0, camera_indices))
     # The length of (right, -down, -1) is that of the world direction too: rotations keep lengths.
     scale = torch.rsqrt(right * right + down * down + 1.0)
     directions = torch.stack(
@@ -245,15 +250,25 @@ def _check_num_frames(num_frames: int) -> None:
 
 
 def _path(cameras: Cameras, poses: Tensor, times: Tensor | None = None) -> Cameras:
-    """Give poses [F, 3, 4] camera 0's intrinsics and size, and times [F], else all times once."""
+    """Give poses [F, 3, 4] a typical camera's intrinsics and size, without its distortion.
+
+    They show the times [F], else all times once.
+    """
     num_frames, like = len(poses), cameras.poses
     if cameras.times is not None and times is None:
         first, last = float(cameras.times.min()), float(cameras.times.max())
         times = torch.linspace(first, last, num_frames)
+    typical = _typical(cameras)
     return Cameras(
         poses=poses.to(like),
-        intrinsics=cameras.intrinsics[:1].repeat(num_frames, 1),
-        widths=cameras.widths[:1].repeat(num_frames),
-        heights=cameras.heights[:1].repeat(num_frames),
+        intrinsics=cameras.intrinsics[typical].repeat(num_frames, 1),
+        widths=cameras.widths[typical].repeat(num_frames),
+        heights=cameras.heights[typical].repeat(num_frames),
         times=None if times is None else times.to(like),
     )
+
+
+def _typical(cameras: Cameras) -> int:
+    """Find the first camera of the most common image size."""
+    sizes = list(zip(cameras.widths.tolist(), cameras.heights.tolist(), strict=True))
+    return sizes.index(Counter(sizes).most_common(1)[0][0])

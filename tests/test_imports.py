@@ -16,6 +16,7 @@ LAYERS = [
     {"types", "schema", "ops", "archives", "datasets", "remote", "transfer"},
     {
         "cameras",
+        "lens",
         "losses",
         "metrics",
         "optimizers",
@@ -30,6 +31,7 @@ LAYERS = [
         "doctor",
         "evaluation",
         "mesh",
+        "capture_formats",
         "drawing",
         "formats",
         "inspection",
@@ -45,12 +47,16 @@ SHARED = {  # by the alternatives of a package
     "models.encodings",
     "scenes.frames",
     "scenes.images",
+    "scenes.photos",
     "scenes.split_folders",
     "scenes.times",
     "scenes.toys",
     "scenes.world",
 }
-ALLOWED = {("scenes.demo", "scenes.blender")}  # the demo is written in Blender's layout
+ALLOWED = {
+    ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
+    ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
+}
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
 MAY_PRINT = {"report", "trainer", "cli", "data_commands", "ops.library"}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
 from nerftrain.samplers import Sampler, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
@@ -98,9 +99,11 @@ class OccGrid(Sampler):
             alpha_thre,
             min_weight,
         )
-        masks = masks if grid.carve else None
+        # Masks are looked up where a pinhole sees a cell, which a bending lens shows elsewhere.
+        masks = masks if grid.carve and cameras.distortion is None else None
+        seeing = pinholes_around(cameras)
         visible = ops.visible_cells(
-            cameras, masks, self.aabb, grid.num_levels, grid.resolution, near
+            seeing, masks, self.aabb, grid.num_levels, grid.resolution, near
         )
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))

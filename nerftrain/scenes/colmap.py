@@ -1,0 +1,288 @@
+"""Folders of photographs with the cameras that COLMAP found: a sparse model beside the images."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.lens import check_invertible
+from nerftrain.scenes import Scene, Split
+from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
+from nerftrain.scenes.images import Picture, read_header, shrunk_size
+from nerftrain.scenes.photos import Listing, check_alpha, read_photos
+from nerftrain.scenes.world import holdout, move, normalization
+from nerftrain.types import Cameras, Contraction
+
+# Folders of scenes that a data root may hold.
+GROUPS = ("", "mip360", "360_v2", "mipnerf360", "mip_nerf_360", "nerf_360", "360", "colmap")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A registered image, its file, and the size at which it is trained on."""
+
+    view: View
+    picture: Picture
+    size: tuple[int, int]  # width, height
+
+
+def load_scene(
+    name: str,
+    root: str | None,
+    data_root: str | None,
+    images: str,
+    downscale: float,
+    skip_missing: bool,
+    test_every: int,
+    center: bool,
+    up: bool,
+    scale: bool,
+    near: float,
+    far: float,
+    contraction: Contraction,
+) -> Scene:
+    """Read a COLMAP model (sparse/0, sparse, or the folder itself) and its images.
+
+    Args:
+        name: of the scene, and of its folder where root is None.
+        root: the folder with the model and the images.
+        data_root: where a folder of that name is looked for if root is None.
+        images: the folder of images in root.
+        downscale: images are shrunk by this factor, at least 1; IMAGES_2 and the like are taken
+            where they are there, else the images are averaged over area.
+        skip_missing: go on, with a warning, without registered images whose file is missing.
+        test_every: of the images sorted by name, the first and every n-th after are for the test.
+        center: move the point that the cameras look at to the origin.
+        up: turn the cameras' up to +z.
+        scale: bring the farthest camera to distance 1 from the origin.
+        near: distance at which rays start, scene units.
+        far: distance at which rays end.
+        contraction: of the space around the box, which is +-1 on every axis.
+
+    Raises:
+        UserError: something in the folder or in these values cannot be used.
+    """
+    # Written so that NaN is refused too.
+    if not 1 <= downscale < math.inf:
+        raise UserError(f"scene.downscale={downscale}: give 1 (no change) or more")
+    if not 0 <= near < far < math.inf:
+        raise UserError(f"scene.near={near} scene.far={far}: need 0 <= near < far")
+    try:
+        folder = _find_folder(name, root, data_root)
+        model = _models(folder)[0]
+        views = read_model(model)
+        poses = torch.stack([view.pose for view in views])
+        world = normalization(poses, center, up, scale)
+        with ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1)
+        ) as pool:  # PIL lets go of Python's lock
+            photos = _photos(folder, images, downscale, views, model, skip_missing, pool)
+            train, test = holdout([photo.view.name for photo in photos], test_every)
+            splits = {
+                key: _split(key, [photos[i] for i in rows], world, model, pool)
+                for key, rows in (("train", train), ("test", test))
+            }
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): check its name and its rights"
+        ) from error
+    box = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
+    return Scene(name, splits, box, near, far, folder, contraction, world)
+
+
+# Finding the folder and the model
+
+
+def _models(folder: Path) -> list[Path]:
+    """Find the models in a folder, of those in one place the one with most images first."""
+    sparse = folder / "sparse"
+    numbered = sorted(sparse.iterdir()) if sparse.is_dir() else []
+    for places in (numbered, [sparse], [folder]):
+        models = [place for place in places if model_suffix(place)]
+        if len(models) > 1:
+            models.sort(key=num_images, reverse=True)
+            _log.warning(
+                "%s holds %d models: taking the largest, %s", sparse, len(models), models[0].name
+            )
+        if models:
+            return models
+    return []
+
+
+def _find_folder(name: str, root: str | None, data_root: str | None) -> Path:
+    if root is not None:
+        return _given_folder(Path(root).expanduser())
+    if not data_root:
+        raise UserError(
+            f"scene {name!r} needs its images: give scene.root=FOLDER (the one with sparse/0 and "
+            "images), or set NERFTRAIN_DATA or data_root= to the folder that holds it as "
+            f"{name} or mip360/{name}"
+        )
+    base = Path(data_root).expanduser()
+    if not base.is_dir():
+        raise UserError(
+            f"the data root {base} is not a folder: set NERFTRAIN_DATA or data_root= to the one "
+            f"that holds {name} or mip360/{name}, or give scene.root=FOLDER"
+        )
+    candidates = [base / group / name for group in GROUPS]
+    if base.name == name:
+        candidates.append(base)
+    for candidate in candidates:
+        if _models(candidate):
+            return candidate
+    looked_for = ", ".join(str(path.relative_to(base)) for path in candidates[: len(GROUPS)])
+    raise UserError(
+        f"no scene {name!r} under {base}: looked for a COLMAP model in sparse/0 or sparse of "
+        f"{looked_for}; found {_entries(base)}; give scene.root=FOLDER"
+    )
+
+
+def _given_folder(root: Path) -> Path:
+    if root.is_file():
+        raise UserError(f"scene.root={root} is a file: give its folder, scene.root={root.parent}")
+    if not root.is_dir():
+        raise UserError(
+            f"scene.root={root} does not exist: give the folder with sparse/0 and images"
+        )
+    if _models(root):
+        return root
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and _models(path))
+    others = [("transforms.json", "transforms"), ("transforms_train.json", "blender")]
+    would_work = [f"scene.root={path}" for path in inside[:3]]
+    would_work += [f"scene={kind}" for file, kind in others if (root / file).is_file()]
+    remedy = (
+        f"{' or '.join(would_work)} would work"
+        if would_work
+        else "run COLMAP on the images (automatic_reconstructor), and give the folder with sparse/0"
+    )
+    raise UserError(
+        f"scene.root={root} has no COLMAP model: looked for cameras and images, .bin or .txt, in "
+        f"sparse/0, sparse and the folder itself; found {_entries(root)}; {remedy}"
+    )
+
+
+def _entries(folder: Path) -> str:
+    names = sorted(os.listdir(folder))
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more or "nothing"
+
+
+# Pairing registered images with files
+
+
+def _photos(
+    folder: Path,
+    images: str,
+    downscale: float,
+    views: list[View],
+    model: Path,
+    skip_missing: bool,
+    pool: ThreadPoolExecutor,
+) -> list[_Photo]:
+    """Pair the model's images with their files, in the order of the views."""
+    place, factor, files = _image_folder(folder, images, downscale, views)
+    missing = [view.name for view, file in zip(views, files, strict=True) if file is None]
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        problem = f"{len(missing)} of the {len(views)} images of {model} are not in {place}"
+        if len(missing) == len(views):
+            raise UserError(
+                f"{problem} ({first}); found {_entries(place)}; give the folder of the images that "
+                "COLMAP was run on, scene.images=NAME"
+            )
+        if not skip_missing:
+            raise UserError(
+                f"{problem} ({first}); restore them, or go on with scene.skip_missing=true"
+            )
+        _log.warning("%s (%s); going on without them", problem, first)
+    pairs = [(view, file) for view, file in zip(views, files, strict=True) if file is not None]
+    pictures = list(pool.map(read_header, [file for _, file in pairs]))
+    check_alpha(place, pictures)
+    photos = []
+    for (view, _), picture in zip(pairs, pictures, strict=True):
+        _check_shape(view, picture, model)
+        photos.append(_Photo(view, picture, shrunk_size(picture, factor)))
+    return photos
+
+
+def _image_folder(
+    folder: Path, images: str, downscale: float, views: list[View]
+) -> tuple[Path, float, list[Path | None]]:
+    """Choose the folder of images: what is left to shrink them by, and the file of each view."""
+    full, shrunk = folder / images, folder / f"{images}_{downscale:g}"
+    if downscale > 1 and shrunk.is_dir():
+        files = _files(shrunk, views)
+        if any(files) or not full.is_dir():
+            return shrunk, 1.0, files
+        _log.warning(
+            "%s holds none of the images of the model: shrinking those of %s", shrunk, full
+        )
+    if not full.is_dir():
+        others = sorted(path.name for path in folder.glob(f"{images}_*") if path.is_dir())
+        factors = [name.removeprefix(f"{images}_") for name in others]
+        would_work = " or ".join(f"scene.downscale={factor}" for factor in factors)
+        raise UserError(
+            f"{full} is missing, the images of the model: found {_entries(folder)}; "
+            + (
+                f"{would_work} would work"
+                if others
+                else "put them there, or give scene.images=NAME"
+            )
+        )
+    return full, downscale, _files(full, views)
+
+
+def _files(folder: Path, views: list[View]) -> list[Path | None]:
+    listing = Listing(folder)
+    return [listing.find(view.name) for view in views]
+
+
+def _check_shape(view: View, picture: Picture, model: Path) -> None:
+    """Check that a file, of any scale, has the proportions of its camera."""
+    lens = view.lens
+    off = abs(picture.width * lens.height - picture.height * lens.width)
+    if off > lens.width + lens.height:  # more than rounding each side to whole pixels
+        raise UserError(
+            f"{picture.path} is {picture.width}x{picture.height}, but its camera in {model} is "
+            f"{lens.width}x{lens.height}: give the images that COLMAP was run on, not turned or "
+            "cropped"
+        )
+
+
+# Making a split
+
+
+def _split(
+    key: str, photos: Sequence[_Photo], world: torch.Tensor, model: Path, pool: ThreadPoolExecutor
+) -> Split:
+    cameras = _cameras(photos, world)
+    check_invertible(cameras, str(model / f"cameras{model_suffix(model)}"))
+    pixels = read_photos([p.picture for p in photos], [p.size for p in photos], pool)
+    return Split(key, cameras, pixels, tuple(photo.picture.path.name for photo in photos))
+
+
+def _cameras(photos: Sequence[_Photo], world: torch.Tensor) -> Cameras:
+    sizes = torch.tensor([photo.size for photo in photos])
+    originals = torch.tensor([(p.view.lens.width, p.view.lens.height) for p in photos])
+    # Whole pixels: the two axes need not have shrunk by the same ratio.
+    ratios = (sizes.double() / originals).repeat(1, 2)  # [C, 4] x y x y, as fx fy cx cy
+    intrinsics = torch.tensor([p.view.lens.intrinsics for p in photos], dtype=torch.float64)
+    distortion = torch.tensor([photo.view.lens.distortion for photo in photos])
+    poses = torch.stack([photo.view.pose for photo in photos])
+    return Cameras(
+        poses=move(poses, world).float(),
+        intrinsics=(intrinsics * ratios).float(),
+        widths=sizes[:, 0].contiguous(),
+        heights=sizes[:, 1].contiguous(),
+        distortion=distortion if bool(distortion.any()) else None,
+    )
