@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from nerftrain.capture_formats import CAPTURES
 from nerftrain.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
 from nerftrain.errors import UserError
 from nerftrain.formats import SPLIT_FOLDERS, Faults, Format, View
@@ -24,7 +25,7 @@ from nerftrain.types import Cameras
 
 _LOADED = 2 << 30  # bytes of pixels up to which a scene is loaded at its full size
 
-FORMATS = (*SPLIT_FOLDERS,)  # the likeliest first
+FORMATS = (*SPLIT_FOLDERS, *CAPTURES)  # the likeliest first
 
 PlanOf = Callable[[str], Plan]  # the preset of a kind of scene -> how it is loaded
 

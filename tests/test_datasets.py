@@ -32,7 +32,7 @@ def test_a_group_means_all_its_scenes():
 
 def test_every_fetched_scene_has_a_preset_and_every_preset_of_a_group_can_be_fetched():
     fetched = set(names("blender", "mip360", "dnerf"))
-    general = {"blender", "demo", "dnerf", "colmap", "transforms", "mip360"}
+    general = {"blender", "demo", "dnerf", "colmap", "transforms"}
     files = {p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml")}
     assert files - general <= fetched
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -54,10 +54,12 @@ def test_addresses_are_secure_and_hashes_are_hashes():
 
 
 def test_a_fetched_scene_lies_where_its_loader_looks():
-    from nerftrain.scenes import blender, dnerf
+    from nerftrain.scenes import blender, colmap, dnerf
 
-    groups = {"blender": blender.LAYOUT.groups, "dnerf": dnerf.LAYOUT.groups}
+    places = {
+        "blender": blender.LAYOUT.groups,
+        "dnerf": dnerf.LAYOUT.groups,
+        "mip360": colmap.GROUPS,
+    }
     for archive in ARCHIVES:
-        if archive.group in groups:
-            assert archive.group in groups[archive.group]
-            assert set(archive.elsewhere) <= set(groups[archive.group])
+        assert {archive.group, *archive.elsewhere} <= set(places[archive.group])
