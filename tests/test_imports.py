@@ -56,6 +56,8 @@ SHARED = {  # by the alternatives of a package
 ALLOWED = {
     ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
     ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
+    ("scenes.transforms", "scenes.calibration"),  # and in three
+    ("scenes.transforms", "scenes.placement"),
 }
 KNOW_HYDRA = {"composition", "config", "cli"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
