@@ -1,7 +1,8 @@
-"""Captures by COLMAP, read image by image, fault by fault."""
+"""Captures, by COLMAP or in one transforms.json, read frame by frame, fault by fault."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,13 +13,59 @@ from nerftrain.formats import (
     Format,
     View,
     compare,
+    make_views,
+    read_frames,
+    read_pictures,
 )
 from nerftrain.lens import check_invertible
-from nerftrain.scenes import colmap
+from nerftrain.scenes import colmap, transforms
 from nerftrain.scenes.colmap_model import model_suffix, read_model
-from nerftrain.scenes.images import read_header
+from nerftrain.scenes.frames import Frame, read_entries
+from nerftrain.scenes.images import Picture, read_header
 from nerftrain.scenes.photos import check_alpha
+from nerftrain.scenes.placement import Placement, applied, find_place
+from nerftrain.scenes.split_folders import SPLITS
 from nerftrain.scenes.world import check_apart, holdout
+from nerftrain.types import Cameras
+
+# What a file says of its place is checked however it is asked for.
+_PLACEMENT = Placement("auto", center=True, up=True, scale=True, near=0.0, far=math.inf)
+
+# One transforms file
+
+
+def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[View]:
+    path = folder / transforms.FILE
+    read = faults.attempt(read_entries, path, "fl_x or camera_angle_x")
+    if read is None:
+        return []
+    content, entries = read
+    moves = any(isinstance(entry, dict) and "time" in entry for entry in entries)
+    frames = read_frames(path, entries, faults, moves)
+    pictures = read_pictures(path, frames, faults)
+    compare(check_alpha, path, pictures, faults)
+    if frames:
+        poses = torch.stack([frame.pose for frame in frames])
+        faults.attempt(find_place, path, content, poses, _PLACEMENT)
+    faults.attempt(applied, path, content)
+    names = [frame.file_path for frame in frames]
+    members = (
+        faults.attempt(transforms.split_members, path, content, names, frames, test_every) or {}
+    )
+    splits = {i: split for split in reversed(SPLITS) for i in members.get(split, ())}
+    unmoved = torch.eye(4, dtype=torch.float64)
+
+    def camera(frame: Frame, picture: Picture) -> Cameras:
+        size = picture.width, picture.height
+        made = transforms.make_cameras(content, [frame], [picture], [size], unmoved)
+        check_invertible(made, str(path))
+        return made
+
+    labels = [splits.get(i, "") for i in range(len(frames))]
+    return make_views(labels, frames, pictures, faults, camera)
+
+
+# COLMAP
 
 
 def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
@@ -68,5 +115,13 @@ CAPTURES = (
         gather=_gather_colmap,
         is_capture=True,
         factors=_factors,
+    ),
+    Format(
+        kind="transforms",
+        words="transforms.json: one file and photographs",
+        mark=transforms.FILE,
+        is_marked=lambda folder: (folder / transforms.FILE).is_file(),
+        gather=_gather_transforms,
+        is_capture=True,
     ),
 )

@@ -206,7 +206,7 @@ def _draw(
     if kind.is_capture:
         try:
             poses = move(poses, normalization(poses, center=True, up=True, scale=True))
-            place = "as training places them: the box holds what they look at"
+            place = "upright, what they look at in the middle"
         except UserError:  # all in one point, which is among the faults
             place = "the dataset's coordinates: they could not be placed"
     frusta = [Frustum(v.split, p, _corners(v)) for v, p in zip(views, poses, strict=True)]

@@ -67,7 +67,17 @@ def colmap_root(capture: Path, tiny_scene_root: Path) -> Path:
     return capture
 
 
-@pytest.mark.parametrize("kind", ["colmap"])
+@pytest.fixture
+def transforms_root(capture: Path, tiny_scene_root: Path) -> Path:
+    frames = frames_of(tiny_scene_root)
+    for index, frame in enumerate(frames):
+        frame["file_path"] = f"images/r_{index}.png"
+    content = {"fl_x": FOCAL, "cx": 12, "cy": 12, "w": 24, "h": 24, "frames": frames}
+    (capture / "transforms.json").write_text(json.dumps(content))
+    return capture
+
+
+@pytest.mark.parametrize("kind", ["colmap", "transforms"])
 def test_a_good_capture_has_no_fault(kind, request):
     root = request.getfixturevalue(f"{kind}_root")
     found = look(root)
@@ -76,6 +86,12 @@ def test_a_good_capture_has_no_fault(kind, request):
     assert "train    5 cameras, 5 images, 24x24, no alpha" in text
     assert "test     1 cameras" in text
     assert f"fx {FOCAL:.2f} fy {FOCAL:.2f} cx 12 cy 12, no distortion (6)" in text
+
+
+def test_both_kinds_in_one_folder_are_named(colmap_root, transforms_root):
+    found = look(colmap_root)
+    assert (found.kind.kind, found.others) == ("colmap", ["transforms"])
+    assert look(colmap_root, "transforms").kind.kind == "transforms"
 
 
 def spoil(root: Path) -> None:
@@ -87,12 +103,12 @@ def spoil(root: Path) -> None:
         image.convert("RGBA").resize((24, 12)).save(root / "images" / "r_3.png")
 
 
-@pytest.mark.parametrize("kind", ["colmap"])
+@pytest.mark.parametrize("kind", ["colmap", "transforms"])
 def test_all_faults_of_a_capture_are_listed_at_once(kind, request):
     root = request.getfixturevalue(f"{kind}_root")
     spoil(root)
     faults = look(root).faults
-    shape = {"colmap": "is 24x12, but its camera"}[kind]
+    shape = {"colmap": "is 24x12, but its camera", "transforms": "which contradicts w = 24"}[kind]
     for text in ("r_1.png", "r_4.png", "r_2.png is truncated", "with alpha", shape):
         assert sum(text in fault for fault in faults) == 1, text
     assert len(faults) == 5
@@ -126,8 +142,47 @@ def edit(root: Path, change) -> None:
     (root / "transforms.json").write_text(json.dumps(content))
 
 
+def test_lenses_that_do_not_invert_are_told_with_the_other_faults(transforms_root):
+    edit(transforms_root, lambda content: content.update(k1=-3.0))
+    (transforms_root / "images" / "r_1.png").unlink()
+    faults = look(transforms_root).faults
+    assert len(faults) == 2
+    assert "does not invert" in faults[1]
+
+
+def test_what_a_file_says_of_its_place_and_its_lists_is_checked_beside_the_images(transforms_root):
+    lists = {"train_filenames": ["images/r_0.png"], "test_filenames": ["images/r_9.png"]}
+    edit(transforms_root, lambda content: content.update(aabb_scale=0.5, **lists))
+    (transforms_root / "images" / "r_1.png").unlink()
+    faults = look(transforms_root).faults
+    assert len(faults) == 3
+    for text in ("aabb_scale = 0.5", "r_9.png", "r_1.png"):
+        assert any(text in fault for fault in faults)
+
+
+def test_times_of_a_capture_are_checked(transforms_root):
+    def change(content) -> None:
+        for index, frame in enumerate(content["frames"]):
+            frame["time"] = index / 4
+
+    edit(transforms_root, change)
+    assert "times run from 0 to 1.25" in "".join(look(transforms_root).faults)
+
+
+def test_cameras_in_one_point_are_told_and_drawn(transforms_root):
+    def change(content) -> None:
+        for frame in content["frames"]:
+            for row in frame["transform_matrix"][:3]:
+                row[3] = 1.0
+
+    edit(transforms_root, change)
+    found = look(transforms_root)
+    assert "in one point" in "".join(found.faults)
+    assert all(path.is_file() for path in found.pictures)
+
+
 def test_a_real_capture_has_no_fault(test_data, tmp_path):
-    for kind in ("colmap",):
+    for kind in ("colmap", "transforms"):
         found = inspect(test_data / "mip360" / "bonsai", tmp_path, scene_plan, kind)
         assert (found.kind.kind, found.faults) == (kind, [])
         splits = [view.split for view in found.views]
