@@ -127,7 +127,10 @@ def still(cameras: Cameras, num_frames: int) -> Cameras:
         UserError: num_frames is below 1.
     """
     _check_num_frames(num_frames)
-    return _path(cameras, cameras.poses[:1].repeat(num_frames, 1, 1))
+    first = Cameras(
+        cameras.poses[:1], cameras.intrinsics[:1], cameras.widths[:1], cameras.heights[:1]
+    )
+    return _path(first, first.poses.repeat(num_frames, 1, 1), _all_times(cameras, num_frames))
 
 
 class _Surroundings:
@@ -255,9 +258,7 @@ def _path(cameras: Cameras, poses: Tensor, times: Tensor | None = None) -> Camer
     They show the times [F], else all times once.
     """
     num_frames, like = len(poses), cameras.poses
-    if cameras.times is not None and times is None:
-        first, last = float(cameras.times.min()), float(cameras.times.max())
-        times = torch.linspace(first, last, num_frames)
+    times = _all_times(cameras, num_frames) if times is None else times
     typical = _typical(cameras)
     return Cameras(
         poses=poses.to(like),
@@ -266,6 +267,13 @@ def _path(cameras: Cameras, poses: Tensor, times: Tensor | None = None) -> Camer
         heights=cameras.heights[typical].repeat(num_frames),
         times=None if times is None else times.to(like),
     )
+
+
+def _all_times(cameras: Cameras, num_frames: int) -> Tensor | None:
+    """Make times [F] that run once over those of the cameras, where they have any."""
+    if cameras.times is None:
+        return None
+    return torch.linspace(float(cameras.times.min()), float(cameras.times.max()), num_frames)
 
 
 def _typical(cameras: Cameras) -> int:

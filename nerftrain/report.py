@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nerftrain.doctor import environment
@@ -240,6 +241,16 @@ def _duration(seconds: float) -> str:
 def write_env(run_dir: Path) -> None:
     """Write env.json: what the figures of a run depend on besides its config."""
     _replace(Path(run_dir) / "env.json", _json(environment(), indent=1) + "\n")
+
+
+def write_world(run_dir: Path, world: Tensor) -> None:
+    """Write world.json: the way from the dataset's coordinates [4, 4] to the run's, and back."""
+    meaning = (
+        "row-major 4x4 matrix from the dataset's coordinates to this run's, x_run = M x_data for "
+        "columns x = (x, y, z, 1); its inverse takes meshes and camera paths of this run back"
+    )
+    content = {"what": meaning, "dataset_to_scene": world.tolist()}
+    _replace(Path(run_dir) / "world.json", _json(content, indent=1) + "\n")
 
 
 def peak_memory_bytes() -> int | None:

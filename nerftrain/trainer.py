@@ -184,6 +184,8 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     else:
         report.say(f"training {run.run_dir}")
     report.write_env(run.run_dir)
+    if run.scene.world is not None:
+        report.write_world(run.run_dir, run.scene.world)
     with Journal(run, state) as journal:
         loop(run, state, journal)
         journal.save("last")

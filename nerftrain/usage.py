@@ -94,11 +94,34 @@ def _section(group: Path, default: str | None) -> str:
     """List the presets of a group, the default first; nothing for an empty group."""
     files = sorted(group.rglob("*.yaml"), key=lambda file: (file.stem != default, str(file)))
     lines = [f"{group.name}="] if files else []
+    alike = _alike(group, files)
     for file in files:
+        if file.parent in alike:
+            kind, names = alike[file.parent]
+            if file.stem == names[0]:
+                folder = file.parent.relative_to(group).as_posix()
+                lines += [f"  {folder}/{{{','.join(names)}}}", f"  {'':<16} {kind}"]
+            continue
         name = file.relative_to(group).with_suffix("").as_posix()
         mark = " (default)" if name == default else ""
         lines.append(f"  {name:<16} {_first_comment(file)}{mark}")
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def _alike(group: Path, files: list[Path]) -> dict[Path, tuple[str, list[str]]]:
+    """Find the folders of presets like "Bonsai (mip-NeRF 360)", all with one text in brackets.
+
+    Returns that text and the presets' names by folder: nine lines would say no more than one.
+    """
+    kinds: dict[Path, set[str]] = {}
+    for file in files:
+        bracket = re.fullmatch(r"\w+ \((.*)\)", _first_comment(file))
+        kinds.setdefault(file.parent, set()).add(bracket[1] if bracket else "")
+    return {
+        folder: (next(iter(found)), [file.stem for file in files if file.parent == folder])
+        for folder, found in kinds.items()
+        if folder != group and len(found) == 1 and "" not in found
+    }
 
 
 def _first_comment(file: Path) -> str:

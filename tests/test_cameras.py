@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nerftrain.cameras import image_rays, interpolate, look_at, orbit, pixel_rays, spiral
+from nerftrain.cameras import image_rays, interpolate, look_at, orbit, pixel_rays, spiral, still
 from nerftrain.errors import UserError
 from nerftrain.types import Cameras
 
@@ -98,7 +98,7 @@ def assert_is_rotation(poses: torch.Tensor) -> None:
     assert (torch.linalg.det(rotation) > 0).all()
 
 
-@pytest.mark.parametrize("path", [orbit, spiral, interpolate])
+@pytest.mark.parametrize("path", [orbit, spiral, interpolate, still])
 def test_paths_keep_the_size_and_intrinsics_of_camera_0(path):
     cameras = ring(6, times=torch.linspace(0, 1, 6))
     frames = path(cameras, 9)
@@ -111,7 +111,7 @@ def test_paths_keep_the_size_and_intrinsics_of_camera_0(path):
     torch.testing.assert_close(frames.times, torch.linspace(0, 1, 9))
 
 
-@pytest.mark.parametrize("path", [orbit, spiral, interpolate])
+@pytest.mark.parametrize("path", [orbit, spiral, interpolate, still])
 @pytest.mark.parametrize(("num_cameras", "num_frames"), [(1, 1), (1, 5), (2, 3), (6, 1)])
 def test_paths_are_finite_for_any_number_of_cameras_and_frames(path, num_cameras, num_frames):
     frames = path(ring(num_cameras), num_frames)
@@ -120,10 +120,20 @@ def test_paths_are_finite_for_any_number_of_cameras_and_frames(path, num_cameras
     assert frames.poses.isfinite().all()
 
 
-@pytest.mark.parametrize("path", [orbit, spiral, interpolate])
+@pytest.mark.parametrize("path", [orbit, spiral, interpolate, still])
 def test_a_path_of_no_frames_is_refused(path):
     with pytest.raises(UserError, match="at least 1"):
         path(ring(3), 0)
+
+
+def test_still_is_camera_0_even_where_another_size_is_more_common():
+    cameras = ring(4, times=torch.tensor([0.75, 0.5, 0.25, 0.5]))
+    cameras.widths[0], cameras.intrinsics[0, 2] = 20, 9.0
+    frames = still(cameras, 3)
+    assert torch.equal(frames.poses, cameras.poses[:1].repeat(3, 1, 1))
+    assert torch.equal(frames.intrinsics, cameras.intrinsics[:1].repeat(3, 1))
+    assert frames.widths.tolist() == [20, 20, 20]
+    assert frames.times.tolist() == [0.25, 0.5, 0.75]
 
 
 def test_orbit_circles_the_point_looked_at_at_the_cameras_distance_and_height():
