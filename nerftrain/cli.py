@@ -341,6 +341,12 @@ def _doctor(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _data(arguments: Sequence[str]) -> int:
+    from nerftrain.data_commands import run
+
+    return run(arguments, _parse_flags, _complain)
+
+
 def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
     program = f"nerftrain {name}"
     usage_line = f"{program} [options] RUN [key=value ...]"
@@ -383,4 +389,5 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "render": _render,
     "resume": _resume,
     "doctor": _doctor,
+    "data": _data,
 }

@@ -119,6 +119,15 @@ def build(node: DictConfig, *, trusted: Sequence[str] = schema.TRUSTED, **runtim
     return schema.read(plain(node), where, tuple(runtime), trusted).build(**runtime)
 
 
+def scene_plan(kind: str) -> schema.Plan:
+    """Read the preset of a kind of scene, to be built with other values.
+
+    Raises:
+        UserError: there is no such preset, or it has a mistake.
+    """
+    return _plan("scene", plain(compose([f"scene={kind}"]))["scene"], schema.TRUSTED)
+
+
 def _plan(group: str, node: Any, trusted: Sequence[str]) -> schema.Plan:
     if not isinstance(node, Mapping):
         got = f"{group}={schema.shown(node)}" if node is not None else f"{group} is not set"

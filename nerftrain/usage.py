@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nerftrain.datasets import ARCHIVES
 from nerftrain.paths import data_dir
 
 _HEAD = """\
@@ -16,6 +17,8 @@ Usage:
   nerftrain eval RUN                  judge a run's checkpoint on its test views
   nerftrain render RUN                render a split, or a video along a path
   nerftrain resume RUN [key=value ..] go on with an interrupted run
+  nerftrain data get NAME             fetch a public scene into the data root
+  nerftrain data check PATH           say what a folder of images is and all that is wrong with it
   nerftrain doctor                    show the machine and what was built for it
 
 RUN is a run's folder; `nerftrain eval --help` and so on list the options.
@@ -37,6 +40,30 @@ Flags:
 Tab completion, for this shell (a line for ~/.bashrc or ~/.zshrc; fish: -sc install=fish | source):
   eval "$(nerftrain -sc install=bash)"
 """
+
+DATA = """\
+Usage:
+  nerftrain data get NAME ... [data_root=PATH]  fetch public scenes, or the rest of them
+  nerftrain data check PATH [--out PATH]        read a folder as training would, and draw it
+
+`nerftrain data get --help` and `nerftrain data check --help` list the options.
+
+Examples:
+  nerftrain data get lego mip360/garden data_root=PATH
+  nerftrain data get dnerf                      all its scenes, into NERFTRAIN_DATA
+  nerftrain data check PATH/blender/lego"""
+
+
+def data_names() -> str:
+    """List the groups and scenes that can be fetched."""
+    groups: dict[str, list[str]] = {}
+    for archive in ARCHIVES:
+        groups.setdefault(archive.group, []).extend(archive.scenes)
+    texts = []
+    for group, scenes in groups.items():
+        prefix = "" if group == "blender" else f"{group}/"
+        texts.append(f"{group} or {' '.join(prefix + scene for scene in sorted(scenes))}")
+    return "; ".join(texts)
 
 
 def help_page(version: str) -> str:

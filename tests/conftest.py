@@ -1,7 +1,12 @@
 """Fixtures that several test files share."""
 
 import os
+import re
 import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -33,3 +38,69 @@ def _rendered_tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_scene_root(_rendered_tiny_scene: Path, tmp_path: Path) -> Path:
     """A Blender folder of one's own: 6 train and 2 test views of 24x24 pixels with alpha."""
     return shutil.copytree(_rendered_tiny_scene, tmp_path / "tiny")
+
+
+@dataclass
+class FileServer:
+    """Public files as the web serves them, with its faults."""
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)  # path without the leading slash
+    ranges: bool = True
+    cuts: list[int] = field(default_factory=list)  # of the next answers: bytes until they break off
+    statuses: list[int] = field(default_factory=list)  # of the next answers
+    content_type: str = "application/zip"
+    says_length: bool = True
+    requests: list[str] = field(default_factory=list)  # what range each asked for, "" for none
+    sent: int = 0  # bytes of files
+
+    def url(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+
+@pytest.fixture
+def file_server() -> Iterator[FileServer]:
+    """Serve files on this machine."""
+    state = FileServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _answer(self, state)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        state.address = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield state
+        server.shutdown()
+
+
+def _answer(handler: BaseHTTPRequestHandler, state: FileServer) -> None:
+    state.requests.append(handler.headers.get("Range") or "")
+    content = state.files.get(handler.path[1:])
+    status = state.statuses.pop(0) if state.statuses else 200 if content is not None else 404
+    if status != 200 or content is None:
+        handler.send_error(status)
+        return
+    tag = f'"{hash(content)}"'
+    wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range") or "")
+    start = int(wanted[1]) if wanted and state.ranges else 0
+    if handler.headers.get("If-Range") not in (None, tag):
+        wanted, start = None, 0
+    if start and start >= len(content):
+        handler.send_error(416)
+        return
+    handler.send_response(206 if wanted and state.ranges else 200)
+    if wanted and state.ranges:
+        handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+    if state.says_length:
+        handler.send_header("Content-Length", str(len(content) - start))
+    handler.send_header("Content-Type", state.content_type)
+    handler.send_header("ETag", tag)
+    handler.end_headers()
+    end = start + state.cuts.pop(0) if state.cuts else len(content)
+    state.sent += len(content[start:end])  # before it is read, and the test goes on
+    handler.wfile.write(content[start:end])
+    handler.close_connection = True

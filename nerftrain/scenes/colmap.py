@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Photo:
+class Photo:
     """A registered image, its file, and the size at which it is trained on."""
 
     view: View
@@ -79,7 +79,7 @@ def load_scene(
         raise UserError(f"scene.near={near} scene.far={far}: need 0 <= near < far")
     try:
         folder = _find_folder(name, root, data_root)
-        model = _models(folder)[0]
+        model = find_models(folder)[0]
         views = read_model(model)
         poses = torch.stack([view.pose for view in views])
         world = normalization(poses, center, up, scale)
@@ -103,7 +103,7 @@ def load_scene(
 # Finding the folder and the model
 
 
-def _models(folder: Path) -> list[Path]:
+def find_models(folder: Path) -> list[Path]:
     """Find the models in a folder, of those in one place the one with most images first."""
     sparse = folder / "sparse"
     numbered = sorted(sparse.iterdir()) if sparse.is_dir() else []
@@ -138,7 +138,7 @@ def _find_folder(name: str, root: str | None, data_root: str | None) -> Path:
     if base.name == name:
         candidates.append(base)
     for candidate in candidates:
-        if _models(candidate):
+        if find_models(candidate):
             return candidate
     looked_for = ", ".join(str(path.relative_to(base)) for path in candidates[: len(GROUPS)])
     raise UserError(
@@ -154,9 +154,9 @@ def _given_folder(root: Path) -> Path:
         raise UserError(
             f"scene.root={root} does not exist: give the folder with sparse/0 and images"
         )
-    if _models(root):
+    if find_models(root):
         return root
-    inside = sorted(path for path in root.iterdir() if path.is_dir() and _models(path))
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and find_models(path))
     others = [("transforms.json", "transforms"), ("transforms_train.json", "blender")]
     would_work = [f"scene.root={path}" for path in inside[:3]]
     would_work += [f"scene={kind}" for file, kind in others if (root / file).is_file()]
@@ -188,9 +188,9 @@ def _photos(
     model: Path,
     skip_missing: bool,
     pool: ThreadPoolExecutor,
-) -> list[_Photo]:
+) -> list[Photo]:
     """Pair the model's images with their files, in the order of the views."""
-    place, factor, files = _image_folder(folder, images, downscale, views)
+    place, factor, files = image_folder(folder, images, downscale, views)
     missing = [view.name for view, file in zip(views, files, strict=True) if file is None]
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -210,15 +210,19 @@ def _photos(
     check_alpha(place, pictures)
     photos = []
     for (view, _), picture in zip(pairs, pictures, strict=True):
-        _check_shape(view, picture, model)
-        photos.append(_Photo(view, picture, shrunk_size(picture, factor)))
+        check_shape(view, picture, model)
+        photos.append(Photo(view, picture, shrunk_size(picture, factor)))
     return photos
 
 
-def _image_folder(
+def image_folder(
     folder: Path, images: str, downscale: float, views: list[View]
 ) -> tuple[Path, float, list[Path | None]]:
-    """Choose the folder of images: what is left to shrink them by, and the file of each view."""
+    """Choose the folder of images: what is left to shrink them by, and the file of each view.
+
+    Raises:
+        UserError: there is none.
+    """
     full, shrunk = folder / images, folder / f"{images}_{downscale:g}"
     if downscale > 1 and shrunk.is_dir():
         files = _files(shrunk, views)
@@ -247,8 +251,12 @@ def _files(folder: Path, views: list[View]) -> list[Path | None]:
     return [listing.find(view.name) for view in views]
 
 
-def _check_shape(view: View, picture: Picture, model: Path) -> None:
-    """Check that a file, of any scale, has the proportions of its camera."""
+def check_shape(view: View, picture: Picture, model: Path) -> None:
+    """Check that a file, of any scale, has the proportions of its camera.
+
+    Raises:
+        UserError: it has not.
+    """
     lens = view.lens
     off = abs(picture.width * lens.height - picture.height * lens.width)
     if off > lens.width + lens.height:  # more than rounding each side to whole pixels
@@ -263,15 +271,16 @@ def _check_shape(view: View, picture: Picture, model: Path) -> None:
 
 
 def _split(
-    key: str, photos: Sequence[_Photo], world: torch.Tensor, model: Path, pool: ThreadPoolExecutor
+    key: str, photos: Sequence[Photo], world: torch.Tensor, model: Path, pool: ThreadPoolExecutor
 ) -> Split:
-    cameras = _cameras(photos, world)
+    cameras = make_cameras(photos, world)
     check_invertible(cameras, str(model / f"cameras{model_suffix(model)}"))
     pixels = read_photos([p.picture for p in photos], [p.size for p in photos], pool)
     return Split(key, cameras, pixels, tuple(photo.picture.path.name for photo in photos))
 
 
-def _cameras(photos: Sequence[_Photo], world: torch.Tensor) -> Cameras:
+def make_cameras(photos: Sequence[Photo], world: torch.Tensor) -> Cameras:
+    """Make the cameras of photos, in the coordinates that world [4, 4] leads to."""
     sizes = torch.tensor([photo.size for photo in photos])
     originals = torch.tensor([(p.view.lens.width, p.view.lens.height) for p in photos])
     # Whole pixels: the two axes need not have shrunk by the same ratio.

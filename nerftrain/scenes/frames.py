@@ -39,12 +39,22 @@ class Frame:
 def read_transforms(path: Path, wanted: str) -> tuple[dict[str, Any], list[Frame]]:
     """Read what a transforms file says of all frames, and its frames.
 
+    Raises:
+        UserError: the file is damaged, or a frame lacks its path or a rigid pose.
+    """
+    content, entries = read_entries(path, wanted)
+    return content, [read_frame(path, i, entry) for i, entry in enumerate(entries)]
+
+
+def read_entries(path: Path, wanted: str) -> tuple[dict[str, Any], list[Any]]:
+    """Read a transforms file, and its frames as they stand there.
+
     Args:
         path: of the file.
         wanted: the keys beside "frames" that it should hold, for the message.
 
     Raises:
-        UserError: the file is damaged, or a frame lacks its path or a rigid pose.
+        UserError: the file is damaged, or lists no frame.
     """
     content = _parse_json(path)
     if not isinstance(content, dict):
@@ -56,7 +66,7 @@ def read_transforms(path: Path, wanted: str) -> tuple[dict[str, Any], list[Frame
         )
     if not entries:
         raise UserError(f"{path}: the list of frames is empty; a split needs at least one")
-    return content, [_read_frame(path, i, entry) for i, entry in enumerate(entries)]
+    return content, entries
 
 
 def read_angle(path: Path, content: Mapping[str, Any]) -> float:
@@ -87,7 +97,12 @@ def _parse_json(path: Path) -> object:
         raise UserError(f"{path} is not JSON text ({error}): restore the file") from error
 
 
-def _read_frame(path: Path, index: int, entry: object) -> Frame:
+def read_frame(path: Path, index: int, entry: object) -> Frame:
+    """Read one entry of a transforms file.
+
+    Raises:
+        UserError: it lacks its path or a rigid pose.
+    """
     file_path = entry.get("file_path") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(file_path, str) or not file_path:
         raise UserError(
@@ -146,7 +161,7 @@ def find_images(
         UserError: images are missing, and may not be skipped or all are.
     """
     folders: dict[Path, dict[str, str]] = {}
-    images = [_find_image(path.parent, frame.file_path, folders) for frame in frames]
+    images = [find_image(path.parent, frame.file_path, folders) for frame in frames]
     missing = [short(f.file_path) for f, image in zip(frames, images, strict=True) if not image]
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -160,7 +175,7 @@ def find_images(
     return [frame for frame, _ in pairs], [image for _, image in pairs]
 
 
-def _find_image(root: Path, file_path: str, folders: dict[Path, dict[str, str]]) -> Path | None:
+def find_image(root: Path, file_path: str, folders: dict[Path, dict[str, str]]) -> Path | None:
     """Find a frame's image, named with or without its suffix, the suffix in any case.
 
     Args:

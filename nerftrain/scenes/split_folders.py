@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,22 +78,31 @@ def load_splits(
         splits = {
             split: _read_split(folder, split, layout, downscale, skip_missing)
             for split in SPLITS
-            if _transforms_path(folder, split).is_file()
+            if transforms_path(folder, split).is_file()
         }
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}): check its name and its rights"
         ) from error
+    check_judged(folder, splits)
+    if "test" not in splits:
+        splits["test"] = splits["val"]
+    bound = torch.tensor([bounds.extent] * 3)
+    return Scene(name, splits, torch.cat([-bound, bound]), bounds.near, bounds.far, folder)
+
+
+def check_judged(folder: Path, splits: Collection[str]) -> None:
+    """Check that there are views to judge by.
+
+    Raises:
+        UserError: of the splits there is only train.
+    """
     if len(splits) == 1:
         raise UserError(
             f"{folder} has neither transforms_test.json nor transforms_val.json: the result is "
             "judged on views that are not trained on, so move some frames of "
             "transforms_train.json into transforms_test.json"
         )
-    if "test" not in splits:
-        splits["test"] = splits["val"]
-    bound = torch.tensor([bounds.extent] * 3)
-    return Scene(name, splits, torch.cat([-bound, bound]), bounds.near, bounds.far, folder)
 
 
 def _check_values(downscale: float, bounds: Bounds) -> None:
@@ -109,7 +118,8 @@ def _check_values(downscale: float, bounds: Bounds) -> None:
 # Finding the folder
 
 
-def _transforms_path(folder: Path, split: str) -> Path:
+def transforms_path(folder: Path, split: str) -> Path:
+    """Name the transforms file of a split."""
     return folder / f"transforms_{split}.json"
 
 
@@ -132,7 +142,7 @@ def _find_folder(name: str, layout: Layout, root: str | None, data_root: str | N
     if base.name == name:
         candidates.append(base)
     for candidate in candidates:
-        if _transforms_path(candidate, "train").is_file():
+        if transforms_path(candidate, "train").is_file():
             return candidate
     looked_for = ", ".join(str(path.relative_to(base)) for path in candidates[: len(layout.groups)])
     raise UserError(
@@ -148,7 +158,7 @@ def _given_folder(root: Path, layout: Layout) -> Path:
         raise UserError(
             f"scene.root={root} does not exist: give the folder with transforms_train.json"
         )
-    if not _transforms_path(root, "train").is_file():
+    if not transforms_path(root, "train").is_file():
         raise UserError(
             f"scene.root={root} is no {layout.kind} folder: looked for transforms_train.json; "
             f"{_what_is_there(root, layout)}"
@@ -165,7 +175,7 @@ def _what_is_there(folder: Path, layout: Layout) -> str:
     found = ", ".join(entries[:5]) + (f" and {len(entries) - 5} more" if len(entries) > 5 else "")
     # Scenes inside the folder, else the scene that the folder is inside of.
     marks = [m for p in ("*", "*/*") for m in sorted(folder.glob(f"{p}/transforms_train.json"))]
-    marks = marks or [m for m in [_transforms_path(folder.parent, "train")] if m.is_file()]
+    marks = marks or [m for m in [transforms_path(folder.parent, "train")] if m.is_file()]
     marks = [mark for mark in marks if layout.could_be(mark)]
     would_work = " or ".join(f"scene.root={mark.parent}" for mark in marks[:3])
     return f"found {found or 'nothing'}; " + (
@@ -181,7 +191,7 @@ def _what_is_there(folder: Path, layout: Layout) -> str:
 def _read_split(
     folder: Path, split: str, layout: Layout, downscale: float, skip_missing: bool
 ) -> Split:
-    path = _transforms_path(folder, split)
+    path = transforms_path(folder, split)
     content, frames = read_transforms(path, "camera_angle_x")
     angle = read_angle(path, content)
     frames = layout.check_frames(path, frames)
@@ -194,13 +204,13 @@ def _read_split(
         pixels = read_pixels(pictures, size, pool)
     return Split(
         name=split,
-        cameras=_cameras(frames, angle, pictures[0], size),
+        cameras=make_cameras(frames, angle, pictures[0], size),
         pixels=pixels,
         names=tuple(image.name for image in images),
     )
 
 
-def _cameras(
+def make_cameras(
     frames: list[Frame], angle: float, original: Picture, size: tuple[int, int]
 ) -> Cameras:
     """Make cameras of size (width, height); angle is their horizontal field of view, radians."""

@@ -128,7 +128,7 @@ def _load(
         frames = with_times(path, frames)
     everywhere = [frame.file_path for frame in frames]
     frames, images = find_images(path, frames, skip_missing)
-    members = _members(path, content, everywhere, frames, test_every)
+    members = split_members(path, content, everywhere, frames, test_every)
     place = find_place(path, content, torch.stack([frame.pose for frame in frames]), placement)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         originals = list(pool.map(read_header, images))
@@ -138,7 +138,7 @@ def _load(
         _check_proportions(originals, pictures)
         further = 1.0 if copies else downscale
         sizes = [shrunk_size(picture, further) for picture in pictures]
-        cameras = _cameras(content, frames, originals, sizes, place.world)
+        cameras = make_cameras(content, frames, originals, sizes, place.world)
         check_invertible(cameras, str(path))
         splits = {
             split: _read_split(split, cameras, pictures, sizes, indices, pool)
@@ -182,7 +182,7 @@ def _read_split(
     )
 
 
-def _cameras(
+def make_cameras(
     content: Mapping[str, Any],
     frames: Sequence[Frame],
     originals: Sequence[Picture],
@@ -261,7 +261,7 @@ def _check_proportions(originals: Sequence[Picture], copies: Sequence[Picture]) 
 # Which views are trained on
 
 
-def _members(
+def split_members(
     path: Path,
     content: Mapping[str, Any],
     everywhere: Sequence[str],
@@ -276,6 +276,9 @@ def _members(
         everywhere: the file_path of all frames that it lists.
         frames: those whose image is there.
         test_every: each so many is a test view where the file lists none.
+
+    Raises:
+        UserError: a list names what no frame has, or a split is left without images.
     """
     listed = {split: _listed(path, content, split, everywhere) for split in SPLITS}
     if not any(listed.values()):
