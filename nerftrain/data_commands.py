@@ -56,7 +56,7 @@ def _get(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
         raise UserError(
             "data get: where to? give data_root=PATH, or set NERFTRAIN_DATA to the folder of scenes"
         )
-    from nerftrain import download
+    from nerftrain.data import download
 
     try:
         download.get(names, Path(root).expanduser(), lambda line: print(line, flush=True))
@@ -94,7 +94,7 @@ def _check(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     folder = Path(parsed.path).expanduser()
     out = Path(parsed.out or Path("outputs") / "data" / folder.resolve().name).expanduser()
     from nerftrain.config import scene_plan
-    from nerftrain.inspection import inspect
+    from nerftrain.data.inspection import inspect
 
     found = inspect(folder, out, scene_plan, parsed.kind)
     print("\n".join(found.lines()), flush=True)

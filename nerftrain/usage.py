@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nerftrain.datasets import ARCHIVES
+from nerftrain.data.datasets import ARCHIVES
 from nerftrain.paths import data_dir
 
 _HEAD = """\

@@ -27,9 +27,9 @@ LAYERS = [
     },
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
-    {"checkpoint", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
+    {"checkpoint", "data", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
     {"trainer"},
-    {"usage", "composition", "config", "launch", "cli", "__main__", ""},
+    {"usage", "composition", "config", "data_commands", "launch", "cli", "__main__", ""},
 ]
 ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each other
 SHARED = {  # by the alternatives of a package
@@ -51,7 +51,7 @@ ALLOWED = {
 }
 KNOW_HYDRA = {"composition", "config", "cli", "launch"}
 # Compiling takes seconds and comes before there is a report: the library says so itself.
-MAY_PRINT = {"report", "trainer", "cli", "launch", "ops.library"}
+MAY_PRINT = {"report", "trainer", "data_commands", "launch", "cli", "ops.library"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -19,9 +19,9 @@ from typing import IO
 
 from tqdm import tqdm
 
+from nerftrain.data.remote import CHUNK
+from nerftrain.data.transfer import check_room, progress_bar, remove_if_empty
 from nerftrain.errors import RunError, UserError
-from nerftrain.remote import CHUNK
-from nerftrain.transfer import check_room, progress_bar, remove_if_empty
 
 # What file managers leave in archives.
 _LITTER = re.compile(r"(^|/)(__MACOSX|\.DS_Store|Thumbs\.db|\._[^/]*)(/|$)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nerftrain.datasets import ARCHIVES, look_up
+from nerftrain.data.datasets import ARCHIVES, look_up
 from nerftrain.errors import UserError
 
 CONF = Path(__file__).parent.parent / "conf" / "scene"

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from nerftrain import remote
-from nerftrain.remote import NoRangesError, RemoteError, RemoteFile
+from nerftrain.data import remote
+from nerftrain.data.remote import NoRangesError, RemoteError, RemoteFile
 
 CONTENT = random.Random(0).randbytes(300_000)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nerftrain.formats import (
+from nerftrain.data.formats import (
     SKIP,
     Faults,
     Format,

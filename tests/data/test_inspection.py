@@ -10,8 +10,8 @@ from PIL import Image
 
 from nerftrain.cli import main
 from nerftrain.config import scene_plan
+from nerftrain.data.inspection import Inspection, inspect
 from nerftrain.errors import UserError
-from nerftrain.inspection import Inspection, inspect
 
 
 def look(folder: Path, kind: str | None = None) -> Inspection:

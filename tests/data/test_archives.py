@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nerftrain import archives
-from nerftrain.archives import DamagedArchiveError, opened, select, unpack
+from nerftrain.data import archives
+from nerftrain.data.archives import DamagedArchiveError, opened, select, unpack
 from nerftrain.errors import UserError
 
 FILES = {
@@ -212,7 +212,7 @@ def test_what_is_kept_of_an_interruption_is_no_scene_and_is_not_written_again(
 
 def test_a_full_disk_is_told_before_anything_is_written(archive, tmp_path, monkeypatch):
     usage = archives.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("nerftrain.transfer.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("nerftrain.data.transfer.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="make room"):
         unpack_lego(archive, tmp_path / "out" / "lego")
     assert files_below(tmp_path / "out") == set()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nerftrain.config import scene_plan
-from nerftrain.inspection import Inspection, inspect
+from nerftrain.data.inspection import Inspection, inspect
 
 FOCAL = 12 / math.tan(0.69 / 2)
 

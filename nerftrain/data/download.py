@@ -11,11 +11,11 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nerftrain.archives import DamagedArchiveError, Member, opened, select, unpack
-from nerftrain.datasets import ARCHIVES, DOWNLOADS, Archive, look_up
+from nerftrain.data.archives import DamagedArchiveError, Member, opened, select, unpack
+from nerftrain.data.datasets import ARCHIVES, DOWNLOADS, Archive, look_up
+from nerftrain.data.remote import NoRangesError, RemoteError, RemoteFile
+from nerftrain.data.transfer import fetch, gigabytes, hash_of, remove_if_empty
 from nerftrain.errors import RunError, UserError
-from nerftrain.remote import NoRangesError, RemoteError, RemoteFile
-from nerftrain.transfer import fetch, gigabytes, hash_of, remove_if_empty
 
 Say = Callable[[str], None]
 

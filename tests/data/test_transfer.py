@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from nerftrain import remote, transfer
+from nerftrain.data import remote, transfer
+from nerftrain.data.remote import RemoteError
+from nerftrain.data.transfer import fetch, part_of
 from nerftrain.errors import UserError
-from nerftrain.remote import RemoteError
-from nerftrain.transfer import fetch, part_of
 
 CONTENT = random.Random(0).randbytes(300_000)
 

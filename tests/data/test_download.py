@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nerftrain import archives as unpacking
-from nerftrain import download, remote
 from nerftrain.cli import main
-from nerftrain.datasets import Archive
+from nerftrain.data import archives as unpacking
+from nerftrain.data import download, remote
+from nerftrain.data.datasets import Archive
 from nerftrain.errors import RunError, UserError
 
 SCENES = ("lego", "ship")
@@ -273,7 +273,7 @@ def test_fetching_loads_no_torch():
     import sys
 
     code = (
-        "import sys; from nerftrain import download; from nerftrain.cli import main;"
+        "import sys; from nerftrain.data import download; from nerftrain.cli import main;"
         "main(['data', '--help']); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nerftrain.drawing import (
+from nerftrain.data.drawing import (
     SPLIT_COLORS,
     Frustum,
     Print,

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nerftrain.capture_formats import CAPTURES
-from nerftrain.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
+from nerftrain.data.capture_formats import CAPTURES
+from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
+from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.errors import UserError
-from nerftrain.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.world import move, normalization
 from nerftrain.schema import Plan, suggestion

@@ -20,9 +20,9 @@ from typing import IO
 
 from tqdm import tqdm
 
-from nerftrain import remote
+from nerftrain.data import remote
+from nerftrain.data.remote import CHUNK, Origin, RemoteError
 from nerftrain.errors import UserError
-from nerftrain.remote import CHUNK, Origin, RemoteError
 
 
 def part_of(path: Path) -> Path:
