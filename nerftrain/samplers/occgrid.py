@@ -23,6 +23,7 @@ from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
 # evaluated, and a round is long enough to keep the field's batches large.
 ROUND = 16
 
+FIRST_STRIDE = 4.0  # the factor on the steps of training rays at first; it falls to 1 in warm-up
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
 
 
@@ -89,7 +90,8 @@ class OccGrid(Sampler):
         self.settings = grid
         self.is_dynamic = cameras.times is not None
         self.num_marched = 0  # samples in occupied cells at the last call
-        self._seen: tuple[Rays, Samples, Tensor] | None = None  # of the last call in training
+        # Cells and densities of what the last call in training evaluated.
+        self._looked_at: tuple[Tensor, Tensor] | None = None
         self.aabb = tuple(aabb.tolist())
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
@@ -107,9 +109,11 @@ class OccGrid(Sampler):
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, done
         self.visible: Tensor
         self.occupancy: Tensor
         self.threshold: Tensor
+        self.steps: Tensor
         self._refresh()
 
     def _refresh(self) -> None:
@@ -141,19 +145,34 @@ class OccGrid(Sampler):
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
         """Place samples in occupied cells, front to back until nothing behind them can be seen."""
-        samples = ops.march(rays, jitter(rays, generator), self.grid, self.march)
+        march = self.march if generator is None else self._march_in_training()
+        samples = ops.march(rays, jitter(rays, generator), self.grid, march)
         self.num_marched = len(samples)
         density = self._visible_density(samples, sigma_fn)
         thresholds = self.early_stop_eps, self._alpha_thre, self._min_weight
-        visible = ops.visible_samples(samples, density, *thresholds)
-        kept = ops.select(samples, visible)
+        visible = ops.visible_samples(samples, density.clamp(min=0), *thresholds)
         if generator is not None:
-            self._seen = (rays, kept, density[visible])
-        return kept
+            self._looked_at = self._cells_of(rays, samples, density)
+        return ops.select(samples, visible)
+
+    def _march_in_training(self) -> ops.March:
+        """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
+
+        Without it the first seconds go by on a few rays of very many samples.
+        """
+        warm = min(1.0, int(self.steps) / max(self.settings.warmup_steps, 1))
+        stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm
+        cone_angle = self.march.cone_angle * stride
+        return ops.March(self.march.step * stride, cone_angle, self.march.max_steps)
+
+    def _cells_of(self, rays: Rays, samples: Samples, density: Tensor) -> tuple[Tensor, Tensor]:
+        rows = (density != UNKNOWN).nonzero().squeeze(1)
+        middle = (samples.t_starts[rows] + samples.t_ends[rows]) / 2
+        return self._cells_at(rays.points(middle, samples.ray_indices[rows])), density[rows]
 
     def _visible_density(self, samples: Samples, sigma_fn: SigmaFn) -> Tensor:
-        """Evaluate densities front to back [N]; those behind what stops a ray stay zero."""
-        density = torch.zeros_like(samples.t_starts)
+        """Evaluate densities front to back [N]; those behind what stops a ray stay UNKNOWN."""
+        density = torch.full_like(samples.t_starts, UNKNOWN)
         first, last = samples.offsets[:-1], samples.offsets[1:]
         optical_depth = torch.zeros_like(first, dtype=density.dtype)
         self.num_evaluated = 0
@@ -183,6 +202,7 @@ class OccGrid(Sampler):
 
         These are random ones, and after warm-up occupied ones too.
         """
+        self.steps.fill_(step + 1)
         if (step + 1) % self.settings.update_every:
             return
         cells = self._draw_cells(step, generator)
@@ -206,19 +226,16 @@ class OccGrid(Sampler):
         return torch.stack(looks).amax(0)
 
     def _keep_what_is_seen(self, occupancy: Tensor) -> None:
-        """Raise the cells of the last training samples to what these have found there.
+        """Raise the cells that the last training rays went through to what these found there.
 
         A random point seldom meets the matter in a cell that is mostly empty, such as one at the
-        rim of a thin surface; rays that see it do.
+        rim of a thin surface; rays that see it do. And a cell that they found empty is known.
         """
-        if self._seen is None:
+        if self._looked_at is None:
             return
-        rays, samples, density = self._seen
-        middle = (samples.t_starts + samples.t_ends)[:, None] / 2
-        rows = samples.ray_indices
-        cells = self._cells_at(rays.origins[rows] + middle * rays.directions[rows])
+        cells, density = self._looked_at
         occupancy.scatter_reduce_(0, cells, density * self.march.step, "amax")
-        self._seen = None
+        self._looked_at = None
 
     def _cells_at(self, points: Tensor) -> Tensor:
         """Find the finest cells [M] that hold points [M, 3] of the outermost box."""
@@ -235,24 +252,31 @@ class OccGrid(Sampler):
         return self.occupancy.clamp(min=0).sum() / max(len(self.visible_cells), 1)
 
     def _draw_cells(self, step: int, generator: torch.Generator) -> Tensor:
-        """Pick cells_per_update cells that can hold anything.
+        """Pick cells that can hold anything: in warm-up each of them once, then random ones.
 
-        After warm-up half of them are occupied ones.
+        After warm-up they are cells_per_update, half of them occupied ones.
         """
-        device, total = self.occupancy.device, len(self.visible_cells)
-        num = min(self.settings.cells_per_update, total)
-        warm = step >= self.settings.warmup_steps and len(self.occupied_cells) > 0
-        num_random = num // 2 if warm else num
+        device, total, settings = self.occupancy.device, len(self.visible_cells), self.settings
+        num = min(settings.cells_per_update, total)
+        if step < settings.warmup_steps:
+            num = min(max(num, -(-total * settings.update_every // settings.warmup_steps)), total)
+            first = torch.tensor(step // settings.update_every * num, device=device)
+            return self._spread(first, num)
+        num_random = num // 2 if len(self.occupied_cells) else num
         start = torch.randint(max(total, 1), (1,), generator=generator, device=device)
-        # A stride that is prime to the number of cells visits each at most once.
-        places = (start + torch.arange(num_random, device=device) * 2654435761) % max(total, 1)
-        random = self.visible_cells[places]
-        if not warm:
+        random = self._spread(start, num_random)
+        if num == num_random:
             return random
         picks = torch.randint(
             len(self.occupied_cells), (num - num_random,), generator=generator, device=device
         )
         return torch.cat([random, self.occupied_cells[picks]]).unique()
+
+    def _spread(self, first: Tensor, num: int) -> Tensor:
+        """Pick num visible cells, spread out; ranges one after the other never pick one twice."""
+        # The stride is prime: with the number of cells it has no divisor in common.
+        places = (first + torch.arange(num, device=first.device)) * 2654435761
+        return self.visible_cells[places % max(len(self.visible_cells), 1)]
 
     def _points_in(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a point in each cell [M]: [M, 3]."""

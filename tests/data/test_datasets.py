@@ -8,7 +8,7 @@ import pytest
 from nerftrain.data.datasets import ARCHIVES, look_up
 from nerftrain.errors import UserError
 
-CONF = Path(__file__).parent.parent / "conf" / "scene"
+CONF = Path(__file__).parents[2] / "conf" / "scene"
 
 
 def names(*words: str) -> list[str]:

@@ -128,7 +128,7 @@ def test_a_new_grid_skips_nothing_that_is_visible(scene: Scene) -> None:
 
 
 def test_cells_not_looked_at_stay_occupied(scene: Scene) -> None:
-    sampler = learnt(scene, updates=1, cells_per_update=1000)
+    sampler = learnt(scene, updates=1, cells_per_update=1000, warmup_steps=10**6)
     looked_at = (sampler.occupancy != UNKNOWN).sum()
     assert looked_at <= 1000 + (~sampler.visible).sum()
     assert sampler.describe()["occupied"] > 0.9 * float(sampler.visible.float().mean())
