@@ -148,7 +148,7 @@ def test_every_combination_trains_or_is_refused_in_a_sentence(
     folders = [f"scene.root={scene_roots[scene]}", f"run_dir={tmp_path / 'run'}"]
     cfg = compose([*choices, *folders, *MODELS[model], *SAMPLERS[sampler], *COMMON])
     if background == "random" and scene in ("colmap", "transforms"):
-        with pytest.raises(UserError, match="needs images with alpha, .*: leave it out, or add"):
+        with pytest.raises(UserError, match=r"needs images with alpha, .*: leave it out, or add"):
             assemble(cfg)
         return
     run = create_run_dir(assemble(cfg))
