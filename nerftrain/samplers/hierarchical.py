@@ -42,8 +42,9 @@ class Hierarchical(Sampler):
         """
         super().__init__()
         check_counts(num_coarse=num_coarse, num_fine=num_fine)
-        self.num_coarse, self.num_fine, self.spacing = num_coarse, num_fine, spacing
-        self.contraction = contraction
+        self.num_coarse, self.num_fine = num_coarse, num_fine
+        self.spacing: Spacing = spacing
+        self.contraction: Contraction = contraction
         self.coarse = make_field()
         self.register_buffer("aabb", aabb.float().clone(), persistent=False)
         self.aabb: Tensor

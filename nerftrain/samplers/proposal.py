@@ -120,9 +120,10 @@ class Proposal(Sampler):
         if spacing == "disparity" and near <= 0:
             raise UserError(f"spacing={spacing}: needs scene.near above 0")
         self.counts = [level.num_samples for level in levels]
-        self.num_samples, self.spacing, self.padding = num_samples, spacing, padding
+        self.num_samples, self.padding, self.teaching = num_samples, padding, teaching
         self.early_stop_eps, self.min_weight = early_stop_eps, min_weight
-        self.teaching, self.contraction = teaching, contraction
+        self.spacing: Spacing = spacing
+        self.contraction: Contraction = contraction
         self.fields = nn.ModuleList(ProposalField(level, aabb, contraction) for level in levels)
         self.register_buffer("aabb", aabb.float().clone(), persistent=False)
         self.aabb: Tensor

@@ -31,7 +31,9 @@ class Uniform(Sampler):
         """
         super().__init__()
         check_counts(num_samples=num_samples)
-        self.num_samples, self.spacing, self.contraction = num_samples, spacing, contraction
+        self.num_samples = num_samples
+        self.spacing: Spacing = spacing
+        self.contraction: Contraction = contraction
         self.register_buffer("aabb", aabb.float().clone(), persistent=False)
         self.aabb: torch.Tensor
 
