@@ -53,9 +53,7 @@ def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigma
     def positions(
         t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        directions = rays.directions.index_select(0, ray_indices)
-        points = rays.points((t_starts + t_ends).mul_(0.5), ray_indices)
-        return points, directions, None if rays.times is None else rays.times[ray_indices]
+        return rays.at((t_starts + t_ends).mul_(0.5), ray_indices)
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
         points, _, times = positions(t_starts, t_ends, ray_indices)

@@ -71,11 +71,15 @@ class Rays(_Tensors):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
 
-    def points(self, distances: Tensor, ray_indices: Tensor) -> Tensor:
-        """Find the points [N, 3] at distances [N] along the rays ray_indices [N]."""
+    def at(self, distances: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Find positions and directions [N, 3], and times [N] or None.
+
+        They are those at distances [N] along the rays ray_indices [N].
+        """
         directions = self.directions.index_select(0, ray_indices)
         origins = self.origins.index_select(0, ray_indices)
-        return torch.addcmul(origins, directions, distances[:, None])
+        positions = torch.addcmul(origins, directions, distances[:, None])
+        return positions, directions, None if self.times is None else self.times[ray_indices]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ They learn where space is empty.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.losses import Kind
+from nerftrain.spacing import Kind as Spacing
+from nerftrain.spacing import to_distance
 from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn
 
 
@@ -59,15 +62,28 @@ def jitter(rays: Rays, generator: torch.Generator | None) -> Tensor:
     return torch.rand(rays.near.shape, generator=generator, device=rays.near.device)
 
 
-def reach(
-    rays: Rays, aabb: Tensor, contraction: Contraction
-) -> tuple[Tensor, Rays, Tensor, Tensor]:
-    """Find the rays that meet anything, and from where to where.
+@dataclass(frozen=True)
+class Ways:
+    """The rays that meet anything, and from where to where they do."""
 
-    Returns:
-        The indices [H] of those of R rays that do, these rays, and the distances [H] at which they
-        enter and leave the box aabb [6]; near and far where space has no bounds.
-    """
+    hit: Tensor  # [H] int64, ascending: which of all rays these are
+    rays: Rays  # H of them
+    enter: Tensor  # [H] distances
+    leave: Tensor  # [H]
+
+    def __len__(self) -> int:
+        return len(self.rays)
+
+    def __getitem__(self, rows: Tensor) -> Ways:
+        return Ways(self.hit[rows], self.rays[rows], self.enter[rows], self.leave[rows])
+
+    def distances(self, kind: Spacing, shares: Tensor) -> Tensor:
+        """Turn shares of the ways [H, K] into distances [H, K]."""
+        return to_distance(kind, shares, self.enter, self.leave)
+
+
+def find_ways(rays: Rays, aabb: Tensor, contraction: Contraction) -> Ways:
+    """Find where rays enter and leave the box aabb [6]; near and far where space has no bounds."""
     enter, leave = rays.near, rays.far
     if contraction == "none":
         inverse = 1 / torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
@@ -75,7 +91,7 @@ def reach(
         enter = torch.maximum(walls.amin(0).amax(-1), enter)
         leave = torch.minimum(walls.amax(0).amin(-1), leave)
     hit = (enter < leave).nonzero().squeeze(1)  # a synchronisation on CUDA: how many there are
-    return hit, rays[hit], enter[hit], leave[hit]
+    return Ways(hit, rays[hit], enter[hit], leave[hit])
 
 
 def pack(bounds: Tensor, hit: Tensor, num_rays: int) -> Samples:
@@ -97,13 +113,9 @@ def pack(bounds: Tensor, hit: Tensor, num_rays: int) -> Samples:
     )
 
 
-def at_middles(rays: Rays, bounds: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Find positions, directions [H * K, 3] and times [H * K] of intervals bounds [H, K + 1]."""
-    num = bounds.shape[1] - 1
-    rows = torch.arange(len(rays), device=bounds.device).repeat_interleave(num)
-    middles = ((bounds[:, :-1] + bounds[:, 1:]) * 0.5).reshape(-1)
-    times = None if rays.times is None else rays.times[rows]
-    return rays.points(middles, rows), rays.directions[rows], times
+def at_middles(rays: Rays, samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Find positions and directions [N, 3], and times [N] or None, of samples of R rays."""
+    return rays.at((samples.t_starts + samples.t_ends).mul_(0.5), samples.ray_indices)
 
 
 def check_counts(**counts: int) -> None:

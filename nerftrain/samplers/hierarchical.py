@@ -15,9 +15,8 @@ from nerftrain.losses import Kind, color_loss
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.histogram import invert_cdf
-from nerftrain.samplers import Sampler, at_middles, check_counts, jitter, pack, reach
+from nerftrain.samplers import Sampler, at_middles, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
-from nerftrain.spacing import to_distance
 from nerftrain.types import Batch, Contraction, Rays, Rendering, Samples, SigmaFn
 
 PADDING = 1e-5  # of the coarse weights (the paper's code): no bin is never looked at
@@ -54,13 +53,13 @@ class Hierarchical(Sampler):
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
         """Place num_coarse + num_fine + 1 intervals on each ray that meets the scene."""
-        hit, seen, enter, leave = reach(rays, self.aabb, self.contraction)
-        edges = self._stratified(seen, generator)
-        bounds = to_distance(self.spacing, edges, enter, leave)
-        weights = self._coarse_weights(seen, bounds, hit, len(rays), generator is not None)
-        fine = invert_cdf(edges, weights, jitter(seen, generator), self.num_fine, PADDING)
+        ways = find_ways(rays, self.aabb, self.contraction)
+        edges = self._stratified(ways.rays, generator)
+        coarse = pack(ways.distances(self.spacing, edges), ways.hit, len(rays))
+        weights = self._coarse_weights(rays, coarse, generator is not None).view(len(ways), -1)
+        fine = invert_cdf(edges, weights, jitter(ways.rays, generator), self.num_fine, PADDING)
         both = torch.cat([edges, fine], 1).sort(1).values
-        return pack(to_distance(self.spacing, both, enter, leave), hit, len(rays))
+        return pack(ways.distances(self.spacing, both), ways.hit, len(rays))
 
     def _stratified(self, rays: Rays, generator: torch.Generator | None) -> Tensor:
         """Draw the ends of the coarse intervals [H, num_coarse + 1], one in each equal share."""
@@ -70,21 +69,17 @@ class Hierarchical(Sampler):
             place = torch.rand(shape, generator=generator, device=device)
         return (torch.arange(self.num_coarse + 1, device=device) + place) / (self.num_coarse + 1)
 
-    def _coarse_weights(
-        self, rays: Rays, bounds: Tensor, hit: Tensor, num_rays: int, learn: bool
-    ) -> Tensor:
-        """Render the coarse network: the weights [H, num_coarse] of its samples."""
-        positions, directions, times = at_middles(rays, bounds)
+    def _coarse_weights(self, rays: Rays, samples: Samples, learn: bool) -> Tensor:
+        """Render the coarse network at its samples [N]: their weights [N]."""
+        positions, directions, times = at_middles(rays, samples)
         self.num_evaluated = len(positions)
-        samples = pack(bounds, hit, num_rays)
         if learn:
             channels, density = self.coarse(positions, directions, times)
             self._rendered = composite(density, channels[:, :NUM_COLORS], samples)
-            return self._rendered.weights.detach().view(len(rays), -1)
+            return self._rendered.weights.detach()
         with torch.no_grad():
             density = self.coarse.density(positions, times)
-            weights = composite(density, density.new_empty(len(density), 0), samples).weights
-        return weights.view(len(rays), -1)
+            return composite(density, density.new_empty(len(density), 0), samples).weights
 
     def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Compare the coarse network's colours with the images, as the fine one's are."""

@@ -168,7 +168,8 @@ class OccGrid(Sampler):
     def _cells_of(self, rays: Rays, samples: Samples, density: Tensor) -> tuple[Tensor, Tensor]:
         rows = (density != UNKNOWN).nonzero().squeeze(1)
         middle = (samples.t_starts[rows] + samples.t_ends[rows]) / 2
-        return self._cells_at(rays.points(middle, samples.ray_indices[rows])), density[rows]
+        positions, _, _ = rays.at(middle, samples.ray_indices[rows])
+        return self._cells_at(positions), density[rows]
 
     def _visible_density(self, samples: Samples, sigma_fn: SigmaFn) -> Tensor:
         """Evaluate densities front to back [N]; those behind what stops a ray stay UNKNOWN."""

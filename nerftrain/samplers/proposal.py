@@ -19,10 +19,11 @@ from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp, un
 from nerftrain.ops.composite import composite
 from nerftrain.ops.histogram import interlevel_loss, invert_cdf
 from nerftrain.ops.march import select, visible_samples
-from nerftrain.samplers import Sampler, at_middles, check_counts, jitter, pack, reach
+from nerftrain.samplers import Sampler, Ways, at_middles, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
-from nerftrain.spacing import to_distance
 from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn
+
+STRAY = 1 / 16  # the share of training rays that are followed although no proposal asks for them
 
 Histogram = tuple[Tensor, Tensor]  # edges [H, S + 1] as shares of the rays' way, weights [H, S]
 
@@ -49,11 +50,12 @@ class Teaching:
     update_every: int
     update_warmup: int
     weight: float
+    fog_weight: float
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what makes no sense."""
         check_counts(update_every=self.update_every)
-        for name in ("anneal_steps", "anneal_slope", "update_warmup", "weight"):
+        for name in ("anneal_steps", "anneal_slope", "update_warmup", "weight", "fog_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must not be negative")
 
@@ -133,32 +135,37 @@ class Proposal(Sampler):
         self.step: Tensor
         self.last_learnt: Tensor
         self._levels: list[Histogram] = []  # of the last call in training, where it taught
+        self._fog: list[Tensor] = []  # the sum of each level's weights then
         self._final: Histogram | None = None
         self._num_rays = 0
 
     def sample(
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
-        """Place the same number of samples on each ray, then leave out those that nobody sees."""
-        hit, seen, enter, leave = reach(rays, self.aabb, self.contraction)
+        """Place samples level by level; rays and samples that nobody sees are left out."""
+        ways = find_ways(rays, self.aabb, self.contraction)
         step = int(self.step)
         teach = generator is not None and self._is_due(step)
-        self._levels, self._final, self._num_rays = [], None, len(rays)
-        self.num_evaluated = 0
-        edges = enter.new_tensor([0.0, 1.0]).expand(len(seen), 2)
-        weights = enter.new_ones(len(seen), 1)
         power = self.teaching.anneal(step) if generator is not None else 1.0
+        self._levels, self._fog, self._final, self._num_rays = [], [], None, len(rays)
+        self.num_evaluated = 0
+        edges = ways.enter.new_tensor([0.0, 1.0]).expand(len(ways), 2)
+        weights = ways.enter.new_ones(len(ways), 1)
         for field, count in zip(self.fields, self.counts, strict=True):
-            edges = self._draw(edges, weights, power, seen, generator, count)
-            bounds = to_distance(self.spacing, edges, enter, leave)
+            edges = self._draw(edges, weights, power, ways.rays, generator, count)
             with torch.set_grad_enabled(teach):
-                weights = self._weights(field, seen, bounds)
-            self._levels += [(edges, weights)] if teach else []
+                weights = self._weights(field, ways, edges)
+            if teach:
+                self._levels.append((edges, weights))
+                self._fog.append(weights.sum())
             # Their fields are small: a third of the radiance field's cost.
-            self.num_evaluated += bounds.numel() // 3
-        edges = self._draw(edges, weights, power, seen, generator, self.num_samples)
-        bounds = to_distance(self.spacing, edges, enter, leave)
-        samples = pack(bounds, hit, len(rays))
+            self.num_evaluated += weights.numel() // 3
+            if power == 1 and self.min_weight:
+                kept = self._worth_following(weights, generator)
+                ways, edges, weights = ways[kept], edges[kept], weights[kept]
+                self._levels = [(e[kept], w[kept]) for e, w in self._levels]
+        edges = self._draw(edges, weights, power, ways.rays, generator, self.num_samples)
+        samples = pack(ways.distances(self.spacing, edges), ways.hit, len(rays))
         if not self.min_weight:
             self._final = (edges, torch.empty(0))
             return samples
@@ -176,17 +183,28 @@ class Proposal(Sampler):
         generator: torch.Generator | None,
         count: int,
     ) -> Tensor:
-        masses = weights.detach() ** power if power < 1 else weights
+        masses = weights.detach() ** power if power < 1 else weights.detach()
         return invert_cdf(edges, masses, jitter(rays, generator), count, self.padding)
 
-    def _weights(self, field: nn.Module, rays: Rays, bounds: Tensor) -> Tensor:
-        """Weigh the intervals bounds [H, S + 1] by a proposal field's density: [H, S]."""
-        positions, _, _ = at_middles(rays, bounds)
-        density = field(positions)
-        everyone = torch.arange(len(rays), device=bounds.device)
-        no_channels = density.new_empty(len(density), 0)
-        out = composite(density, no_channels, pack(bounds, everyone, len(rays)))
-        return out.weights.view(len(rays), -1)
+    def _weights(self, field: nn.Module, ways: Ways, edges: Tensor) -> Tensor:
+        """Weigh the intervals edges [H, S + 1] by a proposal field's density: [H, S]."""
+        everyone = torch.arange(len(ways), device=edges.device)
+        samples = pack(ways.distances(self.spacing, edges), everyone, len(ways))
+        density = field(at_middles(ways.rays, samples)[0])
+        out = composite(density, density.new_empty(len(density), 0), samples)
+        return out.weights.view(len(ways), -1)
+
+    def _worth_following(self, weights: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Find the rays [H'] that meet enough for one sample to be seen.
+
+        In training a few of the others are followed all the same: what a proposal field has missed
+        is found only where the radiance field is asked.
+        """
+        worth = weights.detach().sum(1) >= self.min_weight
+        if generator is not None:
+            lot = torch.rand(worth.shape, generator=generator, device=worth.device)
+            worth |= lot < STRAY
+        return worth.nonzero().squeeze(1)  # a synchronisation on CUDA: how many there are
 
     @torch.no_grad()
     def _visible(self, samples: Samples, edges: Tensor, sigma_fn: SigmaFn) -> Samples:
@@ -208,14 +226,18 @@ class Proposal(Sampler):
         if not self.min_weight:
             weights = rendering.weights.detach().view(edges.shape[0], -1)
         losses = [interlevel_loss(edges, weights, *level).sum() for level in self._levels]
-        return {"interlevel": torch.stack(losses).sum() * (self.teaching.weight / self._num_rays)}
+        terms = {"interlevel": torch.stack(losses).sum() * (self.teaching.weight / self._num_rays)}
+        if self.teaching.fog_weight:
+            fog = torch.stack(self._fog).sum()
+            terms["fog"] = fog * (self.teaching.fog_weight / self._num_rays)
+        return terms
 
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
         """Count the step; proposal fields learn by the loss."""
         if self._levels:
             self.last_learnt.fill_(step)
         self.step.fill_(step + 1)
-        self._levels, self._final = [], None  # the graph goes with them
+        self._levels, self._fog, self._final = [], [], None  # the graph goes with them
 
     def describe(self) -> dict[str, float]:
         """Report how many densities the last call asked for, in units of the radiance field's."""

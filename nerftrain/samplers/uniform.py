@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nerftrain.samplers import Sampler, check_counts, jitter, pack, reach
+from nerftrain.samplers import Sampler, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
-from nerftrain.spacing import to_distance
 from nerftrain.types import Contraction, Rays, Samples, SigmaFn
 
 
@@ -42,12 +41,11 @@ class Uniform(Sampler):
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
         """Place num_samples intervals on each of R rays; rays that miss the box have none."""
-        hit, _, enter, leave = reach(rays, self.aabb, self.contraction)
+        ways = find_ways(rays, self.aabb, self.contraction)
         # The jitter shifts all boundaries by less than half a step; the first and last interval
         # shrink to the way's ends.
-        k = torch.arange(self.num_samples + 1, device=hit.device) + (
-            jitter(rays, generator)[hit, None] - 0.5
+        k = torch.arange(self.num_samples + 1, device=ways.hit.device) + (
+            jitter(rays, generator)[ways.hit, None] - 0.5
         )
         shares = k.clamp(0, self.num_samples) / self.num_samples
-        bounds = to_distance(self.spacing, shares, enter, leave)
-        return pack(bounds, hit, len(rays))
+        return pack(ways.distances(self.spacing, shares), ways.hit, len(rays))

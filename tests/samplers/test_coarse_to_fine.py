@@ -70,7 +70,7 @@ def proposal(num_levels: int = 1, **changes: object) -> Proposal:
         "padding": 0.01,
         "early_stop_eps": 1e-3,
         "min_weight": 0.0,
-        "teaching": Teaching(**teaching, weight=1.0),  # type: ignore[arg-type]
+        "teaching": Teaching(**teaching, weight=1.0, fog_weight=0.0),  # type: ignore[arg-type]
         **changes,
     }
     return Proposal(**values, aabb=BOX, near=2.0)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def taught(sampler: Proposal, steps: int = 120) -> Proposal:
 
 def share_near_the_surface(samples: Samples, rays: Rays) -> float:
     middles = (samples.t_starts + samples.t_ends) / 2
-    radius = rays.points(middles, samples.ray_indices).norm(dim=1)
+    radius = rays.at(middles, samples.ray_indices)[0].norm(dim=1)
     return float(((radius - RADIUS).abs() < 0.2).float().mean())
 
 
@@ -164,7 +164,7 @@ def test_proposals_learn_ever_more_rarely():
 
 
 def test_weights_are_flattened_at_first():
-    teaching = Teaching(100, 10.0, 5, 100, 1.0)
+    teaching = Teaching(100, 10.0, 5, 100, 1.0, 0.0)
     powers = [teaching.anneal(number) for number in (0, 10, 50, 100, 1000)]
     assert powers == sorted(powers)
     assert powers[0] == 0
@@ -174,7 +174,7 @@ def test_weights_are_flattened_at_first():
 
 def test_unbounded_space_is_sampled_from_near_to_far():
     torch.manual_seed(0)
-    teaching = Teaching(0, 10.0, 1, 0, 1.0)
+    teaching = Teaching(0, 10.0, 1, 0, 1.0, 0.0)
     level = Level(64, HashEncoding(4, 2, 12, 8, 32), 16)
     sampler = Proposal(
         [level], 32, "disparity", 0.01, 1e-3, 0.0, teaching, aabb=BOX, contraction="l2", near=0.1
@@ -204,7 +204,7 @@ def test_disparity_from_distance_zero_is_refused():
     with pytest.raises(UserError, match=r"needs scene\.near above 0"):
         Proposal(
             [Level(8, HashEncoding(1, 2, 8, 8, 8), 8)],
-            *(8, "disparity", 0.01, 1e-3, 0.0, Teaching(0, 1.0, 1, 0, 1.0)),
+            *(8, "disparity", 0.01, 1e-3, 0.0, Teaching(0, 1.0, 1, 0, 1.0, 0.0)),
             aabb=BOX,
             near=0.0,
         )
