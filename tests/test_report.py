@@ -248,3 +248,12 @@ def test_a_reset_forgets_the_memory_of_what_was_before():
     assert before is not None
     assert after is not None
     assert after < before - (100 << 20)
+
+
+def test_the_world_is_written_whole_with_what_it_means(tmp_path: Path):
+    world = torch.tensor([[2.0, 0, 0, 1], [0, 2, 0, 0.1], [0, 0, 2, -3], [0, 0, 0, 1]]).double()
+    report.write_world(tmp_path, world)
+    content = json.loads((tmp_path / "world.json").read_text())
+    assert torch.equal(torch.tensor(content["dataset_to_scene"]).double(), world)
+    assert "x_run = M x_data" in content["what"]
+    assert [path.name for path in tmp_path.iterdir()] == ["world.json"]
