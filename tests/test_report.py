@@ -250,7 +250,7 @@ def test_a_reset_forgets_the_memory_of_what_was_before():
     assert after < before - (100 << 20)
 
 
-def test_the_world_is_written_whole_with_what_it_means(tmp_path: Path):
+def test_the_world_is_written_whole_with_what_it_means(tmp_path):
     world = torch.tensor([[2.0, 0, 0, 1], [0, 2, 0, 0.1], [0, 0, 2, -3], [0, 0, 0, 1]]).double()
     report.write_world(tmp_path, world)
     content = json.loads((tmp_path / "world.json").read_text())
