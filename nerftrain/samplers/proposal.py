@@ -99,6 +99,7 @@ class Proposal(Sampler):
         spacing: Spacing,
         padding: float,
         early_stop_eps: float,
+        min_opacity: float,
         min_weight: float,
         teaching: Teaching,
         *,
@@ -115,6 +116,7 @@ class Proposal(Sampler):
         for name, value in (
             ("padding", padding),
             ("early_stop_eps", early_stop_eps),
+            ("min_opacity", min_opacity),
             ("min_weight", min_weight),
         ):
             if value < 0:
@@ -123,7 +125,8 @@ class Proposal(Sampler):
             raise UserError(f"spacing={spacing}: needs scene.near above 0")
         self.counts = [level.num_samples for level in levels]
         self.num_samples, self.padding, self.teaching = num_samples, padding, teaching
-        self.early_stop_eps, self.min_weight = early_stop_eps, min_weight
+        self.early_stop_eps, self.min_opacity = early_stop_eps, min_opacity
+        self.min_weight = min_weight
         self.spacing: Spacing = spacing
         self.contraction: Contraction = contraction
         self.fields = nn.ModuleList(ProposalField(level, aabb, contraction) for level in levels)
@@ -160,7 +163,7 @@ class Proposal(Sampler):
                 self._fog.append(weights.sum())
             # Their fields are small: a third of the radiance field's cost.
             self.num_evaluated += weights.numel() // 3
-            if power == 1 and self.min_weight:
+            if power == 1 and self.min_opacity:
                 kept = self._worth_following(weights, generator)
                 ways, edges, weights = ways[kept], edges[kept], weights[kept]
                 self._levels = [(e[kept], w[kept]) for e, w in self._levels]
@@ -195,12 +198,12 @@ class Proposal(Sampler):
         return out.weights.view(len(ways), -1)
 
     def _worth_following(self, weights: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Find the rays [H'] that meet enough for one sample to be seen.
+        """Find the rays [H'] of which proposals say that they meet anything.
 
         In training a few of the others are followed all the same: what a proposal field has missed
         is found only where the radiance field is asked.
         """
-        worth = weights.detach().sum(1) >= self.min_weight
+        worth = weights.detach().sum(1) >= self.min_opacity
         if generator is not None:
             lot = torch.rand(worth.shape, generator=generator, device=worth.device)
             worth |= lot < STRAY

@@ -62,6 +62,7 @@ def rays_at_the_ball(num: int = 128) -> Rays:
 def proposal(num_levels: int = 1, **changes: object) -> Proposal:
     torch.manual_seed(0)
     teaching = {"anneal_steps": 50, "anneal_slope": 10.0, "update_every": 3, "update_warmup": 20}
+    teaching["fog_weight"] = 0.0
     teaching |= {key: changes.pop(key) for key in list(changes) if key in teaching}  # type: ignore[misc]
     values = {
         "levels": [Level(32, HashEncoding(4, 2, 12, 8, 32), 16) for _ in range(num_levels)],
@@ -69,8 +70,9 @@ def proposal(num_levels: int = 1, **changes: object) -> Proposal:
         "spacing": "uniform",
         "padding": 0.01,
         "early_stop_eps": 1e-3,
+        "min_opacity": 0.0,
         "min_weight": 0.0,
-        "teaching": Teaching(**teaching, weight=1.0, fog_weight=0.0),  # type: ignore[arg-type]
+        "teaching": Teaching(**teaching, weight=1.0),  # type: ignore[arg-type]
         **changes,
     }
     return Proposal(**values, aabb=BOX, near=2.0)  # type: ignore[arg-type]
@@ -141,6 +143,25 @@ def test_samples_that_nobody_sees_are_left_out_without_changing_the_picture():
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=0.02)
 
 
+def test_rays_that_meet_nothing_fade_and_are_not_followed():
+    """Half of the rays pass the ball by: in the end the field is asked about the others alone."""
+    rays = rays_at_the_ball(64)
+    rays.origins[::2] = torch.tensor([0.0, 1.2, -4.0])
+    rays.directions[::2] = torch.tensor([0.0, 0.0, 1.0])
+    sampler = proposal(min_opacity=0.05, min_weight=1e-3, anneal_steps=0, fog_weight=1e-2)
+    generator, ball = torch.Generator().manual_seed(1), Ball()
+    optimizer = torch.optim.Adam(sampler.parameters(), 0.05)
+    for number in range(150):
+        _, terms = step(sampler, ball, rays, generator)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        sampler.update(number, ball.density, generator)
+    samples = sampler.sample(rays, field_functions(ball, rays)[0])
+    assert sampler.num_evaluated < 64 * 32 // 3 + 40 * 16  # 24 rays or more were not followed
+    assert (samples.offsets.diff()[1::2] > 0).all()
+
+
 @pytest.mark.parametrize("min_weight", [0.0, 1e-3])
 def test_gradients_of_the_interlevel_loss_reach_proposals_alone(min_weight: float):
     sampler, field = proposal(2, min_weight=min_weight), Learnable()
@@ -177,7 +198,17 @@ def test_unbounded_space_is_sampled_from_near_to_far():
     teaching = Teaching(0, 10.0, 1, 0, 1.0, 0.0)
     level = Level(64, HashEncoding(4, 2, 12, 8, 32), 16)
     sampler = Proposal(
-        [level], 32, "disparity", 0.01, 1e-3, 0.0, teaching, aabb=BOX, contraction="l2", near=0.1
+        [level],
+        32,
+        "disparity",
+        0.01,
+        1e-3,
+        0.0,
+        0.0,
+        teaching,
+        aabb=BOX,
+        contraction="l2",
+        near=0.1,
     )
     rays = Rays(torch.zeros(3, 3), torch.eye(3), torch.full((3,), 0.1), torch.full((3,), 1000.0))
     samples = sampler.sample(rays, field_functions(Ball(), rays)[0])
@@ -204,7 +235,7 @@ def test_disparity_from_distance_zero_is_refused():
     with pytest.raises(UserError, match=r"needs scene\.near above 0"):
         Proposal(
             [Level(8, HashEncoding(1, 2, 8, 8, 8), 8)],
-            *(8, "disparity", 0.01, 1e-3, 0.0, Teaching(0, 1.0, 1, 0, 1.0, 0.0)),
+            *(8, "disparity", 0.01, 1e-3, 0.0, 0.0, Teaching(0, 1.0, 1, 0, 1.0, 0.0)),
             aabb=BOX,
             near=0.0,
         )
