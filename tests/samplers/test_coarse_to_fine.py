@@ -87,11 +87,11 @@ def step(sampler: Sampler, field: RadianceField, rays: Rays, generator: torch.Ge
     return samples, sampler.loss_terms("huber", batch, rendering)
 
 
-def taught(sampler: Proposal, steps: int = 120) -> Proposal:
-    generator = torch.Generator().manual_seed(1)
+def taught(sampler: Proposal, steps: int = 120, rays: Rays | None = None) -> Proposal:
+    generator, rays = torch.Generator().manual_seed(1), rays or rays_at_the_ball()
     optimizer = torch.optim.Adam(sampler.parameters(), 0.02)
     for number in range(steps):
-        _, terms = step(sampler, Ball(), rays_at_the_ball(), generator)
+        _, terms = step(sampler, Ball(), rays, generator)
         if terms:
             optimizer.zero_grad()
             sum(terms.values()).backward()
@@ -149,15 +149,7 @@ def test_rays_that_meet_nothing_fade_and_are_not_followed():
     rays.origins[::2] = torch.tensor([0.0, 1.2, -4.0])
     rays.directions[::2] = torch.tensor([0.0, 0.0, 1.0])
     sampler = proposal(min_opacity=0.05, min_weight=1e-3, anneal_steps=0, fog_weight=1e-2)
-    generator, ball = torch.Generator().manual_seed(1), Ball()
-    optimizer = torch.optim.Adam(sampler.parameters(), 0.05)
-    for number in range(150):
-        _, terms = step(sampler, ball, rays, generator)
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        optimizer.step()
-        sampler.update(number, ball.density, generator)
-    samples = sampler.sample(rays, field_functions(ball, rays)[0])
+    samples = taught(sampler, 400, rays).sample(rays, field_functions(Ball(), rays)[0])
     assert sampler.num_evaluated < 64 * 32 // 3 + 40 * 16  # 24 rays or more were not followed
     assert (samples.offsets.diff()[1::2] > 0).all()
 
