@@ -56,7 +56,9 @@ class Hierarchical(Sampler):
         ways = find_ways(rays, self.aabb, self.contraction)
         edges = self._stratified(ways.rays, generator)
         coarse = pack(ways.distances(self.spacing, edges), ways.hit, len(rays))
-        weights = self._coarse_weights(rays, coarse, generator is not None).view(len(ways), -1)
+        weights = self._coarse_weights(rays, coarse, generator is not None).view(
+            -1, self.num_coarse
+        )
         fine = invert_cdf(edges, weights, jitter(ways.rays, generator), self.num_fine, PADDING)
         both = torch.cat([edges, fine], 1).sort(1).values
         return pack(ways.distances(self.spacing, both), ways.hit, len(rays))

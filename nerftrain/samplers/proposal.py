@@ -195,7 +195,7 @@ class Proposal(Sampler):
         samples = pack(ways.distances(self.spacing, edges), everyone, len(ways))
         density = field(at_middles(ways.rays, samples)[0])
         out = composite(density, density.new_empty(len(density), 0), samples)
-        return out.weights.view(len(ways), -1)
+        return out.weights.view(len(ways), edges.shape[1] - 1)
 
     def _worth_following(self, weights: Tensor, generator: torch.Generator | None) -> Tensor:
         """Find the rays [H'] of which proposals say that they meet anything.
@@ -214,7 +214,7 @@ class Proposal(Sampler):
         density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
         self.num_evaluated += len(samples)
         out = composite(density, density.new_empty(len(density), 0), samples)
-        self._final = (edges, out.weights.view(edges.shape[0], -1))
+        self._final = (edges, out.weights.view(-1, self.num_samples))
         # Before the field has learnt anything every weight is small: not all may be cut off.
         mean = float(out.weights.mean()) if len(samples) else 0.0  # a synchronisation on CUDA
         threshold = min(self.min_weight, mean)
@@ -227,7 +227,7 @@ class Proposal(Sampler):
             return {}
         edges, weights = self._final
         if not self.min_weight:
-            weights = rendering.weights.detach().view(edges.shape[0], -1)
+            weights = rendering.weights.detach().view(-1, self.num_samples)
         losses = [interlevel_loss(edges, weights, *level).sum() for level in self._levels]
         terms = {"interlevel": torch.stack(losses).sum() * (self.teaching.weight / self._num_rays)}
         if self.teaching.fog_weight:

@@ -78,6 +78,10 @@ def proposal(num_levels: int = 1, **changes: object) -> Proposal:
     return Proposal(**values, aabb=BOX, near=2.0)  # type: ignore[arg-type]
 
 
+def hierarchical(make_field=Ball) -> Hierarchical:
+    return Hierarchical(32, 64, "uniform", make_field=make_field, aabb=BOX)
+
+
 def step(sampler: Sampler, field: RadianceField, rays: Rays, generator: torch.Generator):
     """Sample, render and sum up what the sampler adds to the loss, as the trainer does."""
     sigma_fn, rgb_sigma_fn = field_functions(field, rays)
@@ -176,6 +180,17 @@ def test_proposals_learn_ever_more_rarely():
     assert gaps[-1] == 3
 
 
+@pytest.mark.parametrize("make", [proposal, lambda: proposal(min_weight=1e-3), hierarchical])
+def test_rays_that_all_pass_by_have_no_samples(make):
+    rays = rays_at_the_ball(5)
+    rays.origins[:] = torch.tensor([9.0, 9.0, 9.0])
+    rays.directions[:] = torch.tensor([1.0, 0.0, 0.0])
+    for generator in (None, torch.Generator().manual_seed(0)):
+        samples, terms = step(make(), Ball(), rays, generator)
+        assert samples.offsets.tolist() == [0] * 6
+        assert all(term.isfinite() for term in terms.values())
+
+
 def test_weights_are_flattened_at_first():
     teaching = Teaching(100, 10.0, 5, 100, 1.0, 0.0)
     powers = [teaching.anneal(number) for number in (0, 10, 50, 100, 1000)]
@@ -231,10 +246,6 @@ def test_disparity_from_distance_zero_is_refused():
             aabb=BOX,
             near=0.0,
         )
-
-
-def hierarchical(make_field=Ball) -> Hierarchical:
-    return Hierarchical(32, 64, "uniform", make_field=make_field, aabb=BOX)
 
 
 def test_the_fine_network_sees_all_coarse_samples_and_more_at_the_surface():
