@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nerftrain.composition import (
     with_sweep_dir,
 )
 from nerftrain.errors import UserError
+from nerftrain.paths import data_dir
 
 TRUSTED = (*schema.TRUSTED, __name__)
 
@@ -282,6 +284,28 @@ def test_presets_in_folders_are_suggested(tmp_path: Path, override: str, line: s
     with pytest.raises(UserError) as error:
         compose([override], source)
     assert line in str(error.value)
+
+
+CONF = data_dir("conf")
+EXPERIMENTS = sorted((CONF / "experiment").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_can_be_run_and_says_how_it_was_measured(file: Path):
+    name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    config.check(compose([f"experiment={name}"]))
+    text = file.read_text(encoding="utf-8")
+    assert f"nerftrain experiment={name} " in text
+    assert re.search("Protocol: |Expected on ", text)
+    assert re.search("Peers?: |Expected on ", text)
+    assert re.search("Ours: |Expected on ", text)
+
+
+@pytest.mark.parametrize("scene", ["mip360/garden", "dnerf/hook", "transforms", "chair"])
+def test_an_experiment_takes_another_scene(scene: str):
+    cfg = compose(["experiment=blender/ngp_occgrid", f"scene={scene}"])
+    config.check(cfg)
+    assert cfg.trainer.steps == 20000
 
 
 def test_broken_yaml_is_one_line(tmp_path: Path):

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from nerftrain.config import assemble, create_run_dir
 from nerftrain.errors import UserError
 from nerftrain.report import read_curve
 from nerftrain.scenes.demo import render_folder
-from nerftrain.trainer import train
+from nerftrain.trainer import Run, train
 
 MODELS = {
     "mlp": ["model.depth=2", "model.width=32", "model.skip=1", "optimizer.lr=0.01"],
@@ -164,24 +165,18 @@ def test_every_combination_trains_or_is_refused_in_a_sentence(
 def test_a_resumed_run_is_the_same_bit_for_bit(
     scene_roots: dict[str, Path], tmp_path: Path, scene: str, sampler: str
 ):
-    def make(name: str, steps: int):
+    def make(name: str, steps: int) -> Run:
         choices = [f"scene={scene}", "model=ngp", f"sampler={sampler}", *MODELS["ngp"]]
         folders = [f"scene.root={scene_roots[scene]}", f"run_dir={tmp_path / name}"]
-        # The rates follow the steps: both runs have the same plan, one is stopped on its way.
-        rates = ["scheduler=constant", f"trainer.steps={steps}", "scheduler.warmup_steps=10"]
-        cfg = compose([*choices, *folders, *SAMPLERS[sampler], *COMMON, *rates])
-        return assemble(cfg)
+        # A constant rate: how far a run is on its way must not matter where it is stopped.
+        rates = [f"trainer.steps={steps}", "scheduler=constant", "scheduler.warmup_steps=10"]
+        return assemble(compose([*choices, *folders, *SAMPLERS[sampler], *COMMON, *rates]))
 
-    whole = create_run_dir(make("whole", 40))
+    whole, half = create_run_dir(make("whole", 40)), create_run_dir(make("half", 20))
     train(whole)
-    half = create_run_dir(make("half", 20))
     train(half)
-    rest = make("half", 40)
-    from dataclasses import replace
-
-    rest = replace(rest, run_dir=half.run_dir)
+    rest = replace(make("half", 40), run_dir=half.run_dir)
     train(rest, resume=True)
-    learnt = {**whole.model.state_dict(), **whole.sampler.state_dict()}
     again = {**rest.model.state_dict(), **rest.sampler.state_dict()}
-    for name, value in learnt.items():
+    for name, value in {**whole.model.state_dict(), **whole.sampler.state_dict()}.items():
         assert torch.equal(value, again[name]), name
