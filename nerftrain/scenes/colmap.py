@@ -126,7 +126,7 @@ def _find_folder(name: str, root: str | None, data_root: str | None) -> Path:
         raise UserError(
             f"scene {name!r} needs its images: give scene.root=FOLDER (the one with sparse/0 and "
             "images), or set NERFTRAIN_DATA or data_root= to the folder that holds it as "
-            f"{name} or mip360/{name}"
+            f"{name} or mip360/{name}; nerftrain data get fetches the published ones"
         )
     base = Path(data_root).expanduser()
     if not base.is_dir():

@@ -130,7 +130,7 @@ def _find_folder(name: str, layout: Layout, root: str | None, data_root: str | N
         raise UserError(
             f"scene {name!r} needs its images: give scene.root=FOLDER (the one with "
             "transforms_train.json), or set NERFTRAIN_DATA or data_root= to the folder that holds "
-            f"it as {layout.advise(name)}"
+            f"it as {layout.advise(name)}; nerftrain data get fetches the published ones"
         )
     base = Path(data_root).expanduser()
     if not base.is_dir():
