@@ -18,7 +18,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_every_choice_that_the_readme_names_exists() -> None:
     named = set(
-        re.findall(r"\b(scene|model|sampler|scheduler|background|runtime)=([a-z0-9_,]+)", README)
+        re.findall(r"\b(scene|model|sampler|scheduler|background|runtime)=([a-z0-9_,/]+)", README)
     )
     assert named
     for group, options in named:

@@ -74,11 +74,3 @@ def test_points_at_any_distance_end_on_the_rim(device, norm, size):
 
 def test_no_points_give_none(device):
     assert contract(torch.zeros(0, 3, device=device), "l2").shape == (0, 3)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_op_tells_torch_the_truth_about_itself(device, norm):
-    at = torch.randn(5, 3, device=device)
-    contract(at, norm)  # loads the library
-    torch.library.opcheck(torch.ops.nerftrain.contract_fwd.default, (at, norm == "linf"))
-    torch.library.opcheck(torch.ops.nerftrain.contract_bwd.default, (at, at, norm == "linf"))

@@ -49,10 +49,3 @@ def test_it_is_what_compositing_finds_on_the_way(make_samples, device):
     out = composite(density, torch.zeros(len(samples), 3, device=device), samples)
     again = distortion(out.weights, samples.t_starts, samples.t_ends, samples.offsets)
     torch.testing.assert_close(again, out.distortion, rtol=1e-4, atol=1e-6)
-
-
-def test_the_op_tells_torch_the_truth_about_itself(packed):
-    distortion(*packed)  # loads the library
-    torch.library.opcheck(torch.ops.nerftrain.distortion_fwd.default, packed)
-    v = torch.ones(len(packed[3]) - 1).to(packed[0])
-    torch.library.opcheck(torch.ops.nerftrain.distortion_bwd.default, (*packed, v))

@@ -123,14 +123,3 @@ def test_edges_that_are_not_numbers_end_all_the_same(device):
     weights = torch.ones(1, 4, device=device)
     invert_cdf(edges, weights, torch.zeros(1, device=device), 3)
     interlevel_loss(edges, weights, edges, weights)
-
-
-def test_the_ops_tell_torch_the_truth_about_themselves(fine, coarse):
-    (edges, weights), (coarse_edges, coarse_weights) = fine, coarse
-    jitter = torch.full((40,), 0.5).to(edges)
-    invert_cdf(edges, weights, jitter, 3)  # loads the library
-    ops = torch.ops.nerftrain
-    torch.library.opcheck(ops.invert_cdf.default, (edges, weights, jitter, 3, 0.0))
-    histograms = (edges, weights, coarse_edges, coarse_weights)
-    torch.library.opcheck(ops.interlevel_fwd.default, histograms)
-    torch.library.opcheck(ops.interlevel_bwd.default, (*histograms, jitter))

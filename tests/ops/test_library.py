@@ -404,6 +404,12 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         moving = (random(7, 4, dtype=dtype), table)
         moving_levels = ([2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157])
         matrix = [random(6, 4, dtype=dtype) for _ in range(4)]
+        points = random(7, 3, dtype=dtype) * 4
+        fine, coarse = (
+            (random(5, n + 1, dtype=dtype).sort(1).values, random(5, n, dtype=dtype))
+            for n in (6, 3)
+        )
+        intervals = (density, starts, starts + 1, offsets)
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
             "composite_fwd": [packed],
@@ -415,6 +421,13 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             ],
             "spherical_harmonics_fwd": [(positions, degree) for degree in (1, 4)],
             "spherical_harmonics_bwd": [(positions, random(7, 9, dtype=dtype), 3)],
+            "contract_fwd": [(points, infinity_norm) for infinity_norm in (False, True)],
+            "contract_bwd": [(points, positions, infinity) for infinity in (False, True)],
+            "invert_cdf": [(*coarse, random(5, dtype=dtype), 4, 0.01)],
+            "interlevel_fwd": [(*fine, *coarse)],
+            "interlevel_bwd": [(*fine, *coarse, random(5, dtype=dtype))],
+            "distortion_fwd": [intervals],
+            "distortion_bwd": [(*intervals, random(3, dtype=dtype))],
             "adam_": [(*matrix, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, skip) for skip in (False, True)],
         }
         for name, sets in more.items():
