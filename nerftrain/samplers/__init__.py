@@ -74,7 +74,7 @@ class Ways:
     def __len__(self) -> int:
         return len(self.rays)
 
-    def __getitem__(self, rows: Tensor) -> Ways:
+    def __getitem__(self, rows: Tensor | slice) -> Ways:
         return Ways(self.hit[rows], self.rays[rows], self.enter[rows], self.leave[rows])
 
     def distances(self, kind: Spacing, shares: Tensor) -> Tensor:

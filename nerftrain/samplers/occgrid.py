@@ -145,20 +145,27 @@ class OccGrid(Sampler):
         self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
     ) -> Samples:
         """Place samples in occupied cells, front to back until nothing behind them can be seen."""
-        march = self.march if generator is None else self._march_in_training()
-        samples = ops.march(rays, jitter(rays, generator), self.grid, march)
+        samples = ops.march(rays, jitter(rays, generator), self.grid, self._march_so_far())
         self.num_marched = len(samples)
         density = self._visible_density(samples, sigma_fn)
-        thresholds = self.early_stop_eps, self._alpha_thre, self._min_weight
-        visible = ops.visible_samples(samples, density.clamp(min=0), *thresholds)
         if generator is not None:
             self._looked_at = self._cells_of(rays, samples, density)
+        density.clamp_(min=0)
+        alpha_thre, min_weight = self._alpha_thre, self._min_weight
+        if generator is not None:
+            # A field that fades faster than the grid forgets would lose all samples, and with them
+            # every gradient that could bring it back. A synchronisation on CUDA.
+            alpha = 1 - torch.exp(-density * (samples.t_ends - samples.t_starts))
+            mean = float(alpha.mean()) if len(samples) else 0.0
+            alpha_thre, min_weight = min(alpha_thre, mean), min(min_weight, mean)
+        visible = ops.visible_samples(samples, density, self.early_stop_eps, alpha_thre, min_weight)
         return ops.select(samples, visible)
 
-    def _march_in_training(self) -> ops.March:
+    def _march_so_far(self) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
 
-        Without it the first seconds go by on a few rays of very many samples.
+        Without it the first seconds go by on a few rays of very many samples. An image rendered
+        during warm-up shows what was learnt at these steps by these steps.
         """
         warm = min(1.0, int(self.steps) / max(self.settings.warmup_steps, 1))
         stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm

@@ -62,7 +62,7 @@ def rays_at_the_ball(num: int = 128) -> Rays:
 def proposal(num_levels: int = 1, **changes: object) -> Proposal:
     torch.manual_seed(0)
     teaching = {"anneal_steps": 50, "anneal_slope": 10.0, "update_every": 3, "update_warmup": 20}
-    teaching["fog_weight"] = 0.0
+    teaching |= {"share": 1.0, "fog_weight": 0.0}
     teaching |= {key: changes.pop(key) for key in list(changes) if key in teaching}  # type: ignore[misc]
     values = {
         "levels": [Level(32, HashEncoding(4, 2, 12, 8, 32), 16) for _ in range(num_levels)],
@@ -154,7 +154,7 @@ def test_rays_that_meet_nothing_fade_and_are_not_followed():
     rays.directions[::2] = torch.tensor([0.0, 0.0, 1.0])
     sampler = proposal(min_opacity=0.05, min_weight=1e-3, anneal_steps=0, fog_weight=1e-2)
     samples = taught(sampler, 400, rays).sample(rays, field_functions(Ball(), rays)[0])
-    assert sampler.num_evaluated < 64 * 32 // 3 + 40 * 16  # 24 rays or more were not followed
+    assert sampler.num_evaluated < 64 * 32 // 8 + 40 * 16  # 24 rays or more were not followed
     assert (samples.offsets.diff()[1::2] > 0).all()
 
 
@@ -180,6 +180,29 @@ def test_proposals_learn_ever_more_rarely():
     assert gaps[-1] == 3
 
 
+def test_a_share_of_the_rays_is_enough_to_learn_from():
+    """Samples are the same as ever, and the gradient is of the first quarter of the rays alone."""
+    rays, others = rays_at_the_ball(64), rays_at_the_ball(64)
+    others.origins[16:], others.directions[16:] = rays.origins[:48], rays.directions[:48]
+    outcomes = []
+    for share, these in ((0.25, rays), (1.0, rays), (0.25, others)):
+        sampler = proposal(2, share=share)
+        samples, terms = step(sampler, Ball(), these, torch.Generator().manual_seed(0))
+        terms["interlevel"].backward()
+        outcomes.append((samples, [field.encoding.table.grad for field in sampler.fields]))
+    (few, gradients), (every, _), (_, expected) = outcomes
+    torch.testing.assert_close(few.t_starts, every.t_starts)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.abs().sum() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_an_impossible_share_is_refused(share: float):
+    with pytest.raises(UserError, match="share"):
+        proposal(share=share)
+
+
 @pytest.mark.parametrize("make", [proposal, lambda: proposal(min_weight=1e-3), hierarchical])
 def test_rays_that_all_pass_by_have_no_samples(make):
     rays = rays_at_the_ball(5)
@@ -192,7 +215,7 @@ def test_rays_that_all_pass_by_have_no_samples(make):
 
 
 def test_weights_are_flattened_at_first():
-    teaching = Teaching(100, 10.0, 5, 100, 1.0, 0.0)
+    teaching = Teaching(100, 10.0, 5, 100, 1.0, 1.0, 0.0)
     powers = [teaching.anneal(number) for number in (0, 10, 50, 100, 1000)]
     assert powers == sorted(powers)
     assert powers[0] == 0
@@ -202,7 +225,7 @@ def test_weights_are_flattened_at_first():
 
 def test_unbounded_space_is_sampled_from_near_to_far():
     torch.manual_seed(0)
-    teaching = Teaching(0, 10.0, 1, 0, 1.0, 0.0)
+    teaching = Teaching(0, 10.0, 1, 0, 1.0, 1.0, 0.0)
     level = Level(64, HashEncoding(4, 2, 12, 8, 32), 16)
     sampler = Proposal(
         [level],
@@ -242,7 +265,7 @@ def test_disparity_from_distance_zero_is_refused():
     with pytest.raises(UserError, match=r"needs scene\.near above 0"):
         Proposal(
             [Level(8, HashEncoding(1, 2, 8, 8, 8), 8)],
-            *(8, "disparity", 0.01, 1e-3, 0.0, 0.0, Teaching(0, 1.0, 1, 0, 1.0, 0.0)),
+            *(8, "disparity", 0.01, 1e-3, 0.0, 0.0, Teaching(0, 1.0, 1, 0, 1.0, 1.0, 0.0)),
             aabb=BOX,
             near=0.0,
         )

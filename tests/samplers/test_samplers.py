@@ -108,6 +108,13 @@ def test_samples_lie_in_occupied_cells_and_stop_behind_the_surface(scene: Scene)
     assert (points.norm(dim=-1) > 0.3).all()  # the inside is hidden
 
 
+def test_a_field_that_fades_away_keeps_samples_to_come_back_by(scene: Scene) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    generator = torch.Generator().manual_seed(0)
+    faint = sampler.sample(rays, lambda starts, ends, indices: 1e-3 * starts, generator)
+    assert len(faint) > 0.1 * sampler.num_marched > 0
+
+
 def test_rounds_change_nothing_but_the_number_of_evaluations(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
