@@ -5,16 +5,17 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   // Occupancy grids: bits from flags; which cells the cameras leave open.
   m.def("pack_grid(Tensor occupied) -> (Tensor, Tensor)");
   m.def(
-      "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] aabb, "
-      "int num_levels, int resolution, float near) -> Tensor");
-  // Marching: how many samples each ray has, then the samples; which of them are seen.
+      "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] boxes, "
+      "int[] resolution, float near) -> Tensor");
+  // Marching: how many samples each ray has and where its march ended, then the samples; which of them are seen.
   m.def(
       "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
-      "Tensor blocks, float[] aabb, int resolution, float step, float cone_angle, int max_steps) -> Tensor");
+      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
+      "int max_samples) -> (Tensor, Tensor)");
   m.def(
       "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
-      "Tensor blocks, float[] aabb, int resolution, float step, float cone_angle, int max_steps, Tensor offsets, "
-      "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
+      "int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
       "float alpha_thre, float min_weight) -> Tensor");

@@ -11,9 +11,10 @@
 namespace nerftrain {
 
 struct MarchSettings {
-  float step;        // world units
+  float step;        // world units; 0: a sample for every occupied cell
   float cone_angle;  // 0: equal steps
   int max_steps;     // the lattice ends here, whatever the floats do
+  int max_samples;   // of a ray
 };
 
 struct Lattice {
@@ -43,116 +44,182 @@ struct Lattice {
   }
 };
 
-// Where a point is: the finest level whose box holds it, and its cell there.
+// Where a point is: the first box that holds it, and its cell there.
 struct CellPlace {
   int level;
   int c[3];
 };
 
 NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
-  float u[3], reach = 0.f;
-  for (int a = 0; a < 3; ++a) {
-    u[a] = (p[a] - g.center[a]) * g.inverse[a];
-    reach = max_of(reach, fabsf(u[a]));
+  for (place.level = 0; place.level < g.num_levels; ++place.level) {
+    float u[3], reach = 0.f;
+    for (int a = 0; a < 3; ++a) {
+      u[a] = (p[a] - g.center[place.level][a]) * g.inverse[place.level][a];
+      reach = max_of(reach, fabsf(u[a]));
+    }
+    if (!(reach < 1.f)) continue;
+    for (int a = 0; a < 3; ++a) {
+      // Within [0, resolution) but for rounding at the upper face.
+      const int cell = int((u[a] * 0.5f + 0.5f) * float(g.resolution[a]));
+      place.c[a] = min_of(cell, g.resolution[a] - 1);
+    }
+    return true;
   }
-  float scale = 1.f, inverse_scale = 1.f;
-  place.level = 0;
-  while (!(reach < scale)) {
-    if (++place.level >= g.num_levels) return false;
-    scale *= 2.f;
-    inverse_scale *= 0.5f;
-  }
-  for (int a = 0; a < 3; ++a) {
-    // Within [0, resolution) but for rounding at the upper face.
-    const int cell = int((u[a] * inverse_scale * 0.5f + 0.5f) * float(g.resolution));
-    place.c[a] = min_of(cell, g.resolution - 1);
-  }
-  return true;
+  return false;
 }
 
-// 0 where the cell is occupied, else the side in cells of an aligned empty cube that holds it. No cube reaches into the
-// finer level inside this one, whose box begins at a quarter of the cells: a multiple of 4, but not always of 16.
+// 0 where the cell is occupied, else the side in cells of an aligned empty cube that holds it.
 NT_HD int empty_cube(const OccupancyGrid& g, const CellPlace& place) {
-  const int blocks = g.resolution / 4, groups = g.resolution / 16;
+  const int blocks = g.side / 4, groups = g.side / 16;
   const uint64_t* group_words = g.blocks + int64_t(place.level) * groups * groups * groups;
   const BitPlace block = bit_place(place.c[0] >> 2, place.c[1] >> 2, place.c[2] >> 2, blocks);
   const uint64_t group = group_words[block.word];
-  if (group == 0) return place.level == 0 || g.resolution % 64 == 0 ? 16 : 4;
+  if (group == 0) return 16;
   if (!(group >> block.bit & 1)) return 4;
   const uint64_t* cell_words = g.cells + int64_t(place.level) * blocks * blocks * blocks;
-  const BitPlace cell = bit_place(place.c[0], place.c[1], place.c[2], g.resolution);
+  const BitPlace cell = bit_place(place.c[0], place.c[1], place.c[2], g.side);
   return cell_words[cell.word] >> cell.bit & 1 ? 0 : 1;
 }
 
-// The distance at which a ray leaves the aligned cube of `side` cells around a cell; `inverse` is one over the ray's
-// direction.
-NT_HD float cube_exit(const OccupancyGrid& g, const CellPlace& place, int side, const float* o, const float* inverse) {
-  const float cell_scale = float(int64_t(1) << place.level) * 2.f / float(g.resolution);
-  const float level_scale = float(int64_t(1) << place.level);
-  float exit = 3.4e38f;
-  for (int a = 0; a < 3; ++a) {
-    const int low = place.c[a] & -side;  // side is a power of two
-    const int face = inverse[a] > 0.f ? low + side : low;
-    const float wall = g.center[a] + (float(face) * cell_scale - level_scale) * g.half[a];
-    const float t = (wall - o[a]) * inverse[a];
-    exit = inverse[a] != 0.f && t < exit ? t : exit;
-  }
-  return exit;
-}
+// A ray's line, clipped to boxes.
+struct Line {
+  const float* o;
+  const float* d;
+  float inverse[3];  // one over the direction; zero along an axis by which the ray never leaves
 
-// Clips [t0, t1] to the outermost level's box; false where nothing (or NaN) remains.
-NT_HD bool clip_to_grid(const OccupancyGrid& g, const float* o, const float* d, float& t0, float& t1) {
-  const float scale = float(int64_t(1) << (g.num_levels - 1));
-  for (int a = 0; a < 3; ++a) {
-    const float low = g.center[a] - scale * g.half[a], high = g.center[a] + scale * g.half[a];
-    if (d[a] == 0.f) {
-      if (!(o[a] >= low && o[a] < high)) return false;
-      continue;
+  NT_HD Line(const float* origin, const float* direction) : o(origin), d(direction) {
+    for (int a = 0; a < 3; ++a) inverse[a] = d[a] == 0.f ? 0.f : 1.f / d[a];
+  }
+
+  // Clips [t0, t1] to a box; false where nothing (or NaN) remains.
+  NT_HD bool clip(const OccupancyGrid& g, int level, float& t0, float& t1) const {
+    for (int a = 0; a < 3; ++a) {
+      const float low = g.center[level][a] - g.half[level][a], high = g.center[level][a] + g.half[level][a];
+      if (d[a] == 0.f) {
+        if (!(o[a] >= low && o[a] < high)) return false;
+        continue;
+      }
+      const float ta = (low - o[a]) / d[a], tb = (high - o[a]) / d[a];
+      if (!(ta <= tb || tb <= ta)) return false;  // min_of and max_of would lose a NaN
+      t0 = max_of(t0, min_of(ta, tb));
+      t1 = min_of(t1, max_of(ta, tb));
     }
-    const float ta = (low - o[a]) / d[a], tb = (high - o[a]) / d[a];
-    if (!(ta <= tb || tb <= ta)) return false;  // min_of and max_of would lose a NaN
-    t0 = max_of(t0, min_of(ta, tb));
-    t1 = min_of(t1, max_of(ta, tb));
+    return t0 < t1;
   }
-  return t0 < t1;
-}
 
-// Calls emit(number, t_start, t_end) for every kept sample, front to back; returns how many there were.
+  // Clips [t0, t1] to where the line meets any box at all.
+  NT_HD bool clip(const OccupancyGrid& g, float& t0, float& t1) const {
+    float first = 3.4e38f, last = -3.4e38f;
+    for (int level = 0; level < g.num_levels; ++level) {
+      float enter = t0, leave = t1;
+      if (!clip(g, level, enter, leave)) continue;
+      first = min_of(first, enter);
+      last = max_of(last, leave);
+    }
+    t0 = first;
+    t1 = last;
+    return t0 < t1;
+  }
+
+  // The distance at which it enters the first of some boxes after t; never where it enters none.
+  NT_HD float enter_any(const OccupancyGrid& g, int num_boxes, float t) const {
+    float first = 3.4e38f;
+    for (int level = 0; level < num_boxes; ++level) {
+      float enter = t, leave = 3.4e38f;
+      if (clip(g, level, enter, leave)) first = min_of(first, enter);
+    }
+    return first;
+  }
+
+  // The distance at which it leaves the aligned cube of `side` cells around a cell of which [t] is within, or comes to
+  // a box that counts before this one.
+  NT_HD float leave(const OccupancyGrid& g, const CellPlace& place, int side, float t) const {
+    float exit = place.level == 0 ? 3.4e38f : enter_any(g, place.level, t);
+    for (int a = 0; a < 3; ++a) {
+      const int low = place.c[a] & -side;  // side is a power of two
+      const int face = inverse[a] > 0.f ? min_of(low + side, g.resolution[a]) : low;
+      const float share = float(face) * (2.f / float(g.resolution[a])) - 1.f;
+      const float wall = g.center[place.level][a] + share * g.half[place.level][a];
+      const float at = (wall - o[a]) * inverse[a];
+      exit = inverse[a] != 0.f && at < exit ? at : exit;
+    }
+    return exit;
+  }
+
+  NT_HD void at(float t, float* p) const {
+    for (int a = 0; a < 3; ++a) p[a] = o[a] + t * d[a];
+  }
+};
+
+// How many samples a ray has, and the distance at which its march ended.
+struct Marched {
+  int count;
+  float end;
+};
+
+// Calls emit(number, t_start, t_end) for every kept sample, front to back.
 template <class Emit>
-NT_HD int march_ray(const OccupancyGrid& g, const MarchSettings& m, const float* o, const float* d, float near,
-                    float far, float jitter, Emit emit) {
-  float t0 = near, t1 = far;
-  if (!(near < far) || !clip_to_grid(g, o, d, t0, t1)) return 0;
+NT_HD Marched march_steps(const OccupancyGrid& g, const MarchSettings& m, const Line& line, float t0, float t1,
+                          float near, float far, float jitter, Emit emit) {
   const Lattice lattice(near, jitter, m);
-  float inverse[3];  // zero along an axis by which the ray never leaves
-  for (int a = 0; a < 3; ++a) inverse[a] = d[a] == 0.f ? 0.f : 1.f / d[a];
   int count = 0;
   int k = lattice.first_after(t0, 0, m.max_steps);
   float start = lattice.start(k);
-  while (k < m.max_steps) {
+  while (k < m.max_steps && count < m.max_samples) {
     const float end = lattice.start(k + 1);
     const float mid = 0.5f * (start + end);
     if (!(mid < far)) break;
-    const float p[3] = {o[0] + mid * d[0], o[1] + mid * d[1], o[2] + mid * d[2]};
+    float p[3];
+    line.at(mid, p);
     CellPlace place;
+    int side = 0, next = k + 1;
     if (!find_cell(g, p, place)) {
       if (mid > t1) break;
-      ++k;
-      start = end;
+      // Between boxes; where only rounding put the point outside, the next step decides.
+      next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), k + 1, m.max_steps);
+    } else if ((side = empty_cube(g, place)) != 0) {
+      next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), k + 1, m.max_steps);
+    } else {
+      emit(count++, start, end);
+    }
+    start = next == k + 1 ? end : lattice.start(next);
+    k = next;
+  }
+  return {count, start};
+}
+
+// The same with a sample for every occupied cell that the ray passes through: settings without a step ask for it.
+template <class Emit>
+NT_HD Marched march_cells(const OccupancyGrid& g, const MarchSettings& m, const Line& line, float t0, float t1,
+                          Emit emit) {
+  int count = 0;
+  float t = t0;
+  for (int k = 0; k < m.max_steps && count < m.max_samples && t < t1; ++k) {
+    // A little further on, where rounding at the wall no longer matters.
+    const float probe = t + max_of(1e-6f, 4e-7f * fabsf(t));
+    float p[3];
+    line.at(probe, p);
+    CellPlace place;
+    if (!find_cell(g, p, place)) {
+      t = max_of(line.enter_any(g, g.num_levels, probe), probe);
       continue;
     }
     const int side = empty_cube(g, place);
-    if (side == 0) {
-      emit(count++, start, end);
-      ++k;
-      start = end;
-    } else {
-      const int next = lattice.first_after(cube_exit(g, place, side, o, inverse), k + 1, m.max_steps);
-      start = next == k + 1 ? end : lattice.start(next);
-      k = next;
-    }
+    const float exit = min_of(max_of(line.leave(g, place, side == 0 ? 1 : side, probe), probe), t1);
+    if (side == 0) emit(count++, t, exit);
+    t = exit;
   }
-  return count;
+  return {count, min_of(t, t1)};
+}
+
+template <class Emit>
+NT_HD Marched march_ray(const OccupancyGrid& g, const MarchSettings& m, const float* o, const float* d, float near,
+                        float far, float jitter, Emit emit) {
+  const Line line(o, d);
+  float t0 = near, t1 = far;
+  if (!(near < far) || !line.clip(g, t0, t1)) return {0, near};
+  if (m.step <= 0.f) return march_cells(g, m, line, t0, t1, emit);
+  return march_steps(g, m, line, t0, t1, near, far, jitter, emit);
 }
 
 struct MarchRays {
@@ -165,7 +232,7 @@ struct MarchRays {
   const float* jitter;      // [R]
 
   template <class Emit>
-  NT_HD int march(int64_t r, Emit emit) const {
+  NT_HD Marched march(int64_t r, Emit emit) const {
     return march_ray(grid, settings, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter[r], emit);
   }
 };
@@ -173,9 +240,12 @@ struct MarchRays {
 struct MarchCount {
   MarchRays rays;
   int64_t* counts;  // [R]
+  float* ends;      // [R]
 
   NT_HD void operator()(int64_t r) const {
-    counts[r] = rays.march(r, [](int, float, float) {});
+    const Marched marched = rays.march(r, [](int, float, float) {});
+    counts[r] = marched.count;
+    ends[r] = marched.end;
   }
 };
 

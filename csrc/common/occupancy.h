@@ -1,20 +1,24 @@
-// Occupancy grids: nested cubes of cells, a bit per cell, and a bit per block of cells above it.
+// Occupancy grids: boxes of cells, a bit per cell, and a bit per block of cells above it.
 //
-// Level l covers the box of level 0 scaled by 2^l about its centre, with the same number of cells per side
-// (Instant-NGP, arXiv:2201.05989, section 5.2). Cells are ordered x slowest, z fastest.
+// All boxes have the same number of cells, ordered x slowest, z fastest. Where boxes overlap the first of them counts:
+// most often each is twice as large as the one before it, about the same centre (Instant-NGP, arXiv:2201.05989, section
+// 5.2). The bits of a level fill a cube, of which cells beyond the level's own stay empty.
 #pragma once
 #include "macros.h"
 
 namespace nerftrain {
 
+constexpr int kMaxBoxes = 16;
+
 struct OccupancyGrid {
-  const uint64_t* cells;   // [L][(resolution / 4)^3] a bit per cell of a 4^3 block
-  const uint64_t* blocks;  // [L][(resolution / 16)^3] a bit per 4^3 block that has an occupied cell
+  const uint64_t* cells;   // [L][(side / 4)^3] a bit per cell of a 4^3 block
+  const uint64_t* blocks;  // [L][(side / 16)^3] a bit per 4^3 block that has an occupied cell
   int num_levels;
-  int resolution;  // cells per side, a multiple of 16
-  float center[3];
-  float half[3];     // half the size of level 0
-  float inverse[3];  // one over half
+  int side;           // of the cube of bits, a multiple of 16
+  int resolution[3];  // cells along each axis, at most side
+  float center[kMaxBoxes][3];
+  float half[kMaxBoxes][3];     // half the size of a box
+  float inverse[kMaxBoxes][3];  // one over half
 };
 
 // The place of (x, y, z) in a cube of 4^3-bit words with `side` units per side.
@@ -66,7 +70,7 @@ struct VisibleCells {
   int64_t num_cameras;
   OccupancyGrid grid;
   float near;
-  bool* visible;  // [L][resolution^3]
+  bool* visible;  // [L][cells]
 
   enum Sight { kUnseen, kSeen, kEmpty };
 
@@ -96,15 +100,15 @@ struct VisibleCells {
   }
 
   NT_HD void operator()(int64_t i) const {
-    const int n = grid.resolution;
-    const int64_t per_level = int64_t(n) * n * n;
-    const int64_t cell = i % per_level;
-    const int c[3] = {int(cell / (int64_t(n) * n)), int(cell / n % n), int(cell % n)};
-    const float scale = float(int64_t(1) << (i / per_level));
+    const int* n = grid.resolution;
+    const int64_t per_level = int64_t(n[0]) * n[1] * n[2];
+    const int64_t level = i / per_level, cell = i % per_level;
+    const int c[3] = {int(cell / (int64_t(n[1]) * n[2])), int(cell / n[2] % n[1]), int(cell % n[2])};
     float p[3], radius = 0.f;
     for (int a = 0; a < 3; ++a) {
-      p[a] = grid.center[a] + ((float(c[a]) + 0.5f) * 2.f / float(n) - 1.f) * scale * grid.half[a];
-      const float half_cell = scale * grid.half[a] / float(n);
+      const float half = grid.half[level][a];
+      p[a] = grid.center[level][a] + ((float(c[a]) + 0.5f) * 2.f / float(n[a]) - 1.f) * half;
+      const float half_cell = half / float(n[a]);
       radius += half_cell * half_cell;
     }
     radius = sqrtf(radius);

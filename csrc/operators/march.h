@@ -4,13 +4,19 @@
 
 namespace nerftrain {
 
-inline OccupancyGrid grid_of(const std::vector<double>& aabb, int64_t num_levels, int64_t resolution) {
-  OccupancyGrid grid{nullptr, nullptr, int(num_levels), int(resolution), {}, {}, {}};
-  for (int a = 0; a < 3; ++a) {
-    grid.center[a] = float((aabb[a] + aabb[a + 3]) / 2);
-    grid.half[a] = float((aabb[a + 3] - aabb[a]) / 2);
-    grid.inverse[a] = 1.f / grid.half[a];
-  }
+// boxes has six numbers per level: the lower and the upper corner. side: 0 where there are no bits.
+inline OccupancyGrid grid_of(const std::vector<double>& boxes, const std::vector<int64_t>& resolution, int64_t side) {
+  OccupancyGrid grid{};
+  grid.num_levels = int(boxes.size() / 6);
+  grid.side = int(side);
+  for (int a = 0; a < 3; ++a) grid.resolution[a] = int(resolution[a]);
+  for (int level = 0; level < grid.num_levels; ++level)
+    for (int a = 0; a < 3; ++a) {
+      const double low = boxes[6 * level + a], high = boxes[6 * level + 3 + a];
+      grid.center[level][a] = float((low + high) / 2);
+      grid.half[level][a] = float((high - low) / 2);
+      grid.inverse[level][a] = 1.f / grid.half[level][a];
+    }
   return grid;
 }
 
@@ -33,8 +39,9 @@ std::tuple<Tensor, Tensor> pack_grid(const Tensor& occupied) {
 // counts is [C][mask height + 1][mask width + 1], or empty where there are no masks.
 template <class Backend>
 Tensor visible_cells(const Tensor& poses, const Tensor& intrinsics, const Tensor& sizes, const Tensor& counts,
-                     double mask_scale, std::vector<double> aabb, int64_t num_levels, int64_t resolution, double near) {
-  Tensor visible = make(poses, {num_levels, resolution, resolution, resolution}, ScalarType::Bool);
+                     double mask_scale, std::vector<double> boxes, std::vector<int64_t> resolution, double near) {
+  const OccupancyGrid grid = grid_of(boxes, resolution, 0);
+  Tensor visible = make(poses, {grid.num_levels, resolution[0], resolution[1], resolution[2]}, ScalarType::Bool);
   const bool masked = counts.size(0) > 0;
   const VisibleCells body{read<float>(poses),
                           read<float>(intrinsics),
@@ -44,21 +51,21 @@ Tensor visible_cells(const Tensor& poses, const Tensor& intrinsics, const Tensor
                           masked ? int(counts.size(1)) - 1 : 0,
                           float(mask_scale),
                           poses.size(0),
-                          grid_of(aabb, num_levels, resolution),
+                          grid,
                           float(near),
                           write<bool>(visible)};
-  Backend::for_each(poses, num_levels * resolution * resolution * resolution, body);
+  Backend::for_each(poses, grid.num_levels * resolution[0] * resolution[1] * resolution[2], body);
   return visible;
 }
 
 inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
                             const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
-                            const std::vector<double>& aabb, int64_t resolution, double step, double cone_angle,
-                            int64_t max_steps) {
-  OccupancyGrid grid = grid_of(aabb, cells.size(0), resolution);
+                            const std::vector<double>& boxes, const std::vector<int64_t>& resolution, int64_t side,
+                            double step, double cone_angle, int64_t max_steps, int64_t max_samples) {
+  OccupancyGrid grid = grid_of(boxes, resolution, side);
   grid.cells = reinterpret_cast<const uint64_t*>(read<int64_t>(cells));
   grid.blocks = reinterpret_cast<const uint64_t*>(read<int64_t>(blocks));
-  const MarchSettings settings{float(step), float(cone_angle), int(max_steps)};
+  const MarchSettings settings{float(step), float(cone_angle), int(max_steps), int(max_samples)};
   return {grid,
           settings,
           read<float>(origins),
@@ -69,24 +76,27 @@ inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, con
 }
 
 template <class Backend>
-Tensor march_count(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-                   const Tensor& jitter, const Tensor& cells, const Tensor& blocks, std::vector<double> aabb,
-                   int64_t resolution, double step, double cone_angle, int64_t max_steps) {
-  const MarchRays rays =
-      march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step, cone_angle, max_steps);
-  Tensor counts = make(origins, {origins.size(0)}, ScalarType::Long);
-  Backend::for_each(origins, origins.size(0), MarchCount{rays, write<int64_t>(counts)});
-  return counts;
+std::tuple<Tensor, Tensor> march_count(const Tensor& origins, const Tensor& directions, const Tensor& near,
+                                       const Tensor& far, const Tensor& jitter, const Tensor& cells,
+                                       const Tensor& blocks, std::vector<double> boxes, std::vector<int64_t> resolution,
+                                       int64_t side, double step, double cone_angle, int64_t max_steps,
+                                       int64_t max_samples) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
+                                    step, cone_angle, max_steps, max_samples);
+  Tensor counts = make(origins, {origins.size(0)}, ScalarType::Long), ends = make(origins, {origins.size(0)});
+  Backend::for_each(origins, origins.size(0), MarchCount{rays, write<int64_t>(counts), write<float>(ends)});
+  return {counts, ends};
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tensor& directions, const Tensor& near,
                                                const Tensor& far, const Tensor& jitter, const Tensor& cells,
-                                               const Tensor& blocks, std::vector<double> aabb, int64_t resolution,
-                                               double step, double cone_angle, int64_t max_steps, const Tensor& offsets,
-                                               int64_t num_samples) {
-  const MarchRays rays =
-      march_rays(origins, directions, near, far, jitter, cells, blocks, aabb, resolution, step, cone_angle, max_steps);
+                                               const Tensor& blocks, std::vector<double> boxes,
+                                               std::vector<int64_t> resolution, int64_t side, double step,
+                                               double cone_angle, int64_t max_steps, int64_t max_samples,
+                                               const Tensor& offsets, int64_t num_samples) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
+                                    step, cone_angle, max_steps, max_samples);
   Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
   Tensor ray_indices = make(origins, {num_samples}, ScalarType::Long);
   const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),

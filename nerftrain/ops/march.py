@@ -8,6 +8,7 @@ Sources: NerfAcc (arXiv:2305.04966), Instant-NGP (arXiv:2201.05989, section 5.2 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,28 +17,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.types import Cameras, Rays, Samples
 
+MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Occupancy bits of nested cubes of cells.
+    """Occupancy bits of boxes of cells; where boxes overlap the first of them counts.
 
-    Level l covers the box of level 0 scaled by 2**l about its centre.
+    The bits of a level fill a cube, of which cells beyond the level's own stay empty.
     """
 
-    cells: Tensor  # [L, (resolution / 4)**3] int64, a bit per cell
-    blocks: Tensor  # [L, (resolution / 16)**3] int64, a bit per 4**3 cells
-    aabb: tuple[float, ...]  # of level 0: min xyz, max xyz
-    resolution: int  # cells per side
+    cells: Tensor  # [L, (side / 4)**3] int64, a bit per cell
+    blocks: Tensor  # [L, (side / 16)**3] int64, a bit per 4**3 cells
+    boxes: tuple[float, ...]  # [6 L], of each level: min xyz, max xyz
+    resolution: tuple[int, int, int]  # cells along each axis
+    side: int  # of the cube of bits, a multiple of 16
 
     @cached_property
     def occupied(self) -> Tensor:
-        """Unpack the bits, [L, resolution, resolution, resolution] bool."""
-        return _unpack_bits(self.cells, self.resolution)
+        """Unpack the bits, [L, *resolution] bool."""
+        x, y, z = self.resolution
+        return _unpack_bits(self.cells, self.side)[:, :x, :y, :z]
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class March:
     """How rays step.
 
     Steps are `step` long in world units, growing with the distance by `cone_angle`, and at most
-    `max_steps` of them.
+    `max_steps` of them, of which a ray keeps `max_samples`. With a step of zero a ray has a sample
+    for every occupied cell that it passes through, as long as its way there.
     """
 
     step: float
     cone_angle: float
     max_steps: int
+    max_samples: int = 2**31 - 1
 
 
 # --------------------------------------------------------------------------------------- references
@@ -176,29 +183,36 @@ def _lattice(near: Tensor, s: Tensor, settings: March) -> Tensor:
 
 
 def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
-    """Look points [..., 3] up in the finest level that holds them.
+    """Look points [..., 3] up in the first box that holds them.
 
-    Outside of all levels nothing is occupied.
+    Outside of all boxes nothing is occupied.
     """
-    low, high = torch.tensor(grid.aabb[:3]).to(points), torch.tensor(grid.aabb[3:]).to(points)
-    unit = (points - (low + high) / 2) * (1 / ((high - low) / 2))
-    reach = unit.abs().amax(-1)
-    found = torch.zeros(reach.shape, dtype=torch.bool, device=points.device)
+    found = torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
     done = torch.zeros_like(found)
-    for level, occupied in enumerate(grid.occupied):
-        here = (reach < 2.0**level) & ~done
-        cell = (
-            ((unit[here] / 2.0**level * 0.5 + 0.5) * grid.resolution)
-            .long()
-            .clamp(0, grid.resolution - 1)
-        )
+    resolution = torch.tensor(grid.resolution, device=points.device)
+    boxes = torch.tensor(grid.boxes, dtype=torch.float64).view(-1, 2, 3)
+    for (low, high), occupied in zip(boxes, grid.occupied, strict=True):
+        center, half = ((low + high) / 2).to(points), ((high - low) / 2).to(points)
+        unit = (points - center) * (1 / half)
+        here = (unit.abs().amax(-1) < 1) & ~done
+        cell = ((unit[here] * 0.5 + 0.5) * resolution).long().clamp(min=0)
+        cell = torch.minimum(cell, resolution - 1)
         found[here] = occupied[cell[:, 0], cell[:, 1], cell[:, 2]]
         done |= here
     return found
 
 
 def march_reference(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
-    """March by testing every step of every ray (see `march`): O(rays * max_steps) memory."""
+    """March by testing every step of every ray (see `march`)."""
+    return march_to_reference(rays, jitter, grid, settings)[0]
+
+
+def march_to_reference(
+    rays: Rays, jitter: Tensor, grid: Grid, settings: March
+) -> tuple[Samples, Tensor]:
+    """March by testing every step of every ray (see `march_to`): O(rays * max_steps) memory."""
+    if settings.step <= 0:
+        return _march_cells_reference(rays, grid, settings)
     k = torch.arange(settings.max_steps + 1, device=rays.near.device)
     bounds = _lattice(rays.near, k + jitter[:, None], settings)  # [R, max_steps + 1]
     middle = 0.5 * (bounds[:, :-1] + bounds[:, 1:])
@@ -206,9 +220,59 @@ def march_reference(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> 
     keep = (
         _occupied_at(grid, points) & (middle < rays.far[:, None]) & (rays.near < rays.far)[:, None]
     )
+    keep &= keep.cumsum(1) <= settings.max_samples
     ray_indices, steps = keep.nonzero(as_tuple=True)
     offsets = _offsets(keep.sum(1))
-    return Samples(bounds[ray_indices, steps], bounds[ray_indices, steps + 1], ray_indices, offsets)
+    t_ends = bounds[ray_indices, steps + 1]
+    samples = Samples(bounds[ray_indices, steps], t_ends, ray_indices, offsets)
+    # A ray that may have no more ends behind its last sample, another beyond the boxes or its end.
+    enter, leave = _bounds(rays, grid)
+    beyond = (middle >= rays.far[:, None]) | (middle > leave[:, None])
+    last = torch.where(beyond.any(1), beyond.int().argmax(1), settings.max_steps)
+    full = keep.sum(1) == settings.max_samples
+    last = torch.where(full, (keep * k[1:]).amax(1), last) if settings.max_steps else last
+    ends = bounds.gather(1, last[:, None])[:, 0]
+    return samples, torch.where((rays.near < rays.far) & (enter < leave), ends, rays.near)
+
+
+def _bounds(rays: Rays, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Clip rays to where they meet any box: from [R] and to [R], in the wrong order where none."""
+    boxes = torch.tensor(grid.boxes, dtype=torch.float64).view(-1, 2, 3).to(rays.origins)
+    walls = (boxes[:, :, None] - rays.origins) / rays.directions  # [L, 2, R, 3]
+    inside = (rays.origins >= boxes[:, :1]) & (rays.origins < boxes[:, 1:])  # [L, R, 3]
+    still, lost = rays.directions == 0, torch.inf
+    low = torch.where(still, torch.where(inside, -lost, lost), walls.amin(1)).amax(-1)
+    high = torch.where(still, torch.where(inside, lost, -lost), walls.amax(1)).amin(-1)
+    low, high = torch.maximum(low, rays.near), torch.minimum(high, rays.far)
+    met = low < high
+    enter = torch.where(met, low, torch.inf).amin(0)
+    return enter, torch.where(met, high, -torch.inf).amax(0)
+
+
+def _march_cells_reference(rays: Rays, grid: Grid, settings: March) -> tuple[Samples, Tensor]:
+    """Cut rays at all walls of all cells of all boxes; keep the pieces in occupied cells."""
+    boxes = torch.tensor(grid.boxes, dtype=torch.float64).view(-1, 2, 3)
+    origins, directions = rays.origins.double(), rays.directions.double()
+    enter, leave = _bounds(rays, grid)
+    cuts = [enter.double()[:, None], leave.double()[:, None]]
+    for low, high in boxes.to(origins.device):
+        for axis in range(3):
+            walls = torch.linspace(0, 1, grid.resolution[axis] + 1, dtype=torch.float64)
+            places = low[axis] + walls.to(low) * (high[axis] - low[axis])
+            cuts.append((places - origins[:, axis, None]) / directions[:, axis, None])
+    met = (enter < leave)[:, None]
+    t = torch.cat(cuts, 1).nan_to_num(0.0)
+    t = torch.where(met, t.clamp(enter[:, None].double(), leave[:, None].double()), 0.0).sort(1)[0]
+    middle = (t[:, 1:] + t[:, :-1]) / 2
+    points = origins[:, None] + middle[..., None] * directions[:, None]
+    keep = _occupied_at(grid, points) & (t[:, 1:] - t[:, :-1] > 1e-6) & met
+    keep &= keep.cumsum(1) <= settings.max_samples
+    ray_indices, steps = keep.nonzero(as_tuple=True)
+    starts, ends = t[ray_indices, steps].float(), t[ray_indices, steps + 1].float()
+    full = keep.sum(1) == settings.max_samples
+    last = torch.where(keep, t[:, 1:], 0.0).amax(1).float()
+    reached = torch.where(full, last, torch.where(met[:, 0], leave, rays.near))
+    return Samples(starts, ends, ray_indices, _offsets(keep.sum(1))), reached
 
 
 def visible_samples_reference(
@@ -244,13 +308,14 @@ def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 @library.fake("visible_cells")
 def _visible_cells_fake(poses: Tensor, *rest: Any) -> Tensor:
-    num_levels, resolution = rest[-3], rest[-2]
-    return poses.new_empty(num_levels, resolution, resolution, resolution, dtype=torch.bool)
+    boxes, resolution = rest[-3], rest[-2]
+    return poses.new_empty(len(boxes) // 6, *resolution, dtype=torch.bool)
 
 
 @library.fake("march_count")
-def _march_count_fake(origins: Tensor, *_: object) -> Tensor:
-    return origins.new_empty(origins.shape[0], dtype=torch.int64)
+def _march_count_fake(origins: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    num_rays, make = origins.shape[0], origins.new_empty
+    return make(num_rays, dtype=torch.int64), make(num_rays)
 
 
 @library.fake("march_write")
@@ -268,14 +333,40 @@ def _visible_samples_fake(density: Tensor, *_: object) -> Tensor:
 # --------------------------------------------------------------------------------- public functions
 
 
-def pack_grid(occupied: Tensor, aabb: tuple[float, ...]) -> Grid:
-    """Make a grid of flags [L, resolution, resolution, resolution], x slowest.
+def nested_boxes(aabb: Sequence[float], num_levels: int) -> tuple[float, ...]:
+    """List boxes [6 L], each twice as large as the one before it about the centre of aabb [6]."""
+    center = [(low + high) / 2 for low, high in zip(aabb[:3], aabb[3:], strict=True)]
+    half = [(high - low) / 2 for low, high in zip(aabb[:3], aabb[3:], strict=True)]
+    boxes: list[float] = []
+    for scale in (2.0**level for level in range(num_levels)):
+        boxes += [c - scale * h for c, h in zip(center, half, strict=True)]
+        boxes += [c + scale * h for c, h in zip(center, half, strict=True)]
+    return tuple(boxes)
 
-    The resolution is a multiple of 16.
+
+def pack_grid(occupied: Tensor, boxes: Sequence[float]) -> Grid:
+    """Make a grid of flags [L, X, Y, Z], x slowest.
+
+    Args:
+        occupied: bool; of any resolution, though multiples of 16 need no copy.
+        boxes: [6 L] of all levels, or [6] of level 0, where each further one is twice as large.
+
+    Raises:
+        UserError: more than 16 levels.
     """
+    levels, *resolution = occupied.shape
+    if levels > MAX_BOXES:
+        raise UserError(f"a grid of {levels} levels: there can be {MAX_BOXES} at most")
+    side = max(16, -(-max(resolution) // 16) * 16)
+    missing = [side - n for n in resolution]
+    if any(missing):
+        x, y, z = missing
+        occupied = functional.pad(occupied, (0, z, 0, y, 0, x))
     pack = torch.ops.nerftrain.pack_grid if library.native(occupied) else pack_grid_reference
     cells, blocks = pack(occupied.contiguous())
-    return Grid(cells, blocks, aabb, occupied.shape[1])
+    boxes = nested_boxes(boxes, levels) if len(boxes) == 6 else tuple(boxes)
+    x, y, z = resolution
+    return Grid(cells, blocks, boxes, (x, y, z), side)
 
 
 def visible_cells(
@@ -305,9 +396,8 @@ def visible_cells(
     sizes = torch.stack([cameras.widths, cameras.heights], -1).float()
     tensors = (cameras.poses.contiguous(), cameras.intrinsics.contiguous(), sizes)
     counts, scale = _mask_counts(masks, cameras)
-    return torch.ops.nerftrain.visible_cells(
-        *tensors, counts, scale, list(aabb), num_levels, resolution, near
-    )
+    boxes = list(nested_boxes(aabb, num_levels))
+    return torch.ops.nerftrain.visible_cells(*tensors, counts, scale, boxes, [resolution] * 3, near)
 
 
 def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
@@ -321,23 +411,35 @@ def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
         grid: the cells that are occupied.
         settings: the steps.
     """
+    return march_to(rays, jitter, grid, settings)[0]
+
+
+def march_to(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> tuple[Samples, Tensor]:
+    """March as `march` does, and tell where each ray's march ended: [R].
+
+    That is behind its last sample where it may have no more, else where it leaves all boxes or
+    comes to its end; a ray that meets nothing stays at its near distance.
+    """
     if not library.native(rays.origins, rays.directions, jitter, grid.cells):
-        return march_reference(rays, jitter, grid, settings)
+        return march_to_reference(rays, jitter, grid, settings)
     tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
     inputs = [t.contiguous() for t in tensors]
     steps = (
-        list(grid.aabb),
-        grid.resolution,
+        list(grid.boxes),
+        list(grid.resolution),
+        grid.side,
         settings.step,
         settings.cone_angle,
         settings.max_steps,
+        settings.max_samples,
     )
-    offsets = _offsets(torch.ops.nerftrain.march_count(*inputs, *steps))
+    counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
+    offsets = _offsets(counts)
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
     t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_write(
         *inputs, *steps, offsets, num_samples
     )
-    return Samples(t_starts, t_ends, ray_indices, offsets)
+    return Samples(t_starts, t_ends, ray_indices, offsets), ends
 
 
 @torch.no_grad()

@@ -382,12 +382,13 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
     offsets = torch.tensor([0, 4, 4, 9], device=device)
     ray_offsets = torch.zeros(6, dtype=torch.int64, device=device)
     march = [random(5, 3), random(5, 3), random(5), random(5) + 3, random(5)]
-    march += [cells, blocks, aabb, 16, 0.1, 0.0, 50]
+    boxes = aabb + [2 * bound for bound in aabb]
+    march += [cells, blocks, boxes, [16] * 3, 16, 0.1, 0.0, 50, 20]
     arguments: dict[str, list[tuple]] = {
         "pack_grid": [(flags,)],
         "visible_cells": [
-            (poses, 9 * random(3, 4), sizes, counts, 1.0, aabb, 2, 16, 0.1),
-            (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, 1, 16, 0.1),
+            (poses, 9 * random(3, 4), sizes, counts, 1.0, boxes, [16] * 3, 0.1),
+            (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, [16] * 3, 0.1),
         ],
         "march_count": [tuple(march)],
         "march_write": [(*march, ray_offsets, 0)],

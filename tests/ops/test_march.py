@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nerftrain.cameras import look_at
+from nerftrain.errors import UserError
 from nerftrain.ops.march import (
     Grid,
     March,
     march,
     march_reference,
+    march_to,
+    march_to_reference,
     pack_grid,
     pack_grid_reference,
     select,
@@ -65,11 +68,12 @@ def unmatched(samples: Samples, others: Samples, tolerance: float) -> Tensor:
 def on_a_boundary(samples: Samples, rays: Rays, grid: Grid) -> Tensor:
     """Which samples [N] rounding may put on either side of a cell's face or of the far bound."""
     t, points = middles(samples, rays)
-    low, high = torch.tensor(grid.aabb, dtype=torch.float64, device=t.device).view(2, 3)
-    unit = (points - (low + high) / 2) / ((high - low) / 2)
-    level = unit.abs().amax(1).clamp(min=1).log2().ceil()
-    cell = (unit / 2 ** level[:, None] * 0.5 + 0.5) * grid.resolution
-    near_face = ((cell - cell.round()).abs() < 2e-3).any(1)
+    resolution = torch.tensor(grid.resolution, device=t.device)
+    near_face = torch.zeros(len(samples), dtype=torch.bool, device=t.device)
+    for low, high in torch.tensor(grid.boxes, dtype=torch.float64, device=t.device).view(-1, 2, 3):
+        cell = (points - low) / (high - low) * resolution
+        inside = (cell > -0.01) & (cell < resolution + 0.01)
+        near_face |= ((cell - cell.round()).abs() < 2e-3).any(1) & inside.all(1)
     return near_face | ((t - rays.far[samples.ray_indices]).abs() < 1e-4)
 
 
@@ -141,6 +145,83 @@ def test_march_equals_its_reference_whatever_the_grid_and_the_steps(
     rays = make_rays(40, seed, reach=4.0)
     grid = make_grid(num_levels, resolution, share, (*low, *high), seed)
     assert_same_samples(rays, random_jitter(rays, seed), grid, March(step, cone_angle, max_steps))
+
+
+def odd_grid(device: torch.device, boxes: tuple[float, ...], seed: int = 0) -> Grid:
+    """Make a grid of boxes of 20 x 7 x 33 cells, half of them occupied."""
+    generator = torch.Generator().manual_seed(seed)
+    flags = torch.rand(len(boxes) // 6, 20, 7, 33, generator=generator) < 0.5
+    return pack_grid(flags.to(device), boxes)
+
+
+# Apart, overlapping, one within another.
+BOXES = (*(-2.0, -1.0, -1.0, -0.5, 1.0, 1.0), *(-0.7, -0.4, -1.0, 1.5, 1.5, 1.2), *BOX)
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.01])
+@pytest.mark.parametrize("num_boxes", [1, 2, 3])
+def test_boxes_of_any_place_and_shape_are_marched(device, make_rays, num_boxes, cone_angle):
+    rays, grid = make_rays(reach=3.0), odd_grid(device, BOXES[: 6 * num_boxes])
+    steps = replace(STEPS, cone_angle=cone_angle)
+    assert len(assert_same_samples(rays, random_jitter(rays), grid, steps)) > 1000
+
+
+@pytest.mark.parametrize("max_samples", [1, 7, 1000])
+def test_a_march_goes_on_where_it_ended(device, make_rays, max_samples):
+    """Pieces of a march of at most some samples, each from the end of the last, are all of it."""
+    rays, grid = make_rays(reach=3.0), odd_grid(device, BOXES)
+    still = torch.zeros(len(rays), device=device)
+    whole = march(rays, still, grid, STEPS)
+    limited, pieces, ahead = replace(STEPS, max_samples=max_samples), [], rays
+    while True:
+        samples, ends = march_to(ahead, still, grid, limited)
+        assert samples.offsets.diff().max() <= max_samples
+        pieces.append(samples)
+        if not len(samples):
+            break
+        assert (ends >= ahead.near).all()
+        ahead = replace(ahead, near=ends)
+    counts = torch.stack([piece.offsets.diff() for piece in pieces]).sum(0)
+    # A piece's lattice begins anew, a rounding away: a sample on a wall may change sides.
+    assert (counts - whole.offsets.diff()).abs().sum() <= max(2, 2e-3 * len(whole))
+
+
+def test_marches_end_where_the_reference_says(device, make_rays):
+    rays, grid = make_rays(reach=3.0), odd_grid(device, BOXES)
+    for max_samples in (5, 1000):
+        steps = replace(STEPS, max_samples=max_samples)
+        samples, ends = march_to(rays, random_jitter(rays), grid, steps)
+        others, expected = march_to_reference(rays, random_jitter(rays), grid, steps)
+        same = samples.offsets.diff() == others.offsets.diff()
+        assert same.sum() >= 0.98 * len(rays)
+        assert ((ends - expected).abs() <= 1.01 * steps.step)[same].all()
+        missed = (samples.offsets.diff() == 0) & (expected == rays.near)
+        assert torch.equal(ends[missed], rays.near[missed])
+
+
+@pytest.mark.parametrize("num_boxes", [1, 3])
+def test_without_a_step_a_ray_has_a_sample_for_every_occupied_cell(device, make_rays, num_boxes):
+    rays, grid = make_rays(100, reach=3.0), odd_grid(device, BOXES[: num_boxes * 6])
+    cells = replace(STEPS, step=0.0, max_steps=10_000)
+    samples = march(rays, random_jitter(rays), grid, cells)
+    expected = march_reference(rays, random_jitter(rays), grid, cells)
+    check_packing(samples, len(rays), 10_000)
+    lengths = [
+        torch.zeros(len(rays), device=device).index_add_(
+            0, some.ray_indices, some.t_ends - some.t_starts
+        )
+        for some in (samples, expected)
+    ]
+    assert lengths[1].max() > 1
+    torch.testing.assert_close(*lengths, rtol=1e-3, atol=1e-3)
+    if num_boxes == 1:  # the reference cuts at the walls of boxes that do not count, too
+        # Corners that a ray all but touches may count or not.
+        assert abs(len(samples) - len(expected)) < 0.02 * len(expected)
+
+
+def test_more_levels_than_there_is_room_for_are_refused(device):
+    with pytest.raises(UserError, match="17 levels"):
+        pack_grid(torch.ones(17, 16, 16, 16, dtype=torch.bool, device=device), BOX)
 
 
 @pytest.mark.parametrize("cone_angle", [0.0, 0.01])
