@@ -46,6 +46,11 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   // How spread out the weights along each ray are.
   m.def("distortion_fwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets) -> Tensor");
   m.def("distortion_bwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets, Tensor v_distortion) -> Tensor");
+  // Running sums and products within chunks of a flattened tensor; sums over the samples of each ray.
+  m.def("scan_sum(Tensor values, Tensor starts, Tensor counts, bool inclusive, bool reverse) -> Tensor");
+  m.def("scan_prod_fwd(Tensor values, Tensor starts, Tensor counts, bool inclusive) -> Tensor");
+  m.def("scan_prod_bwd(Tensor values, Tensor starts, Tensor counts, Tensor v_out, bool inclusive) -> Tensor");
+  m.def("ray_sums(Tensor values, Tensor ray_indices, Tensor in_order, SymInt num_rays) -> Tensor");
   // One step of Adam, in place.
   m.def(
       "adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, float lr, float beta1, "

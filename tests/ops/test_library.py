@@ -411,6 +411,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             for n in (6, 3)
         )
         intervals = (density, starts, starts + 1, offsets)
+        # Out of order, with a gap and without elements.
+        chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
             "composite_fwd": [packed],
@@ -429,6 +431,17 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "interlevel_bwd": [(*fine, *coarse, random(5, dtype=dtype))],
             "distortion_fwd": [intervals],
             "distortion_bwd": [(*intervals, random(3, dtype=dtype))],
+            "scan_sum": [
+                (density, *chunks, inclusive, reverse)
+                for inclusive in (False, True)
+                for reverse in (False, True)
+            ],
+            "scan_prod_fwd": [(density, *chunks, inclusive) for inclusive in (False, True)],
+            "scan_prod_bwd": [(density, *chunks, starts, inclusive) for inclusive in (False, True)],
+            "ray_sums": [
+                (channels, starts.long() // 2, torch.tensor(in_order, device=device), 6)
+                for in_order in (False, True)
+            ],
             "adam_": [(*matrix, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, skip) for skip in (False, True)],
         }
         for name, sets in more.items():

@@ -1,0 +1,34 @@
+"""From whose a sample is to where each ray's samples lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerftrain.errors import UserError
+
+
+@torch.no_grad()
+def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
+    """Find where each ray's chunk of the flattened samples starts and how long it is: [R, 2].
+
+    The result has the integer type of the indices.
+
+    Args:
+        ray_indices: [N], non-decreasing, integers.
+        n_rays: R; None takes the last ray with a sample for the last of all, for which the host
+            waits for the device.
+
+    Raises:
+        UserError: indices of another shape or kind.
+    """
+    if ray_indices.dim() != 1 or ray_indices.dtype not in (torch.int32, torch.int64):
+        raise UserError(
+            f"ray_indices are {ray_indices.dtype} of shape {list(ray_indices.shape)}: "
+            "give integers of shape [N]"
+        )
+    if n_rays is None:
+        n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
+    counts = ray_indices.new_zeros(n_rays).index_add_(0, ray_indices, torch.ones_like(ray_indices))
+    starts = counts.cumsum(0, dtype=counts.dtype) - counts
+    return torch.stack([starts, counts], -1)
