@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
 from nerftrain.ops import march as ops
 from nerftrain.types import Rays, Samples
 

@@ -124,16 +124,8 @@ def test_traversal_keeps_the_steps_whose_middles_are_in_occupied_cells(seed, lev
     torch.testing.assert_close((starts + stops) / 2, samples.vals)
     assert (ends >= near).all()
     for ray in range(6):
-        expected, doubtful = walked(
-            origins[ray],
-            directions[ray],
-            grids,
-            boxes,
-            float(near[ray]),
-            float(far[ray]),
-            0.1,
-            cone,
-        )
+        bounds = float(near[ray]), float(far[ray])
+        expected, doubtful = walked(origins[ray], directions[ray], grids, boxes, *bounds, 0.1, cone)
         first, count = samples.packed_info[ray].tolist()
         assert (samples.ray_indices[first : first + count] == ray).all()
         if not doubtful:

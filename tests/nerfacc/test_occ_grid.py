@@ -126,9 +126,11 @@ def test_after_warm_up_empty_cells_are_forgotten():
     estimator = learnt()
     before = int(estimator.binaries.sum())
     for step in range(300, 460):
-        estimator.update_every_n_steps(step, lambda x: torch.zeros(len(x), 1), n=1, occ_thre=0.5)
-    assert before > 100
-    assert int(estimator.binaries.sum()) < before
+        estimator.update_every_n_steps(step, lambda x: ball(2 * x), n=1)
+    assert before > 1000
+    assert (
+        0 < int(estimator.binaries.sum()) < before / 4
+    )  # half the radius, an eighth of the volume
 
 
 def test_a_state_dict_restores_it():

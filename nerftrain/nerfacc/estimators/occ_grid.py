@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from nerftrain.nerfacc.estimators.base import AbstractEstimator
-from nerftrain.nerfacc.volrend import render_visibility_from_alpha
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.nerfacc.estimators.base import AbstractEstimator
 from nerftrain.nerfacc.grid import march_grids
+from nerftrain.nerfacc.volrend import render_visibility_from_alpha
 from nerftrain.ops.march import nested_boxes, select, visible_samples
 from nerftrain.types import Samples
 
