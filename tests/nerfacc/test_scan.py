@@ -63,10 +63,9 @@ def test_flattened_scans_are_loops_over_each_ray(device, function, counts, seed)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4), (6,), (3, 0), (0, 4)])
 def test_batched_scans_run_along_the_last_axis(device, function, shape):
     inputs = random(shape, device, 1)
-    rays = [
-        by_loops(function, ray) for ray in inputs.reshape(inputs.numel() // max(shape[-1], 1), -1)
-    ]
-    expected = (torch.cat(rays) if inputs.numel() else inputs).reshape(shape)
+    rays = inputs.reshape(-1, shape[-1]) if inputs.numel() else ()
+    expected = torch.cat([*(by_loops(function, ray) for ray in rays), inputs.flatten()[:0]])
+    expected = expected.reshape(shape)
     compare(function(inputs), expected, inputs)
 
 

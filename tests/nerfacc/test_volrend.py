@@ -68,7 +68,7 @@ def transmittance(scene: Scene, kept: Tensor) -> Tensor:
     """What arrives at each sample, where each keeps a share of what it gets."""
     out = []
     for ray in scene.rays(kept):
-        arrives = kept.new_tensor(1.0)
+        arrives = 1 + 0 * kept.sum()  # which torch knows to depend on nothing
         for share in ray:
             out.append(arrives)
             arrives = arrives * share
@@ -100,7 +100,9 @@ def compare(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], *inputs: T
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, **CLOSE)
     grads = [
-        torch.autograd.grad(outs, inputs, v, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            outs, inputs, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         for outs in (actual, expected)
     ]
     for a, e in zip(*grads, strict=True):
