@@ -109,11 +109,12 @@ struct RaySums {
 
   NT_HD void operator()(int64_t place) const {
     const int64_t ray = place / num_columns, k = place % num_columns;
+    const bool ordered = *in_order;
     T sum = 0;
-    for (int64_t i = *in_order ? bisect(ray) : 0; i < num_samples; ++i) {
+    for (int64_t i = ordered ? bisect(ray) : 0; i < num_samples; ++i) {
       if (ray_indices[i] == ray)
         sum += values[i * num_columns + k];
-      else if (*in_order)
+      else if (ordered)
         break;
     }
     out[place] = sum;

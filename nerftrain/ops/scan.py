@@ -197,16 +197,16 @@ def sum_along_rays(values: Tensor, ray_indices: Tensor, num_rays: int) -> Tensor
     """
     values, ray_indices = _real(values), ray_indices.long().contiguous()
     compiled = library.native(values, ray_indices)
-    if values.device.type == "cpu" and len(ray_indices):
-        low, high = (int(t) for t in ray_indices.aminmax())
+    in_order = (ray_indices[1:] >= ray_indices[:-1]).all()
+    if values.device.type == "cpu" and len(ray_indices):  # where a look does not make anyone wait
+        if not in_order:
+            ray_indices, order = ray_indices.sort(stable=True)
+            values, in_order = values[order], torch.ones_like(in_order)
+        low, high = int(ray_indices[0]), int(ray_indices[-1])
         if low < 0 or high >= num_rays:
             raise UserError(f"ray_indices run from {low} to {high}, but n_rays is {num_rays}")
     if not compiled:
         return sum_along_rays_reference(values, ray_indices, num_rays)
-    in_order = (ray_indices[1:] >= ray_indices[:-1]).all()
-    if values.device.type == "cpu" and not in_order:
-        ray_indices, order = ray_indices.sort(stable=True)
-        values, in_order = values[order], torch.ones_like(in_order)
     return _SumAlongRays.apply(values, ray_indices, in_order, num_rays)
 
 
