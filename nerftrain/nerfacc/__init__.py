@@ -6,6 +6,8 @@ contract, not of this project.
 """
 
 from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
+from nerftrain.nerfacc.estimators.occ_grid import OccGridEstimator
+from nerftrain.nerfacc.grid import ray_aabb_intersect, traverse_grids
 from nerftrain.nerfacc.pack import pack_info
 from nerftrain.nerfacc.scan import exclusive_prod, exclusive_sum, inclusive_prod, inclusive_sum
 from nerftrain.nerfacc.volrend import (
@@ -22,6 +24,7 @@ from nerftrain.nerfacc.volrend import (
 __version__ = "0.5.3"
 
 __all__ = [
+    "OccGridEstimator",
     "RayIntervals",
     "RaySamples",
     "__version__",
@@ -31,6 +34,7 @@ __all__ = [
     "inclusive_prod",
     "inclusive_sum",
     "pack_info",
+    "ray_aabb_intersect",
     "render_transmittance_from_alpha",
     "render_transmittance_from_density",
     "render_visibility_from_alpha",
@@ -38,4 +42,5 @@ __all__ = [
     "render_weight_from_alpha",
     "render_weight_from_density",
     "rendering",
+    "traverse_grids",
 ]
