@@ -21,6 +21,7 @@ from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.ops.composite import composite
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.importance import sample_importance  # noqa: F401  registers the module's fakes
 from nerftrain.ops.march import MASK_PIXELS  # noqa: F401  registers the module's fakes
 from nerftrain.ops.mlp import BEST
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
@@ -410,6 +411,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             for n in (6, 3)
         )
         intervals = (density, starts, starts + 1, offsets)
+        chunks = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
+        bounds = torch.tensor([[0, 5], [5, 0], [5, 6]], device=device)
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
             "composite_fwd": [packed],
@@ -426,6 +429,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "invert_cdf": [(*coarse, random(5, dtype=dtype), 4, 0.01)],
             "interlevel_fwd": [(*fine, *coarse)],
             "interlevel_bwd": [(*fine, *coarse, random(5, dtype=dtype))],
+            "sample_importance": [(starts, starts, chunks, rays[0], chunks, bounds, 9, 11)],
+            "search_edges": [(starts, chunks, density, chunks)],
             "distortion_fwd": [intervals],
             "distortion_bwd": [(*intervals, random(3, dtype=dtype))],
             "adam_": [(*matrix, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, skip) for skip in (False, True)],
@@ -479,6 +484,7 @@ from nerftrain.ops.spherical_harmonics import spherical_harmonics
 encode = torch.compile(lambda d: spherical_harmonics(d, 4), fullgraph=True, backend="aot_eager")
 print(encode(torch.eye(3)).shape)
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.importance import sample_importance  # noqa: F401  registers the module's fakes
 levels = HashLevels((4,), (0, 125))
 encode = torch.compile(lambda t: hash_encode(torch.eye(3), t, levels), fullgraph=True,
                        backend="aot_eager")

@@ -1,0 +1,1 @@
+"""What finds the samples along rays that are worth rendering."""
