@@ -193,6 +193,8 @@ def test_a_bin_without_mass_gets_no_sample(device):
     cdfs = torch.tensor([[0.0, 0.5, 0.5, 1.0]], device=device)
     samples = importance_sampling(RayIntervals(vals), cdfs, 40)[1].vals
     assert not ((samples > 1) & (samples < 2)).any()
+    # The quantile at which the distribution pauses is where it goes on.
+    assert importance_sampling(RayIntervals(vals), cdfs, 1)[1].vals.tolist() == [[2.0]]
 
 
 @properties

@@ -340,6 +340,19 @@ def test_without_gradients_nothing_is_kept_and_only_the_schedule_moves(device):
     assert [scale.item() for scale in scales] == pytest.approx([0.2, 0.3])
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_proposals_are_asked_with_gradients_only_where_they_are_wanted(device, requires_grad):
+    asked = []
+
+    def sigma_fn(starts: Tensor, ends: Tensor) -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        return fog(starts, ends)
+
+    estimator = PropNetEstimator().to(device)
+    estimator.sampling([sigma_fn] * 2, [6, 5], 8, 4, 1.0, 3.0, requires_grad=requires_grad)
+    assert asked == [requires_grad] * 2
+
+
 def test_a_step_descends_and_moves_the_schedule(device):
     estimator, scales, starts, ends = two_levels(device)
     estimator.scheduler = torch.optim.lr_scheduler.ExponentialLR(estimator.optimizer, 0.5)
