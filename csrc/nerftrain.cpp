@@ -43,6 +43,12 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "interlevel_bwd(Tensor edges, Tensor weights, Tensor coarse_edges, Tensor coarse_weights, Tensor v_loss) -> "
       "Tensor");
+  // Samples and intervals where a distribution along each ray has its mass; between which edges of its ray a value
+  // lies.
+  m.def(
+      "sample_importance(Tensor edges, Tensor cdf, Tensor chunks, Tensor jitter, Tensor sample_chunks, "
+      "Tensor interval_chunks, SymInt num_samples, SymInt num_bounds) -> (Tensor, Tensor)");
+  m.def("search_edges(Tensor edges, Tensor chunks, Tensor values, Tensor value_chunks) -> (Tensor, Tensor)");
   // How spread out the weights along each ray are.
   m.def("distortion_fwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets) -> Tensor");
   m.def("distortion_bwd(Tensor weights, Tensor starts, Tensor ends, Tensor offsets, Tensor v_distortion) -> Tensor");

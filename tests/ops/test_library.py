@@ -21,6 +21,7 @@ from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.ops.composite import composite
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.importance import sample_importance  # noqa: F401  registers the module's fakes
 from nerftrain.ops.march import MASK_PIXELS  # noqa: F401  registers the module's fakes
 from nerftrain.ops.mlp import BEST
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
@@ -413,6 +414,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         intervals = (density, starts, starts + 1, offsets)
         # Out of order, with a gap and without elements.
         chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
+        spans = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
+        bounds = torch.tensor([[0, 5], [5, 0], [5, 6]], device=device)
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
             "composite_fwd": [packed],
@@ -429,6 +432,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "invert_cdf": [(*coarse, random(5, dtype=dtype), 4, 0.01)],
             "interlevel_fwd": [(*fine, *coarse)],
             "interlevel_bwd": [(*fine, *coarse, random(5, dtype=dtype))],
+            "sample_importance": [(starts, starts, spans, rays[0], spans, bounds, 9, 11)],
+            "search_edges": [(starts, spans, density, spans)],
             "distortion_fwd": [intervals],
             "distortion_bwd": [(*intervals, random(3, dtype=dtype))],
             "scan_sum": [
@@ -493,6 +498,7 @@ from nerftrain.ops.spherical_harmonics import spherical_harmonics
 encode = torch.compile(lambda d: spherical_harmonics(d, 4), fullgraph=True, backend="aot_eager")
 print(encode(torch.eye(3)).shape)
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.ops.importance import sample_importance  # noqa: F401  registers the module's fakes
 levels = HashLevels((4,), (0, 125))
 encode = torch.compile(lambda t: hash_encode(torch.eye(3), t, levels), fullgraph=True,
                        backend="aot_eager")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class AbstractEstimator(nn.Module):
     """Something that knows where along rays to sample, and learns it while a field is trained."""
+
+    _dummy: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,7 +21,7 @@ class AbstractEstimator(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the estimator lies, and makes its samples."""
-        return self._dummy.device  # type: ignore[union-attr]
+        return self._dummy.device
 
     def sampling(self, *args: Any, **kwargs: Any) -> Any:
         """Find samples along rays."""
