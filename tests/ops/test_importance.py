@@ -89,3 +89,21 @@ def test_numbers_that_are_none_end_all_the_same(device):
     torch.testing.assert_close(samples, torch.tensor([0.375, 1.125, 1.875, 2.625], device=device))
     sample_importance(nan, even, chunks, half, chunks, bounds, 4, 5)
     assert search_edges(nan, chunks, nan, chunks)[1].tolist() == [3] * 4
+
+
+def test_rounding_leads_no_sample_beyond_its_bin(device, dtype):
+    edges = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    edges = edges.sort(1)[0]
+    start, end = edges.unbind(1)
+    if dtype == torch.float32:
+        assert (start + (end - start) > end).any()
+    chunks = chunks_of([2] * 1000, device)
+    places = chunks_of([1] * 1000, device), chunks_of([2] * 1000, device)
+    cdf = torch.tensor([0.0, 1.0], device=device).repeat(1000)
+    jitter = torch.ones(1000, device=device)
+    for function in (sample_importance, sample_importance_reference):
+        samples, _ = function(
+            edges.flatten(), cdf.to(edges), chunks, jitter.to(edges), *places, 1000, 2000
+        )
+        assert (samples <= end).all()
+        torch.testing.assert_close(samples, end)
