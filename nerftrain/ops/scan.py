@@ -24,7 +24,7 @@ def scan_sum_reference(
     values: Tensor, starts: Tensor, counts: Tensor, inclusive: bool = True, reverse: bool = False
 ) -> Tensor:
     """Sum by torch, chunk after chunk (see `scan_sum`)."""
-    out = torch.zeros_like(values)
+    out = _zeros_of(values)
     for chunk in _chunks(values, starts, counts):
         x = values[chunk].flip(0) if reverse else values[chunk]
         sums = (x if inclusive else functional.pad(x, (1, 0))[:-1]).cumsum(0)
@@ -36,7 +36,7 @@ def scan_prod_reference(
     values: Tensor, starts: Tensor, counts: Tensor, inclusive: bool = True
 ) -> Tensor:
     """Multiply by torch, chunk after chunk (see `scan_prod`)."""
-    out = torch.zeros_like(values)
+    out = _zeros_of(values)
     for chunk in _chunks(values, starts, counts):
         x = values[chunk] if inclusive else functional.pad(values[chunk], (1, 0), value=1.0)[:-1]
         out = out.index_put((chunk,), x.cumprod(0))
@@ -46,6 +46,11 @@ def scan_prod_reference(
 def sum_along_rays_reference(values: Tensor, ray_indices: Tensor, num_rays: int) -> Tensor:
     """Sum by torch (see `sum_along_rays`)."""
     return values.new_zeros(num_rays, values.shape[1]).index_add(0, ray_indices, values)
+
+
+def _zeros_of(values: Tensor) -> Tensor:
+    """Make zeros that torch knows to come from the values, whatever those are."""
+    return values.masked_fill(torch.ones_like(values, dtype=torch.bool), 0)
 
 
 def _chunks(values: Tensor, starts: Tensor, counts: Tensor) -> Iterator[Tensor]:

@@ -200,6 +200,15 @@ def test_visible_is_what_light_reaches_and_what_is_not_clear(device, counts, see
     ]
 
 
+def test_samples_at_the_limits_are_seen(device):
+    alphas = torch.tensor([0.5, 0.5, 0.25], device=device)
+    packed = torch.tensor([[0, 3]], device=device)
+    limits = {"early_stop_eps": 0.5, "alpha_thre": 0.5}
+    seen = render_visibility_from_alpha(alphas, packed, **limits)
+    assert seen.tolist() == [True, True, False]
+    assert render_visibility_from_alpha(alphas, packed, None, None, 0.25).all()
+
+
 def test_what_comes_from_before_the_samples_hides_them(device):
     alphas = torch.tensor([0.1, 0.1], device=device)
     packed = torch.tensor([[0, 1], [1, 1]], device=device)
@@ -330,6 +339,20 @@ def test_float32_is_as_good_as_its_digits(device):
     for actual, e in zip(out[:3], expected[:3], strict=True):
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual.double(), e.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_render_compiles_whole_and_equals_the_eager_one(device):
+    scene = Scene([6, 0, 3, 5], 9, device)
+
+    def render(rgbs: Tensor, sigmas: Tensor) -> tuple[Tensor, ...]:
+        field = {"rgb_sigma_fn": lambda *_: (rgbs, sigmas)}
+        *out, extras = rendering(scene.t_starts, scene.t_ends, **scene.chunks, **field)
+        weights, trans = render_weight_from_alpha(extras["alphas"], **scene.chunks)
+        return (*out, weights, trans)
+
+    compiled = torch.compile(render, fullgraph=True, backend="aot_eager")
+    inputs = scene.rgbs, scene.sigmas
+    compare(compiled(*inputs), render(*inputs), *inputs)
 
 
 @pytest.mark.parametrize("name", ["rgb_sigma_fn", "rgb_alpha_fn"])

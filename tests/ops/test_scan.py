@@ -123,11 +123,12 @@ def test_chunks_beyond_the_values_are_cut(device, dtype, kind, suffix):
 
 
 @pytest.mark.parametrize("kind", SCANS)
+@pytest.mark.parametrize("suffix", ["", "_reference"])
 @pytest.mark.parametrize("num_chunks", [0, 3])
-def test_nothing_gives_nothing(device, dtype, kind, num_chunks):
+def test_nothing_gives_nothing(device, dtype, kind, suffix, num_chunks):
     values = torch.zeros(0, dtype=dtype, device=device, requires_grad=True)
     none = torch.zeros(num_chunks, dtype=torch.int64, device=device)
-    out = scan(values, none, none, kind)
+    out = scan(values, none, none, kind, suffix)
     (v,) = torch.autograd.grad(out.sum(), values)
     assert out.shape == v.shape == (0,)
 
