@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Kind = Literal["uniform", "disparity", "power"]
@@ -28,19 +29,20 @@ def _curve(kind: Kind, t: Tensor) -> Tensor:
 def _inverse(kind: Kind, y: Tensor) -> Tensor:
     if kind == "uniform":
         return y
-    if kind == "disparity":
-        return -1 / y
     return _SCALE * ((y * _LAMBDA / _SCALE + 1) ** (1 / _LAMBDA) - 1)
 
 
 def to_distance(kind: Kind, shares: Tensor, near: Tensor, far: Tensor) -> Tensor:
     """Turn shares [R, K] in 0..1 into distances between near [R] and far [R]: [R, K].
 
-    Disparity needs near > 0.
+    Disparity needs near > 0; its far may be infinite.
     """
-    first, last = _curve(kind, near)[:, None], _curve(kind, far)[:, None]
-    distances = _inverse(kind, first + shares * (last - first))
-    # Rounding must not lead beyond the ends: -1 / y is steep where y is small.
+    if kind == "disparity":  # by means of positive numbers: far may be infinite
+        distances = 1 / torch.lerp(1 / near[:, None], 1 / far[:, None], shares)
+    else:
+        first, last = _curve(kind, near)[:, None], _curve(kind, far)[:, None]
+        distances = _inverse(kind, first + shares * (last - first))
+    # Rounding must not lead beyond the ends.
     return distances.clamp(near[:, None], far[:, None])
 
 

@@ -36,3 +36,11 @@ def test_disparity_is_even_in_one_over_distance_and_power_lies_between():
     torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=2e-2, atol=0)
     halfway = {kind: to_distance(kind, SHARES, NEAR, FAR)[0, 16] for kind in KINDS}
     assert halfway["disparity"] < halfway["power"] < halfway["uniform"]
+
+
+@pytest.mark.parametrize("far", [1e7, 1e30, float("inf")])
+def test_disparity_reaches_to_a_far_end_without_end(far):
+    shares = torch.linspace(0, 1, 5)[None]
+    distances = to_distance("disparity", shares, torch.tensor([0.3]), torch.tensor([far]))[0]
+    torch.testing.assert_close(distances[:4], 0.3 / (1 - shares[0, :4]), rtol=1e-4, atol=0)
+    assert distances[4] >= 0.99 * min(far, 1e30)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -17,12 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nerftrain import ops
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.ops.composite import composite
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
-from nerftrain.ops.importance import sample_importance  # noqa: F401  registers the module's fakes
-from nerftrain.ops.march import MASK_PIXELS  # noqa: F401  registers the module's fakes
 from nerftrain.ops.mlp import BEST
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 from nerftrain.paths import cache_dir, data_dir
@@ -365,6 +366,9 @@ def test_status_builds_nothing_and_names_what_would_be_built(toy):
 
 
 # ------------------------------------------------------------------------------- the ops in torch
+
+for module in pkgutil.iter_modules(ops.__path__, "nerftrain.ops."):
+    importlib.import_module(module.name)  # registers what its ops' outputs look like
 
 
 def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
