@@ -6,12 +6,12 @@ python docs/library/train_proposals.py [STEPS]
 import sys
 
 import torch
-from nerftrain.nerfacc.estimators.prop_net import get_proposal_requires_grad_fn
 from torch import Tensor, nn
 from train_occgrid import WHITE, Field, mean_psnr
 
 from nerftrain.models.encodings import HashEncoding, truncated_exp
 from nerftrain.nerfacc import PropNetEstimator, rendering
+from nerftrain.nerfacc.estimators.prop_net import get_proposal_requires_grad_fn
 from nerftrain.scenes.demo import load_scene
 
 NEAR, FAR = 2.0, 6.0
