@@ -32,7 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 import torch
 from torch import Tensor, nn
 
-from nerftrain import config, doctor, evaluation, report, trainer
+from nerftrain import config, doctor, evaluation, nerfacc, report, trainer
 from nerftrain.errors import UserError
 from nerftrain.models import encodings
 from nerftrain.models.ngp import NGP
@@ -283,6 +283,7 @@ class Case(NamedTuple):
     size: str
     arguments: Sequence[Any]
     leaves: Sequence[Tensor] = ()  # that gradients are taken to; none: there is no backward
+    pair: tuple[Callable[..., Any], Callable[..., Any]] | None = None  # where it is no op's own
 
 
 def ops(arguments: argparse.Namespace) -> list[Table]:
@@ -296,13 +297,18 @@ def ops(arguments: argparse.Namespace) -> list[Table]:
     data = bench.step_data(int(bench.state.num_rays))
     cases = [*_march_cases(run, data), *_field_cases(run.model, data)]
     rows = [_compared(case, arguments.repeats) for case in cases]
+    facade = [_compared(case, arguments.repeats) for case in _facade_cases(data)]
     note = (
         f"Fastest of {arguments.repeats} calls each, in turns, on a step's data after "
         f"{bench.state.step} steps; {_choices(run)}. The ratio is reference / op."
     )
     figures = ("ms", "reference ms", "ratio")
     columns = ["op", "size", *(f"{d} {f}" for d in ("forward", "backward") for f in figures)]
-    return [Table("Ops against their torch references", note, columns, rows)]
+    theirs = "The same data; what nerfacc's users would write in torch, without a loop over rays."
+    return [
+        Table("Ops against their torch references", note, columns, rows),
+        Table("nerfacc's names against torch alone", theirs, columns, facade),
+    ]
 
 
 def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
@@ -317,7 +323,7 @@ def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
     inputs = (cameras, None if masks is None else masks[few], *place)
     yield Case("visible_cells", f"{cells}, {OP_CAMERAS} cameras", inputs)
     size = f"R={len(rays)} N={len(marched)}"
-    yield Case("march", size, (rays, data.shift, sampler.grid, sampler.march))
+    yield Case("march_to", size, (rays, data.shift, sampler.grid, sampler.march))
     density = torch.rand_like(marched.t_starts) / sampler.march.step
     limits = (sampler.early_stop_eps, sampler.alpha_thre, sampler.min_weight)
     yield Case("visible_samples", size, (marched, density, *limits))
@@ -344,18 +350,73 @@ def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
 
 
+def _facade_cases(data: SimpleNamespace) -> Iterator[Case]:
+    """Compare nerfacc's names with what its users would write in torch, without a loop."""
+    seen = data.marched
+    counts, rays = seen.offsets.diff(), len(seen.offsets) - 1
+    packed_info = torch.stack([seen.offsets[:-1], counts], -1)
+    size = f"R={rays} N={len(seen)}"
+    x = torch.rand_like(seen.t_starts, requires_grad=True)
+    for scan, torch_scan in (("exclusive_sum", _torch_sum), ("exclusive_prod", _torch_prod)):
+        pair = getattr(nerfacc, scan), torch_scan
+        yield Case(f"nerfacc.{scan}", size, (x, packed_info), [x], pair)
+    rgb = torch.rand(len(seen), 3, device=x.device, requires_grad=True)
+
+    def rgb_sigma_fn(*_: Tensor) -> tuple[Tensor, Tensor]:
+        return rgb, x
+
+    where = (seen.t_starts, seen.t_ends, seen.ray_indices, rays, rgb_sigma_fn)
+    yield Case("nerfacc.rendering", size, where, [x, rgb], (nerfacc.rendering, _torch_rendering))
+
+
+def _torch_sum(x: Tensor, packed_info: Tensor) -> Tensor:
+    """Sum over all rays in float64, and take what comes before each ray away."""
+    before = x.double().cumsum(0) - x
+    starts, counts = packed_info.unbind(-1)
+    own = starts.clamp(max=len(x) - 1).repeat_interleave(counts)
+    return (before - before[own]).float()
+
+
+def _torch_prod(x: Tensor, packed_info: Tensor) -> Tensor:
+    """Multiply by padded rows: logarithms would not take a zero."""
+    counts = packed_info[:, 1]
+    here = torch.arange(int(counts.max()), device=x.device) < counts[:, None]
+    rows = torch.ones(here.shape, device=x.device).masked_scatter(here, x)
+    return nn.functional.pad(rows, (1, 0), value=1.0)[:, :-1].cumprod(1)[here]
+
+
+def _torch_rendering(
+    t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, rays: int, rgb_sigma_fn: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    rgb, sigma = rgb_sigma_fn(t_starts, t_ends, ray_indices)
+    counts = torch.bincount(ray_indices, minlength=rays)
+    packed_info = torch.stack([counts.cumsum(0) - counts, counts], -1)
+    optical = sigma * (t_ends - t_starts)
+    weights = torch.exp(-_torch_sum(optical, packed_info)) * (1 - torch.exp(-optical))
+    middle = (t_starts + t_ends) / 2
+    columns = torch.cat([rgb, torch.ones_like(rgb[:, :1]), middle[:, None]], -1)
+    sums = rgb.new_zeros(rays, 5).index_add(0, ray_indices, weights[:, None] * columns)
+    colors, opacity, depth = sums.split([3, 1, 1], -1)
+    return colors, opacity, depth / opacity.clamp_min(1e-7)
+
+
 def _compared(case: Case, repeats: int) -> Row:
     _progress(f"comparing {case.op}")
-    module = next(module for module in OPS if hasattr(module, f"{case.op}_reference"))
-    pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
-    if case.op == "pack_grid":  # whose reference takes no box
-        pair = pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
+    pair = case.pair or _op_and_reference(case)
     turns = [[_times(case, function) for function in pair] for _ in range(repeats)]
     figures: list[float | None] = []
     for direction in range(2 if case.leaves else 1):
         op, reference = (1000 * min(turn[k][direction] for turn in turns) for k in range(2))
         figures += [op, reference, reference / op]
     return (case.op, case.size, *figures, *[None] * (6 - len(figures)))
+
+
+def _op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    module = next(module for module in OPS if hasattr(module, f"{case.op}_reference"))
+    pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
+    if case.op == "pack_grid":  # whose reference takes no box
+        return pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
+    return pair
 
 
 def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:

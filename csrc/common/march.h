@@ -231,9 +231,12 @@ struct MarchRays {
   const float* far;         // [R]
   const float* jitter;      // [R]
 
+  // Of at most so many samples, behind which nothing is looked at.
   template <class Emit>
-  NT_HD Marched march(int64_t r, Emit emit) const {
-    return march_ray(grid, settings, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter[r], emit);
+  NT_HD Marched march(int64_t r, int max_samples, Emit emit) const {
+    MarchSettings most = settings;
+    most.max_samples = max_samples;
+    return march_ray(grid, most, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter[r], emit);
   }
 };
 
@@ -243,7 +246,7 @@ struct MarchCount {
   float* ends;      // [R]
 
   NT_HD void operator()(int64_t r) const {
-    const Marched marched = rays.march(r, [](int, float, float) {});
+    const Marched marched = rays.march(r, rays.settings.max_samples, [](int, float, float) {});
     counts[r] = marched.count;
     ends[r] = marched.end;
   }
@@ -259,8 +262,7 @@ struct MarchWrite {
   NT_HD void operator()(int64_t r) const {
     const int64_t first = offsets[r], room = offsets[r + 1] - first;
     if (room <= 0) return;
-    rays.march(r, [=, this](int i, float start, float end) {
-      if (i >= room) return;
+    rays.march(r, int(room), [=, this](int i, float start, float end) {
       t_starts[first + i] = start;
       t_ends[first + i] = end;
       ray_indices[first + i] = r;

@@ -202,17 +202,12 @@ def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
     return found
 
 
-def march_reference(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
-    """March by testing every step of every ray (see `march`)."""
-    return march_to_reference(rays, jitter, grid, settings)[0]
-
-
 def march_to_reference(
     rays: Rays, jitter: Tensor, grid: Grid, settings: March
 ) -> tuple[Samples, Tensor]:
     """March by testing every step of every ray (see `march_to`): O(rays * max_steps) memory."""
     if settings.step <= 0:
-        return _march_cells_reference(rays, grid, settings)
+        return _cut_at_walls(rays, grid, settings)
     k = torch.arange(settings.max_steps + 1, device=rays.near.device)
     bounds = _lattice(rays.near, k + jitter[:, None], settings)  # [R, max_steps + 1]
     middle = 0.5 * (bounds[:, :-1] + bounds[:, 1:])
@@ -249,7 +244,7 @@ def _bounds(rays: Rays, grid: Grid) -> tuple[Tensor, Tensor]:
     return enter, torch.where(met, high, -torch.inf).amax(0)
 
 
-def _march_cells_reference(rays: Rays, grid: Grid, settings: March) -> tuple[Samples, Tensor]:
+def _cut_at_walls(rays: Rays, grid: Grid, settings: March) -> tuple[Samples, Tensor]:
     """Cut rays at all walls of all cells of all boxes; keep the pieces in occupied cells."""
     boxes = torch.tensor(grid.boxes, dtype=torch.float64).view(-1, 2, 3)
     origins, directions = rays.origins.double(), rays.directions.double()

@@ -19,7 +19,6 @@ from nerftrain.ops.march import (
     Grid,
     March,
     march,
-    march_reference,
     march_to,
     march_to_reference,
     pack_grid,
@@ -35,6 +34,10 @@ from nerftrain.types import Cameras, Rays, Samples
 BOX = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 STEPS = March(step=0.03, cone_angle=0.0, max_steps=400)
 NAN, INF = float("nan"), float("inf")
+
+
+def march_reference(rays: Rays, jitter: Tensor, grid: Grid, steps: March) -> Samples:
+    return march_to_reference(rays, jitter, grid, steps)[0]
 
 
 def random_jitter(rays: Rays, seed: int = 5) -> Tensor:
