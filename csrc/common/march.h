@@ -52,12 +52,13 @@ struct CellPlace {
 
 NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
   for (place.level = 0; place.level < g.num_levels; ++place.level) {
-    float u[3], reach = 0.f;
+    float u[3];
+    bool inside = true;  // a box's lower faces belong to it, as a cell's do
     for (int a = 0; a < 3; ++a) {
       u[a] = (p[a] - g.center[place.level][a]) * g.inverse[place.level][a];
-      reach = max_of(reach, fabsf(u[a]));
+      inside = inside && u[a] >= -1.f && u[a] < 1.f;
     }
-    if (!(reach < 1.f)) continue;
+    if (!inside) continue;
     for (int a = 0; a < 3; ++a) {
       // Within [0, resolution) but for rounding at the upper face.
       const int cell = int((u[a] * 0.5f + 0.5f) * float(g.resolution[a]));

@@ -194,7 +194,7 @@ def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
     for (low, high), occupied in zip(boxes, grid.occupied, strict=True):
         center, half = ((low + high) / 2).to(points), ((high - low) / 2).to(points)
         unit = (points - center) * (1 / half)
-        here = (unit.abs().amax(-1) < 1) & ~done
+        here = ((unit >= -1) & (unit < 1)).all(-1) & ~done
         cell = ((unit[here] * 0.5 + 0.5) * resolution).long().clamp(min=0)
         cell = torch.minimum(cell, resolution - 1)
         found[here] = occupied[cell[:, 0], cell[:, 1], cell[:, 2]]

@@ -133,6 +133,29 @@ def test_traversal_keeps_the_steps_whose_middles_are_in_occupied_cells(seed, lev
             torch.testing.assert_close(kept.tolist(), expected, rtol=1e-4, atol=1e-4)
 
 
+quarter = st.integers(-12, 12).map(lambda n: n / 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    origin=st.tuples(quarter, quarter, quarter),
+    axis=st.integers(0, 2),
+    ahead=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_rays_along_axes_and_faces_are_walked_to_the_last_bit(origin, axis, ahead, seed):
+    """All numbers are sums of powers of two: nothing is rounded, faces included."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = torch.rand(2, 4, 4, 4, generator=generator) < 0.5
+    boxes = torch.cat([BOX, 2 * BOX])
+    direction = torch.zeros(1, 3)
+    direction[0, axis] = 1.0 if ahead else -1.0
+    rays_o = torch.tensor([origin])
+    intervals, _, _ = traverse_grids(rays_o, direction, grids, boxes, step_size=0.125)
+    expected, _ = walked(rays_o[0], direction[0], grids, boxes, 0.0, math.inf, 0.125, 0.0)
+    assert intervals.vals[intervals.is_left].tolist() == expected
+
+
 def test_edges_that_touch_are_one():
     cells = torch.zeros(1, 4, 1, 1, dtype=torch.bool)
     cells[0, 0] = cells[0, 1] = cells[0, 3] = True
