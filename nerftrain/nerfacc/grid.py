@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
+from nerftrain.nerfacc.pack import pack_info
 from nerftrain.ops import march as ops
 from nerftrain.types import Rays, Samples
 
@@ -210,18 +211,19 @@ def _edges_of(samples: Samples) -> RayIntervals:
         ray_indices[place] = rays
     is_left[right - 1] = True
     is_right[right] = True
-    counts = torch.zeros_like(samples.offsets[1:]).index_add_(
-        0, ray_indices, torch.ones_like(ray_indices)
-    )
-    packed_info = torch.stack([counts.cumsum(0) - counts, counts], -1)
+    packed_info = pack_info(ray_indices, len(samples.offsets) - 1)
     return RayIntervals(edges, packed_info, ray_indices, is_left, is_right)
 
 
+def packed_info_of(samples: Samples) -> Tensor:
+    """Tell where each ray's samples begin and how many there are: [R, 2]."""
+    return torch.stack([samples.offsets[:-1], samples.offsets.diff()], -1)
+
+
 def _samples_of(samples: Samples) -> RaySamples:
-    offsets = samples.offsets
     return RaySamples(
         (samples.t_starts + samples.t_ends) * 0.5,
-        torch.stack([offsets[:-1], offsets.diff()], -1),
+        packed_info_of(samples),
         samples.ray_indices,
         torch.ones_like(samples.ray_indices, dtype=torch.bool),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.estimators.base import AbstractEstimator
-from nerftrain.nerfacc.grid import march_grids
+from nerftrain.nerfacc.grid import march_grids, packed_info_of
 from nerftrain.nerfacc.volrend import render_visibility_from_alpha
 from nerftrain.ops.march import nested_boxes, select, visible_samples
 from nerftrain.types import Samples
@@ -285,8 +285,6 @@ def _seen_by_density(samples: Samples, sigmas: Tensor, eps: float, alpha_thre: f
 
 
 def _seen_by_opacity(samples: Samples, alphas: Tensor, eps: float, alpha_thre: float) -> Tensor:
-    offsets = samples.offsets
-    packed_info = torch.stack([offsets[:-1], offsets.diff()], -1)
     return render_visibility_from_alpha(
-        alphas, packed_info=packed_info, early_stop_eps=eps, alpha_thre=alpha_thre
+        alphas, packed_info_of(samples), early_stop_eps=eps, alpha_thre=alpha_thre
     )

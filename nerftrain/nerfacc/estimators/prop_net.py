@@ -16,9 +16,10 @@ from nerftrain.errors import UserError
 from nerftrain.nerfacc.data_specs import RayIntervals
 from nerftrain.nerfacc.estimators.base import AbstractEstimator
 from nerftrain.nerfacc.pdf import importance_sampling, ray_chunks, searchsorted
+from nerftrain.spacing import Kind, to_distance
 
 SigmaFn = Callable[[Tensor, Tensor], Tensor]  # starts, ends [n_rays, n_samples] -> densities
-SAMPLING_TYPES = ("uniform", "lindisp")
+SAMPLING_TYPES: dict[str, Kind] = {"uniform": "uniform", "lindisp": "disparity"}
 
 
 class PropNetEstimator(AbstractEstimator):
@@ -78,11 +79,12 @@ class PropNetEstimator(AbstractEstimator):
         if requires_grad:
             self.prop_cache = []
         planes = self._planes(near_plane, far_plane, n_rays, sampling_type)
+        spacing = SAMPLING_TYPES[sampling_type]
         cdfs = torch.tensor([0.0, 1.0], device=self.device).repeat(n_rays, 1)
         intervals = RayIntervals(cdfs)
         for sigma_fn, count in zip(prop_sigma_fns, prop_samples, strict=True):
             intervals, _ = importance_sampling(intervals, cdfs, count, stratified)
-            edges = _distances(sampling_type, intervals.vals, *planes)
+            edges = to_distance(spacing, intervals.vals, *planes)
             with torch.set_grad_enabled(requires_grad):
                 cdfs = _cdfs_at_edges(_transmittance(sigma_fn, edges))
             if requires_grad:
@@ -90,7 +92,7 @@ class PropNetEstimator(AbstractEstimator):
         intervals, _ = importance_sampling(intervals, cdfs, num_samples, stratified)
         if requires_grad:
             self.prop_cache.append((intervals, None))
-        edges = _distances(sampling_type, intervals.vals, *planes)
+        edges = to_distance(spacing, intervals.vals, *planes)
         return edges[:, :-1], edges[:, 1:]
 
     def _planes(
@@ -103,7 +105,7 @@ class PropNetEstimator(AbstractEstimator):
         if sampling_type == "lindisp" and not isinstance(near, Tensor) and near <= 0:
             raise UserError(f"lindisp needs near_plane above 0, not {near}: or take uniform")
         planes = [torch.as_tensor(p, dtype=torch.float32, device=self.device) for p in (near, far)]
-        return [(p.squeeze(-1) if p.dim() else p).expand(n_rays)[:, None] for p in planes]
+        return [(p.squeeze(-1) if p.dim() else p).expand(n_rays) for p in planes]
 
     @torch.enable_grad()
     def compute_loss(self, trans: Tensor, loss_scaler: float = 1.0) -> Tensor:
@@ -216,14 +218,6 @@ def pdf_loss(
     flat = cdfs_key.flatten()
     outer = [flat.gather(0, ids.flatten()).view_as(ids) for ids in (ends, starts)]
     return (weights - (outer[0] - outer[1])).clamp(min=0).square() / (weights + eps)
-
-
-def _distances(sampling_type: str, shares: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Turn shares [n_rays, k] of the way into distances between near and far [n_rays, 1]."""
-    if sampling_type == "uniform":
-        return (1 - shares) * near + shares * far
-    # A mean of disparities cannot become negative by rounding, however far away the far plane is.
-    return 1 / ((1 - shares) / near + shares / far)
 
 
 def _transmittance(sigma_fn: SigmaFn, edges: Tensor) -> Tensor:
