@@ -7,7 +7,8 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] boxes, "
       "int[] resolution, float near) -> Tensor");
-  // Marching: how many samples each ray has and where its march ended, then the samples; which of them are seen.
+  // Marching: how many samples each ray has and where its march ended, then the samples; on the CPU in one pass, with
+  // each sample's ray and where each ray's samples begin; which of them are seen.
   m.def(
       "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
@@ -17,8 +18,25 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
       "int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "march(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, Tensor blocks, "
+      "float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, int max_samples) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
       "float alpha_thre, float min_weight) -> Tensor");
+  // Visiting samples front to back: how many of each ray are next, which these are, what was found there; and keeping
+  // those that are wanted.
+  m.def("visit_count(Tensor offsets, Tensor num, Tensor transmittance, float early_stop_eps, int most) -> Tensor");
+  m.def(
+      "visit_pick(Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor num, Tensor round_offsets, "
+      "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "visit_take_(Tensor round_density, Tensor round_starts, Tensor round_ends, Tensor round_offsets, "
+      "Tensor offsets, Tensor(a!) num, Tensor(b!) transmittance, Tensor(c!) sum_alpha, Tensor(d!) density) -> ()");
+  m.def("select_count(Tensor keep, Tensor offsets) -> Tensor");
+  m.def(
+      "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
+      "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   // Compositing: channels, opacity, depth and distortion of each ray; the weight of each sample.
   m.def(
       "composite_fwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets) -> "
@@ -61,7 +79,20 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
+  m.def(
+      "adam_with_copy_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
   // A small MLP in float32, on the CPU only: elsewhere the vendor's matrix library serves.
   m.def("mlp_fwd(Tensor x, Tensor weights, int[] widths, int lanes) -> Tensor");
   m.def("mlp_bwd(Tensor x, Tensor weights, Tensor v_y, int[] widths, int lanes) -> (Tensor, Tensor)");
+  // Instant-NGP's two MLPs from encoded positions and directions, fused, in float32 on the CPU only.
+  m.def("ngp_density(Tensor features, Tensor weights, int[] widths, int lanes) -> Tensor");
+  m.def(
+      "ngp_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, int[] density_widths, "
+      "int[] color_widths, int degree, int lanes) -> (Tensor, Tensor)");
+  m.def(
+      "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
+      "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
+  // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; returns what serves.
+  m.def("use_lanes(int lanes) -> int");
 }

@@ -334,10 +334,15 @@ def _resume(arguments: Sequence[str]) -> int:
 
 def _doctor(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("nerftrain doctor", description="Show the machine's state.")
-    _parse_flags(parser, arguments)
-    from nerftrain.doctor import report
+    parser.add_argument(
+        "--build",
+        choices=["all"],
+        help="compile ahead for the CPU and every GPU architecture, as for a cluster's image",
+    )
+    parsed = _parse_flags(parser, arguments)
+    from nerftrain import doctor
 
-    print(report())
+    print(doctor.prebuild() if parsed.build else doctor.report())
     return 0
 
 

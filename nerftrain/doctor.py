@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nerftrain import __version__
+from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir
 
 # Of a processor's flags, those for which nerftrain or torch has code of its own.
@@ -60,6 +61,20 @@ def report() -> str:
     found = list(faults())
     lines += ["Faults", *(f"  ! {fault}" for fault in found)] if found else ["No faults found."]
     return "\n".join(lines)
+
+
+def prebuild() -> str:
+    """Compile all ops for the CPU and every GPU architecture; say where they are and what they use.
+
+    Raises UserError where they cannot be compiled.
+    """
+    from nerftrain.ops import cuda_report, library
+
+    try:
+        cpu, cuda = library.build("cpu"), library.build("cuda", library.ALL_ARCHITECTURES)
+    except library.BuildError as error:
+        raise UserError(str(error)) from error
+    return f"{cuda_report.table(cuda_report.of_library(cuda))}\n\n{cpu}\n{cuda}"
 
 
 def faults() -> Iterator[str]:

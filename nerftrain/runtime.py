@@ -27,6 +27,7 @@ class Runtime:
         device: Literal["auto", "cpu", "cuda"],
         threads: int | None,
         ops: Literal["auto", "native", "reference"],
+        cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"],
     ) -> None:
         """Choose; `start` puts the choice into effect.
 
@@ -38,6 +39,7 @@ class Runtime:
             )
         self.device, self.threads = device, threads
         self.ops: library.Mode = ops
+        self.cpu_isa: library.CpuIsa = cpu_isa
 
     @property
     def torch_device(self) -> torch.device:
@@ -57,6 +59,8 @@ class Runtime:
         """Set threads, ops and seeds for this process."""
         torch.set_num_threads(self.threads or _usable_cores())
         library.set_mode(self.ops)
+        if self.torch_device.type == "cpu" and self.cpu_isa != "auto":
+            library.set_cpu_isa(self.cpu_isa)
         torch.manual_seed(seed)
         _keep_memory()
 

@@ -20,6 +20,7 @@ Usage:
   nerftrain data get NAME             fetch a public scene into the data root
   nerftrain data check PATH           say what a folder of images is and all that is wrong with it
   nerftrain doctor                    show the machine and what was built for it
+  nerftrain doctor --build all        compile ahead, for every GPU, and show what the kernels use
 
 RUN is a run's folder; `nerftrain eval --help` and so on list the options.
 """

@@ -50,7 +50,6 @@ ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.Dire
 OPS = (march, hash_encoding, spherical_harmonics, mlp, composite)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
-TRIES = 3  # of a start, of which the fastest counts
 
 Row = tuple[str | float | None, ...]
 
@@ -290,13 +289,8 @@ def ops(arguments: argparse.Namespace) -> list[Table]:
     """Compare each op with its torch reference on the data of a training step."""
     bench = Bench(arguments.overrides, arguments.warmup, 1)
     run = bench.run
-    if not (isinstance(run.model, NGP) and isinstance(run.sampler, OccGrid)):
-        raise UserError("ops are measured in the run that uses all: model=ngp sampler=occgrid")
-    if not library.native(run.model.aabb):
-        raise UserError("the compiled ops are not in use: see nerftrain doctor; use runtime=auto")
+    rows = [_compared(case, arguments.repeats) for case in op_cases(bench)]
     data = bench.step_data(int(bench.state.num_rays))
-    cases = [*_march_cases(run, data), *_field_cases(run.model, data)]
-    rows = [_compared(case, arguments.repeats) for case in cases]
     facade = [_compared(case, arguments.repeats) for case in _facade_cases(data)]
     note = (
         f"Fastest of {arguments.repeats} calls each, in turns, on a step's data after "
@@ -309,6 +303,20 @@ def ops(arguments: argparse.Namespace) -> list[Table]:
         Table("Ops against their torch references", note, columns, rows),
         Table("nerfacc's names against torch alone", theirs, columns, facade),
     ]
+
+
+def op_cases(bench: Bench) -> list[Case]:
+    """Say what a step of the run would call each op with.
+
+    Raises UserError where the run does not use all of them, compiled.
+    """
+    run = bench.run
+    if not (isinstance(run.model, NGP) and isinstance(run.sampler, OccGrid)):
+        raise UserError("ops are measured in the run that uses all: model=ngp sampler=occgrid")
+    if not library.native(run.model.aabb):
+        raise UserError("the compiled ops are not in use: see nerftrain doctor; use runtime=auto")
+    data = bench.step_data(int(bench.state.num_rays))
+    return [*_march_cases(run, data), *_field_cases(run.model, data)]
 
 
 def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
@@ -402,7 +410,7 @@ def _torch_rendering(
 
 def _compared(case: Case, repeats: int) -> Row:
     _progress(f"comparing {case.op}")
-    pair = case.pair or _op_and_reference(case)
+    pair = case.pair or op_and_reference(case)
     turns = [[_times(case, function) for function in pair] for _ in range(repeats)]
     figures: list[float | None] = []
     for direction in range(2 if case.leaves else 1):
@@ -411,7 +419,8 @@ def _compared(case: Case, repeats: int) -> Row:
     return (case.op, case.size, *figures, *[None] * (6 - len(figures)))
 
 
-def _op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return an op and the torch reference above it."""
     module = next(module for module in OPS if hasattr(module, f"{case.op}_reference"))
     pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
     if case.op == "pack_grid":  # whose reference takes no box
@@ -421,20 +430,21 @@ def _op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any
 
 def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:
     """Return the seconds of a call and of its backward."""
-    started = _now()
+    started = now()
     output = function(*case.arguments)
-    forward = _now() - started
+    forward = now() - started
     if not case.leaves:
         return forward, 0.0
     # Of what composite returns, colour and opacity are what the loss looks at.
     outputs = output[:2] if isinstance(output, tuple) else (output,)
     gradients = [torch.ones_like(value) for value in outputs]
-    started = _now()
+    started = now()
     torch.autograd.grad(outputs, case.leaves, gradients)
-    return forward, _now() - started
+    return forward, now() - started
 
 
-def _now() -> float:
+def now() -> float:
+    """Read the clock once the device has done all that it was asked."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -474,23 +484,26 @@ def curve(arguments: argparse.Namespace) -> list[Table]:
     return [Table("PSNR against training seconds", note, columns, rows)]
 
 
-def start(_: argparse.Namespace) -> list[Table]:
+def start(arguments: argparse.Namespace) -> list[Table]:
     """Time what comes before the first step: imports, help, compilation, a cached library."""
     call = "subprocess.run([sys.executable, '-m', 'nerftrain', '--help'], stdout=-3, check=True)"
+    tries = arguments.tries
     rows: list[Row] = [
-        ("nerftrain --help", min(_seconds("import subprocess, sys", call) for _ in range(TRIES))),
-        ("import torch", min(_seconds("", "import torch") for _ in range(TRIES))),
+        ("nerftrain --help", min(_seconds("import subprocess, sys", call) for _ in range(tries))),
+        ("import torch", min(_seconds("", "import torch") for _ in range(tries))),
     ]
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = str(arguments.cache or temporary)
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             probe = f"probe = torch.zeros(1, device='{device}')"
             before = f"import torch; from nerftrain.ops import library; {probe}"
             load = "library.set_mode('native'); library.native(probe)"
             _progress(f"compiling the {device} ops")
-            spent = [_seconds(before, load, cache) for _ in range(1 + TRIES)]
+            spent = [_seconds(before, load, cache) for _ in range(1 + tries)]
             rows.append((f"first compilation of the {device} ops", spent[0]))
             rows.append((f"cached start of the {device} ops", min(spent[1:])))
-    note = f"In new processes, the fastest of {TRIES}; compiled once, into an empty cache."
+    where = "a folder that keeps it" if arguments.cache else "an empty cache"
+    note = f"In new processes, the fastest of {tries}; compiled once, into {where}."
     return [Table("Start", note, ("what", "seconds"), rows)]
 
 
@@ -526,7 +539,10 @@ def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
         add("--seconds", type=float, help="of training (trainer.max_seconds)")
         add("--marks", type=_marks, default="15,30,60,120,300,600", help="seconds (%(default)s)")
         add("--views", type=_count, help="of the test split that are scored at marks (all)")
-    if command != "start":
+    if command == "start":
+        add("--tries", type=_count, default=3, help="of which the fastest counts (%(default)s)")
+        add("--cache", type=Path, help="a folder that keeps what is compiled (a temporary one)")
+    else:
         add("overrides", nargs="*", metavar="key=value", help="as nerftrain takes them")
     add("--json", type=Path, help="a file for the same figures, not rounded")
     return command, parser.parse_intermixed_args(rest)

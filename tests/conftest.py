@@ -16,6 +16,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 from nerftrain.scenes.demo import render_folder
 
 
+@pytest.fixture
+def single_precision() -> Iterator[None]:
+    """Keep CPU kernels from rounding to bfloat16, so that references are met to all digits."""
+    import torch
+
+    from nerftrain.ops import library
+
+    library.native(torch.zeros(1))
+    rounds = torch.ops.nerftrain.use_lanes(0) == library.CPU_ISA["avx512_bf16"]
+    torch.ops.nerftrain.use_lanes(library.CPU_ISA["avx512"] if rounds else 0)
+    yield
+    torch.ops.nerftrain.use_lanes(0)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real scenes; tests on them are skipped without it."""

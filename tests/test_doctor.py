@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nerftrain import doctor
+from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir
 
 
@@ -107,3 +108,24 @@ def test_a_command_that_is_absent_or_fails_prints_nothing():
     assert doctor.run_quietly("no-such-command-anywhere") is None
     assert doctor.run_quietly(sys.executable, "-c", "raise SystemExit(1)") is None
     assert doctor.run_quietly(sys.executable, "-c", "print(7)") == "7"
+
+
+def test_a_prebuild_compiles_for_every_architecture_and_prints_the_table(monkeypatch, tmp_path):
+    from nerftrain.ops import cuda_report, library
+
+    calls = []
+    monkeypatch.setattr(library, "build", lambda *call: calls.append(call) or tmp_path / "ops.so")
+    monkeypatch.setattr(cuda_report, "of_library", lambda path: [])
+    assert str(tmp_path / "ops.so") in doctor.prebuild()
+    assert calls == [("cpu",), ("cuda", library.ALL_ARCHITECTURES)]
+
+
+def test_a_prebuild_without_a_compiler_is_one_line(monkeypatch):
+    from nerftrain.ops import library
+
+    monkeypatch.setattr(library, "find_nvcc", lambda: None)
+    monkeypatch.setattr(
+        library, "build", lambda device, *a: library._Plan(device, *(a or [None])).target
+    )
+    with pytest.raises(UserError, match="no CUDA compiler was found: pip install"):
+        doctor.prebuild()

@@ -5,6 +5,7 @@ import torch
 
 from nerftrain.errors import UserError
 from nerftrain.ops import library
+from nerftrain.ops.adam import AdamRates, adam_step, half_copy
 from nerftrain.optimizers import adam
 
 
@@ -95,3 +96,19 @@ def test_rates_that_make_no_sense_are_refused(wrong: dict) -> None:
     }
     with pytest.raises(UserError, match=next(iter(wrong))):
         adam(**{**rates, **wrong}, model=Field())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_copy_in_half_precision_follows_its_parameter(skip: bool) -> None:
+    parameter = torch.nn.Parameter(torch.randn(1003))
+    rates = AdamRates(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-15, weight_decay=0.0, skip=skip)
+    moments = torch.zeros(1003), torch.zeros(1003)
+    first = half_copy(parameter)
+    for step in (1, 2):
+        gradient = torch.where(torch.rand(1003) < 0.5, torch.randn(1003), 0.0)
+        adam_step(parameter, gradient, *moments, rates, step)
+        assert half_copy(parameter) is first  # not made anew
+        assert torch.equal(first, parameter.detach().half())
+    with torch.no_grad():
+        parameter.mul_(2)
+    assert torch.equal(half_copy(parameter), parameter.detach().half())

@@ -15,7 +15,7 @@ struct HashLevels {
   int num_levels;
   int num_axes;
   uint32_t resolution[kMaxLevels][kMaxAxes];  // cells along each axis
-  uint32_t size[kMaxLevels];                  // entries, a power of two where hashed
+  uint32_t size[kMaxLevels];                  // entries, at least 2, and a power of two where hashed
   int64_t offset[kMaxLevels];                 // of the level's first entry
 };
 
@@ -60,11 +60,13 @@ struct CellCorners {
       key[a][1] = key[a][0] + vertex.factor[a];
     }
   }
+  // Chosen, not indexed: an array whose index is known at run time only lies in a GPU's local memory.
+  NT_HD uint32_t key_of(int axis, int corner) const { return corner >> axis & 1 ? key[axis][1] : key[axis][0]; }
   NT_HD uint32_t entry(int corner) const {
-    uint32_t hash = key[0][corner & 1], place = hash;
+    uint32_t hash = key_of(0, corner), place = hash;
     for (int a = 1; a < D; ++a) {
-      hash ^= key[a][corner >> a & 1];
-      place += key[a][corner >> a & 1];
+      hash ^= key_of(a, corner);
+      place += key_of(a, corner);
     }
     return mask ? hash & mask : place;
   }

@@ -39,7 +39,8 @@ struct InvertCdf {
         here = empty ? T(1) : weight(r, bin);
       }
       const T share = here > T(0) ? min_of(max_of((target - before) / here, T(0)), T(1)) : T(0);
-      out[r * (num_intervals + 1) + k] = s[bin] + share * (s[bin + 1] - s[bin]);
+      const T end = s[min_of(bin + 1, num_bins)];  // without a bin all edges are the one
+      out[r * (num_intervals + 1) + k] = s[bin] + share * (end - s[bin]);
     }
   }
 };
@@ -54,7 +55,8 @@ struct Overlap {
 
   NT_HD void move_to(T start, T end) {
     while (low < num_bins - 1 && edges[low + 1] <= start) ++low;
-    high = max_of(high, low + 1);  // the bin in which it starts at least: a fine bin may have no length
+    // The bin in which it starts at least, where there is one: a fine bin may have no length.
+    high = min_of(max_of(high, low + 1), num_bins);
     while (high < num_bins && edges[high] < end) ++high;
   }
 };

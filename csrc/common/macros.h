@@ -35,6 +35,12 @@ NT_HD int to_int_clamped(float x, int low, int high) {
   return x > float(low) ? int(x) : low;
 }
 
+// The least integer not below x, likewise clamped: without ceilf, which not every instruction set has.
+NT_HD int ceil_clamped(float x, int low, int high) {
+  const int below = to_int_clamped(x, low, high);
+  return below + (below < high && float(below) < x);
+}
+
 // Adds to memory that other threads may be adding to. On the CPU the loops own what they add to.
 template <class T>
 NT_HD void atomic_add(T* address, T value) {

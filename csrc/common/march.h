@@ -39,9 +39,7 @@ struct Lattice {
   }
   NT_HD float start(int k) const { return t_of(float(k) + jitter); }
   // The first k whose midpoint may lie beyond t: early by at most one, never late.
-  NT_HD int first_after(float t, int low, int high) const {
-    return to_int_clamped(ceilf(s_of(t) - jitter - 0.55f), low, high);
-  }
+  NT_HD int first_after(float t, int low, int high) const { return ceil_clamped(s_of(t) - jitter - 0.55f, low, high); }
 };
 
 // Where a point is: the first box that holds it, and its cell there.
@@ -286,6 +284,10 @@ struct VisibleSamples {
   NT_HD void operator()(int64_t r) const {
     T transmittance = 1;
     for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
+      if (transmittance < early_stop_eps) {  // and so it stays: what lies behind need not be known
+        visible[i] = false;
+        continue;
+      }
       const T kept = exp_of(-density[i] * (t_ends[i] - t_starts[i]));
       const T alpha = T(1) - kept;
       visible[i] = transmittance >= early_stop_eps && alpha >= alpha_thre && transmittance * alpha >= min_weight;

@@ -77,7 +77,9 @@ struct VisibleCells {
   NT_HD bool transparent(int64_t camera, float u, float v, float margin_u, float margin_v) const {
     const float left = (u - margin_u) * mask_scale, right = (u + margin_u) * mask_scale;
     const float top = (v - margin_v) * mask_scale, bottom = (v + margin_v) * mask_scale;
-    if (!(left >= 0.f && right < float(mask_width) && top >= 0.f && bottom < float(mask_height))) return false;
+    // Of a mirrored camera, or a negative scale, the left may lie beyond the right.
+    if (!(left >= 0.f && left <= right && right < float(mask_width))) return false;
+    if (!(top >= 0.f && top <= bottom && bottom < float(mask_height))) return false;
     const int x0 = int(left), x1 = int(right) + 1, y0 = int(top), y1 = int(bottom) + 1, row = mask_width + 1;
     const int32_t* sum = counts + camera * row * (mask_height + 1);
     return sum[y1 * row + x1] - sum[y0 * row + x1] - sum[y1 * row + x0] + sum[y0 * row + x0] == 0;

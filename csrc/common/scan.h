@@ -16,7 +16,9 @@ struct Chunks {
   int64_t num_values;
 
   NT_HD int64_t first(int64_t c) const { return max_of(starts[c], int64_t(0)); }
-  NT_HD int64_t last(int64_t c) const { return first(c) + min_of(counts[c], num_values - first(c)); }
+  NT_HD int64_t last(int64_t c) const {
+    return first(c) + max_of(min_of(counts[c], num_values - first(c)), int64_t(0));
+  }
 };
 
 template <class T>

@@ -71,9 +71,13 @@ struct ShBackward {
     const T* d = directions + 3 * i;
     Dual<T> out[kMaxShDegree * kMaxShDegree];
     spherical_harmonics<T>(Dual<T>(d[0], 1, 0, 0), Dual<T>(d[1], 0, 1, 0), Dual<T>(d[2], 0, 0, 1), degree, out);
+    const int num = degree * degree;
     T sum[3] = {};
-    for (int k = 0; k < degree * degree; ++k)
-      for (int a = 0; a < 3; ++a) sum[a] += v_features[i * degree * degree + k] * out[k].d[a];
+    // Bounds known to the compiler, which unrolls it: else `out` would lie in a GPU's local memory.
+    for (int k = 0; k < kMaxShDegree * kMaxShDegree; ++k) {
+      const T v = k < num ? v_features[i * num + k] : T(0);
+      for (int a = 0; a < 3; ++a) sum[a] += v * out[k].d[a];
+    }
     for (int a = 0; a < 3; ++a) v_directions[3 * i + a] = sum[a];
   }
 };

@@ -1,5 +1,7 @@
 #include "../operators/adam.h"
 
+#include <stdexcept>
+
 #include "adam.h"
 #include "backend.h"
 #include "isa.h"
@@ -9,12 +11,29 @@ namespace nerftrain {
 struct CpuAdam : Cpu {
   using Cpu::for_each;
 
-  static void for_each(const torch::stable::Tensor&, int64_t n, const AdamEntry<float>& body) {
+  static void run(int64_t n, const AdamEntry<float>& body, Half* copy) {
     const AdamKernels& kernels = kernels_for(0, adam_portable, adam_avx2, adam_avx512);
-    torch::stable::parallel_for(0, n, 1 << 14, [&](int64_t begin, int64_t end) { kernels.run(body, begin, end); });
+    torch::stable::parallel_for(0, n, 1 << 14,
+                                [&](int64_t begin, int64_t end) { kernels.run(body, copy, begin, end); });
   }
+
+  static void for_each(const torch::stable::Tensor&, int64_t n, const AdamEntry<float>& body) { run(n, body, nullptr); }
 };
+
+// The same that keeps a copy of the parameter in half precision up to date.
+void adam_with_copy_(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance,
+                     const Tensor& copy, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     int64_t step, bool skip) {
+  if (copy.numel() != parameter.numel() || copy.scalar_type() != ScalarType::Half)
+    throw std::runtime_error("adam: the copy must have the parameter's shape, in half precision");
+  const AdamRates rates{lr, beta1, beta2, eps, weight_decay, step, skip};
+  CpuAdam::run(parameter.numel(), adam_entry<float>(parameter, gradient, mean, variance, rates),
+               static_cast<Half*>(copy.mutable_data_ptr()));
+}
 
 }  // namespace nerftrain
 
-STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) { m.impl("adam_", TORCH_BOX(&nerftrain::adam_<nerftrain::CpuAdam>)); }
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
+  m.impl("adam_", TORCH_BOX(&nerftrain::adam_<nerftrain::CpuAdam>));
+  m.impl("adam_with_copy_", TORCH_BOX(&nerftrain::adam_with_copy_));
+}

@@ -55,9 +55,27 @@ struct CpuHash : Cpu {
   }
 };
 
+// The table may be a copy in half precision; features are float32 all the same.
+Tensor hash_encode_fwd_cpu(const Tensor& positions, const Tensor& table, std::vector<int64_t> resolutions,
+                           std::vector<int64_t> offsets) {
+  if (table.scalar_type() != ScalarType::Half) return hash_encode_fwd<CpuHash>(positions, table, resolutions, offsets);
+  const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
+  const int num_features = int(table.size(1));
+  if (num_features != 2 && num_features != 4 && num_features != 8)
+    throw std::runtime_error("hash encoding: a half-precision table has 2, 4 or 8 features per level");
+  Tensor features = make(positions, {positions.size(0), levels.num_levels * num_features});
+  const float* from = read<float>(positions);
+  const Half* rows = static_cast<const Half*>(table.const_data_ptr());
+  float* to = write<float>(features);
+  torch::stable::parallel_for(0, positions.size(0), Cpu::kGrain, [&](int64_t begin, int64_t end) {
+    CpuHash::kernels().forward_half(num_features, levels, from, rows, to, begin, end);
+  });
+  return features;
+}
+
 }  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
-  m.impl("hash_encode_fwd", TORCH_BOX(&nerftrain::hash_encode_fwd<nerftrain::CpuHash>));
+  m.impl("hash_encode_fwd", TORCH_BOX(&nerftrain::hash_encode_fwd_cpu));
   m.impl("hash_encode_bwd", TORCH_BOX(&nerftrain::hash_encode_bwd<nerftrain::CpuHash>));
 }

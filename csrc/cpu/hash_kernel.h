@@ -5,6 +5,10 @@
 // as fast. Everything here has internal linkage and what it includes is always inlined, so that no function compiled
 // for one instruction set can be linked in place of another's.
 #pragma once
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "hash.h"
 
 namespace {
@@ -12,6 +16,7 @@ namespace {
 using nerftrain::HashLevels;
 
 constexpr int kBlock = 64;  // samples
+constexpr int kStretch = 32 * kBlock;
 
 template <int D>
 struct Corners {
@@ -59,31 +64,162 @@ inline void find_corners(const HashLevels& levels, int level, const float* posit
   }
 }
 
+// What CellCorners knows of a whole block, factored for gathers: rows of corners that differ along x alone come in
+// pairs, which share the weight along the other axes.
+template <int D>
+struct CornerPairs {
+  alignas(64) float along_x[kBlock];                  // place within the cell
+  alignas(64) float weight[1 << (D - 1)][kBlock];     // along the other axes
+  alignas(64) uint32_t row[1 << (D - 1)][2][kBlock];  // of the lower and the upper corner, in numbers, not rows
+  alignas(64) int32_t cell[D][kBlock];
+};
+
+// positions: [D][stretch] in 0..1.
 template <int F, int D>
-void forward(const HashLevels& levels, const float* positions, const float* table, float* features, int64_t begin,
+inline void find_pairs(const HashLevels& levels, int level, const float* const* positions, int num,
+                       CornerPairs<D>& out) {
+  const nerftrain::VertexFactors<D> vertex(levels.resolution[level], levels.size[level]);
+  const uint32_t mask = vertex.mask ? vertex.mask : 0xffffffffu;
+  const bool hashed = vertex.mask != 0;
+  alignas(64) float place[D][kBlock];
+  alignas(64) uint32_t key[D][2][kBlock];
+  for (int a = 0; a < D; ++a) {
+    const int32_t last_cell = int32_t(levels.resolution[level][a]) - 1;
+    const float resolution = float(levels.resolution[level][a]);
+    for (int s = 0; s < num; ++s) {
+      const float x = positions[a][s] * resolution;
+      int32_t c = int32_t(x);
+      c = c < last_cell ? c : last_cell;
+      place[a][s] = x - float(c);
+      out.cell[a][s] = c;
+      key[a][0][s] = uint32_t(c) * vertex.factor[a];
+      key[a][1][s] = key[a][0][s] + vertex.factor[a];
+    }
+  }
+  for (int s = 0; s < num; ++s) out.along_x[s] = place[0][s];
+  for (int pair = 0; pair < 1 << (D - 1); ++pair) {
+    for (int s = 0; s < num; ++s) {
+      uint32_t hash = 0, sum = 0;
+      float w = 1.f;
+      for (int a = D - 1; a >= 1; --a) {
+        const int upper = pair >> (a - 1) & 1;
+        const float along = upper ? place[a][s] : 1.f - place[a][s];
+        w = a == D - 1 ? along : along * w;
+        hash ^= key[a][upper][s];
+        sum += key[a][upper][s];
+      }
+      out.weight[pair][s] = w;
+      const uint32_t lower = hashed ? hash ^ key[0][0][s] : sum + key[0][0][s];
+      const uint32_t upper = hashed ? hash ^ key[0][1][s] : sum + key[0][1][s];
+      out.row[pair][0][s] = (lower & mask) * F;
+      out.row[pair][1][s] = (upper & mask) * F;
+    }
+  }
+}
+
+// Positions of a stretch axis by axis, clamped to 0..1; NaN counts as 0.
+template <int D>
+inline void split_axes(const float* positions, int num, float* const* axes) {
+  for (int s = 0; s < num; ++s)
+    for (int a = 0; a < D; ++a) {
+      float x = positions[D * s + a];
+      x = x > 0.f ? x : 0.f;
+      axes[a][s] = x < 1.f ? x : 1.f;
+    }
+}
+
+// Levels of more bytes than this do not stay in the L2 cache: their rows are fetched ahead, a block at a time
+// (measured: a quarter off the time of such levels, as much onto that of smaller ones).
+constexpr int64_t kNear = 1 << 20;
+
+template <int D, class Stored>
+inline void fetch_ahead(const CornerPairs<D>& corners, const Stored* rows, int num) {
+  for (int pair = 0; pair < 1 << (D - 1); ++pair)
+    for (int s = 0; s < num; ++s) {
+      __builtin_prefetch(rows + corners.row[pair][0][s]);
+      __builtin_prefetch(rows + corners.row[pair][1][s]);
+    }
+}
+
+// A row of the table in float32.
+template <class Row, int F>
+inline Row row_of(const float* from) {
+  return *reinterpret_cast<const Row*>(from);
+}
+
+template <class Row, int F>
+inline Row row_of(const nerftrain::Half* from) {
+  Row row;
+#if defined(__F16C__)
+  if constexpr (F == 2) {
+    int32_t both;
+    __builtin_memcpy(&both, from, 4);
+    const __m128 all = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+    __builtin_memcpy(&row, &all, sizeof(Row));
+  } else if constexpr (F == 4) {
+    row = (Row)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  } else {
+    row = (Row)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+#else
+  alignas(32) float numbers[F];
+  for (int k = 0; k < F; ++k) numbers[k] = nerftrain::float_of(from[k]);
+  __builtin_memcpy(&row, numbers, sizeof(Row));
+#endif
+  return row;
+}
+
+template <int F, int D, class Stored>
+void forward(const HashLevels& levels, const float* positions, const Stored* table, float* features, int64_t begin,
              int64_t end) {
   typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
-  Corners<D> corners;
+  CornerPairs<D> corners;
+  alignas(64) float axes[D][kStretch];
   const int width = levels.num_levels * F;
   // Levels inside stretches of samples: a level's table stays in the cache while a stretch reads it.
-  for (int64_t stretch = begin; stretch < end; stretch += 32 * kBlock) {
-    const int64_t stop = stretch + 32 * kBlock < end ? stretch + 32 * kBlock : end;
+  for (int64_t stretch = begin; stretch < end; stretch += kStretch) {
+    const int stop = int(stretch + kStretch < end ? kStretch : end - stretch);
+    float* all[D];
+    for (int a = 0; a < D; ++a) all[a] = axes[a];
+    split_axes<D>(positions + D * stretch, stop, all);
     for (int level = 0; level < levels.num_levels; ++level) {
-      const float* rows = table + levels.offset[level] * F;
-      for (int64_t first = stretch; first < stop; first += kBlock) {
-        const int num = int(stop - first < kBlock ? stop - first : kBlock);
-        find_corners(levels, level, positions + D * first, num, corners);
-        float* out = features + first * width + level * F;
+      const Stored* rows = table + levels.offset[level] * F;
+      const bool far = int64_t(levels.size[level]) * F * int64_t(sizeof(Stored)) > kNear;
+      for (int first = 0; first < stop; first += kBlock) {
+        const int num = stop - first < kBlock ? stop - first : kBlock;
+        const float* here[D];
+        for (int a = 0; a < D; ++a) here[a] = axes[a] + first;
+        find_pairs<F, D>(levels, level, here, num, corners);
+        if (far) fetch_ahead(corners, rows, num);
+        float* out = features + (stretch + first) * width + level * F;
         for (int s = 0; s < num; ++s) {
-          Row sum = {};
-#pragma GCC unroll 16
-          for (int corner = 0; corner < 1 << D; ++corner)
-            sum +=
-                corners.weight[corner][s] * *reinterpret_cast<const Row*>(rows + int64_t(corners.entry[corner][s]) * F);
-          *reinterpret_cast<Row*>(out + s * width) = sum;
+          Row lower = {}, upper = {};
+#pragma GCC unroll 8
+          for (int pair = 0; pair < 1 << (D - 1); ++pair) {
+            const float w = corners.weight[pair][s];
+            lower += w * row_of<Row, F>(rows + corners.row[pair][0][s]);
+            upper += w * row_of<Row, F>(rows + corners.row[pair][1][s]);
+          }
+          *reinterpret_cast<Row*>(out + s * width) = lower + corners.along_x[s] * (upper - lower);
         }
       }
     }
+  }
+}
+
+// Where a sample lies in another cell than the one before it; `last` is the cell before the block, and becomes its
+// last.
+template <int D>
+inline void find_changes(const CornerPairs<D>& corners, int num, int32_t* last, uint8_t* changed) {
+  for (int s = 1; s < num; ++s) {
+    bool differs = false;
+    for (int a = 0; a < D; ++a) differs |= corners.cell[a][s] != corners.cell[a][s - 1];
+    changed[s] = differs;
+  }
+  changed[0] = false;
+  for (int a = 0; a < D; ++a) {
+    changed[0] |= corners.cell[a][0] != last[a];
+    last[a] = corners.cell[a][num - 1];
   }
 }
 
@@ -93,32 +229,46 @@ template <int F, int D>
 void scatter_level(const HashLevels& levels, int level, const float* positions, const float* v_features, float* v_table,
                    int64_t num_samples) {
   typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
-  Corners<D> corners;
+  constexpr int kPairs = 1 << (D - 1);
+  CornerPairs<D> corners;
+  alignas(64) float axes[D][kBlock];
+  float* here[D];
+  for (int a = 0; a < D; ++a) here[a] = axes[a];
+  uint8_t changed[kBlock];
   const int width = levels.num_levels * F;
+  const bool far = int64_t(levels.size[level]) * F * int64_t(sizeof(float)) > kNear;
   float* rows = v_table + levels.offset[level] * F;
-  Row sums[1 << D] = {};
-  uint32_t current[1 << D] = {};
-  int32_t cell[D] = {-1};  // no sample lies in it
+  Row lower[kPairs] = {}, upper[kPairs] = {};
+  uint32_t lower_row[kPairs] = {}, upper_row[kPairs] = {};
+  int32_t last[D] = {-1};  // no sample lies in it
   const auto flush = [&] {
-    for (int corner = 0; corner < 1 << D; ++corner) {
-      *reinterpret_cast<Row*>(rows + int64_t(current[corner]) * F) += sums[corner];
-      sums[corner] = Row{};
+    for (int pair = 0; pair < kPairs; ++pair) {
+      *reinterpret_cast<Row*>(rows + lower_row[pair]) += lower[pair];
+      *reinterpret_cast<Row*>(rows + upper_row[pair]) += upper[pair];
+      lower[pair] = upper[pair] = Row{};
     }
   };
   for (int64_t first = 0; first < num_samples; first += kBlock) {
     const int num = int(num_samples - first < kBlock ? num_samples - first : kBlock);
-    find_corners(levels, level, positions + D * first, num, corners);
+    split_axes<D>(positions + D * first, num, here);
+    find_pairs<F, D>(levels, level, here, num, corners);
+    if (far) fetch_ahead(corners, rows, num);
+    find_changes(corners, num, last, changed);
     for (int s = 0; s < num; ++s) {
-      bool same = true;
-      for (int a = 0; a < D; ++a) same &= corners.cell[a][s] == cell[a];
-      if (!same) {
+      if (changed[s]) {
         flush();
-        for (int a = 0; a < D; ++a) cell[a] = corners.cell[a][s];
-        for (int corner = 0; corner < 1 << D; ++corner) current[corner] = corners.entry[corner][s];
+        for (int pair = 0; pair < kPairs; ++pair) {
+          lower_row[pair] = corners.row[pair][0][s];
+          upper_row[pair] = corners.row[pair][1][s];
+        }
       }
       const Row v = *reinterpret_cast<const Row*>(v_features + (first + s) * width + level * F);
-#pragma GCC unroll 16
-      for (int corner = 0; corner < 1 << D; ++corner) sums[corner] += corners.weight[corner][s] * v;
+      const Row v_upper = corners.along_x[s] * v, v_lower = v - v_upper;
+#pragma GCC unroll 8
+      for (int pair = 0; pair < kPairs; ++pair) {
+        lower[pair] += corners.weight[pair][s] * v_lower;
+        upper[pair] += corners.weight[pair][s] * v_upper;
+      }
     }
   }
   flush();
@@ -181,16 +331,19 @@ void slopes(const HashLevels& levels, const float* positions, const float* table
 }
 
 // Features per level and axes are known at run time only; F = 1 has no vector type and goes the general way.
-template <int D>
-void forward_over(int features, const HashLevels& levels, const float* positions, const float* table, float* out,
+template <int D, class Stored>
+void forward_over(int features, const HashLevels& levels, const float* positions, const Stored* table, float* out,
                   int64_t begin, int64_t end) {
-  const auto run = features == 2 ? forward<2, D> : features == 4 ? forward<4, D> : forward<8, D>;
+  const auto run = features == 2   ? forward<2, D, Stored>
+                   : features == 4 ? forward<4, D, Stored>
+                                   : forward<8, D, Stored>;
   run(levels, positions, table, out, begin, end);
 }
 
-void forward_any(int features, const HashLevels& levels, const float* positions, const float* table, float* out,
+template <class Stored>
+void forward_any(int features, const HashLevels& levels, const float* positions, const Stored* table, float* out,
                  int64_t begin, int64_t end) {
-  const auto run = levels.num_axes == 4 ? forward_over<4> : forward_over<3>;
+  const auto run = levels.num_axes == 4 ? forward_over<4, Stored> : forward_over<3, Stored>;
   run(features, levels, positions, table, out, begin, end);
 }
 

@@ -1,4 +1,7 @@
-// Which instruction set serves: the best that the CPU has, or the one that a call asks for by its lanes.
+// Which instruction set serves: the best that the CPU has, or the one that is asked for.
+//
+// An instruction set goes by how many numbers one operand of its products holds: 4 (whatever the compiler's default
+// target has), 8 (AVX2), 16 (AVX-512), 32 (AVX-512 with bfloat16).
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -6,28 +9,45 @@
 
 namespace nerftrain {
 
-// NERFTRAIN_LANES in the environment takes the place of "the most there is", so that every path can be tested.
-inline int64_t default_lanes() {
-  static const int64_t lanes = [] {
+inline bool cpu_has(int64_t lanes) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  if (lanes == 8) return avx2;
+  if (lanes == 16) return avx512;
+  if (lanes == 32) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+  return lanes == 4;
+}
+
+inline int64_t most_lanes() {
+  static const int64_t most = cpu_has(32) ? 32 : cpu_has(16) ? 16 : cpu_has(8) ? 8 : 4;
+  return most;
+}
+
+// What a call gets that asks for no instruction set; 0: the most there is. NERFTRAIN_LANES in the environment sets it,
+// so that every path can be tested.
+inline int64_t& default_lanes() {
+  static int64_t lanes = [] {
     const char* text = std::getenv("NERFTRAIN_LANES");
-    return text ? std::atoi(text) : 0;
+    return text ? std::atoll(text) : 0;
   }();
   return lanes;
 }
 
-// lanes: floats in a vector, 4, 8 or 16; 0 for the most there is.
+// Resolves a call's wish, 0 for the default.
+inline int64_t lanes_for(int64_t lanes) {
+  if (lanes == 0) lanes = default_lanes();
+  if (lanes == 0) return most_lanes();
+  if (!cpu_has(lanes)) throw std::runtime_error("this CPU lacks the instruction set asked for");
+  return lanes;
+}
+
 template <class Kernels>
 const Kernels& kernels_for(int64_t lanes, const Kernels& portable, const Kernels& avx2, const Kernels& avx512) {
-  if (lanes == 0) lanes = default_lanes();
-#if defined(__x86_64__)
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  if ((lanes == 0 || lanes == 16) && has_avx512) return avx512;
-  if ((lanes == 0 || lanes == 8) && has_avx2) return avx2;
-#endif
-  if (lanes != 0 && lanes != 4) throw std::runtime_error("this CPU lacks the instruction set asked for");
-  return portable;
+  lanes = lanes_for(lanes);
+  return lanes >= 16 ? avx512 : lanes == 8 ? avx2 : portable;
 }
 
 }  // namespace nerftrain

@@ -1,11 +1,94 @@
 #include "../operators/march.h"
 
+#include <algorithm>
+#include <memory>
+
 #include "backend.h"
+#include "isa.h"
+#include "march.h"
+
+namespace nerftrain {
+
+namespace {
+
+// Samples of consecutive rays, as they were marched.
+struct Piece {
+  int64_t begin, end;  // of the rays
+  int64_t num_samples;
+  std::unique_ptr<float[]> t_starts, t_ends;
+};
+
+constexpr int64_t kRoom = 1 << 15;  // samples of a piece: what stays in the cache until it is copied
+
+std::vector<Piece> march_range(const MarchRays& rays, int64_t begin, int64_t end, int64_t* counts, float* ends) {
+  const MarchKernels& kernels = kernels_for(0, march_portable, march_avx2, march_avx512);
+  const int64_t most = std::min(rays.settings.max_steps, rays.settings.max_samples), room = std::max(kRoom, most);
+  std::vector<Piece> pieces;
+  while (begin < end) {
+    std::unique_ptr<float[]> t_starts(new float[room]), t_ends(new float[room]);
+    const int64_t next =
+        kernels.march(rays, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
+    int64_t num_samples = 0;
+    for (int64_t r = begin; r < next; ++r) num_samples += counts[r];
+    pieces.push_back({begin, next, num_samples, std::move(t_starts), std::move(t_ends)});
+    begin = next;
+  }
+  return pieces;
+}
+
+// Ranges of rays, more of them than threads: what some rays have more of than others evens out.
+std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t* counts, float* ends) {
+  constexpr int64_t kRays = 1024;
+  const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
+  std::vector<std::vector<Piece>> ranges(num_ranges);
+  torch::stable::parallel_for(0, num_ranges, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      ranges[i] = march_range(rays, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
+  });
+  std::vector<Piece> pieces;
+  for (auto& range : ranges) std::move(range.begin(), range.end(), std::back_inserter(pieces));
+  return pieces;
+}
+
+}  // namespace
+
+using MarchedRays = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+MarchedRays march(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+                  const Tensor& jitter, const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
+                  std::vector<int64_t> resolution, int64_t side, double step, double cone_angle, int64_t max_steps,
+                  int64_t max_samples) {
+  const int64_t num_rays = origins.size(0);
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
+                                    step, cone_angle, max_steps, max_samples);
+  Tensor offsets = make(origins, {num_rays + 1}, ScalarType::Long), ends = make(origins, {num_rays});
+  int64_t* first = write<int64_t>(offsets);
+  const std::vector<Piece> pieces = march_pieces(rays, num_rays, first + 1, write<float>(ends));
+  first[0] = 0;
+  for (int64_t r = 0; r < num_rays; ++r) first[r + 1] += first[r];
+  const int64_t num_samples = first[num_rays];
+  Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
+  Tensor ray_indices = make(origins, {num_samples}, ScalarType::Long);
+  float *starts = write<float>(t_starts), *stops = write<float>(t_ends);
+  int64_t* indices = write<int64_t>(ray_indices);
+  torch::stable::parallel_for(0, int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& piece = pieces[i];
+      std::copy_n(piece.t_starts.get(), piece.num_samples, starts + first[piece.begin]);
+      std::copy_n(piece.t_ends.get(), piece.num_samples, stops + first[piece.begin]);
+      for (int64_t r = piece.begin; r < piece.end; ++r) std::fill(indices + first[r], indices + first[r + 1], r);
+    }
+  });
+  return {t_starts, t_ends, ray_indices, offsets, ends};
+}
+
+}  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("pack_grid", TORCH_BOX(&nerftrain::pack_grid<nerftrain::Cpu>));
   m.impl("visible_cells", TORCH_BOX(&nerftrain::visible_cells<nerftrain::Cpu>));
   m.impl("march_count", TORCH_BOX(&nerftrain::march_count<nerftrain::Cpu>));
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cpu>));
+  m.impl("march", TORCH_BOX(&nerftrain::march));
   m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::Cpu>));
 }

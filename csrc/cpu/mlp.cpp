@@ -5,6 +5,7 @@
 
 #include "../operators/tensors.h"
 #include "isa.h"
+#include "ranges.h"
 
 namespace nerftrain {
 
@@ -16,22 +17,6 @@ static MlpShape shape_of(const std::vector<int64_t>& widths) {
   for (size_t l = 0; l < widths.size(); ++l) shape.widths[l] = int(widths[l]);
   return shape;
 }
-
-// One range of samples per thread. The split follows the number of threads alone, so results repeat.
-struct Ranges {
-  int64_t num, parts, size;
-  explicit Ranges(int64_t n) : num(n) {
-    const int64_t threads = torch::stable::get_num_threads();
-    parts = n < 1024 ? 1 : threads;
-    size = (n + parts - 1) / parts;
-  }
-  template <class Body>
-  void each(const Body& body) const {
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) body(p, p * size, (p + 1) * size < num ? (p + 1) * size : num);
-    });
-  }
-};
 
 Tensor mlp_fwd(const Tensor& x, const Tensor& weights, std::vector<int64_t> widths, int64_t lanes) {
   const MlpShape shape = shape_of(widths);
@@ -66,7 +51,17 @@ std::tuple<Tensor, Tensor> mlp_bwd(const Tensor& x, const Tensor& weights, const
   return {v_x, v_weights};
 }
 
+int64_t use_lanes(int64_t lanes) {
+  if (lanes != 0) lanes_for(lanes);  // throws where the CPU lacks them
+  default_lanes() = lanes;
+  return lanes_for(0);
+}
+
 }  // namespace nerftrain
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CompositeExplicitAutograd, m) {
+  m.impl("use_lanes", TORCH_BOX(&nerftrain::use_lanes));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("mlp_fwd", TORCH_BOX(&nerftrain::mlp_fwd));

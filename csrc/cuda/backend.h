@@ -5,18 +5,22 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <stdexcept>
+
+#include "../common/launch.h"
+
 namespace nerftrain {
 
 template <class Body>
 __global__ void each_kernel(int64_t n, Body body) {
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t i = piece_of(blockIdx.x, blockDim.x, threadIdx.x);
   if (i < n) body(i);
 }
 
 // The level is the slow index, so that the blocks in flight share a level's table.
 template <class Body>
 __global__ void each_level_kernel(int64_t n, Body body) {
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t i = piece_of(blockIdx.x, blockDim.x, threadIdx.x);
   if (i < n) body(i, int(blockIdx.y));
 }
 
@@ -29,13 +33,16 @@ struct Cuda {
     return static_cast<cudaStream_t>(stream);
   }
 
-  static unsigned blocks_for(int64_t n) { return unsigned((n + kThreads - 1) / kThreads); }
+  static dim3 grid_of(int64_t n, int num_levels) {
+    if (!fits_grid(n, kThreads) || num_levels > kMaxBlocksY) throw std::runtime_error("too large for one CUDA launch");
+    return dim3(unsigned(blocks_for(n, kThreads)), unsigned(num_levels));
+  }
 
   template <class Body>
   static void for_each(const torch::stable::Tensor& like, int64_t n, const Body& body) {
     if (n == 0) return;
     torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    each_kernel<<<blocks_for(n), kThreads, 0, stream_of(like)>>>(n, body);
+    each_kernel<<<grid_of(n, 1), kThreads, 0, stream_of(like)>>>(n, body);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -43,7 +50,7 @@ struct Cuda {
   static void for_each(const torch::stable::Tensor& like, int64_t n, int num_levels, const Body& body) {
     if (n == 0) return;
     torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    each_level_kernel<<<dim3(blocks_for(n), unsigned(num_levels)), kThreads, 0, stream_of(like)>>>(n, body);
+    each_level_kernel<<<grid_of(n, num_levels), kThreads, 0, stream_of(like)>>>(n, body);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 

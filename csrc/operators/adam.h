@@ -10,29 +10,32 @@ struct AdamRates {
   bool skip;
 };
 
-template <class Backend, class T>
-void adam_as(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance,
-             const AdamRates& r) {
+template <class T>
+AdamEntry<T> adam_entry(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance,
+                        const AdamRates& r) {
   const double mean_bias = 1 - std::pow(r.beta1, double(r.step)), variance_bias = 1 - std::pow(r.beta2, double(r.step));
-  const AdamEntry<T> body{write<T>(parameter),
-                          read<T>(gradient),
-                          write<T>(mean),
-                          write<T>(variance),
-                          T(r.lr / mean_bias),
-                          T(r.beta1),
-                          T(r.beta2),
-                          T(r.eps),
-                          T(1 / std::sqrt(variance_bias)),
-                          T(r.weight_decay),
-                          r.skip};
-  Backend::for_each(parameter, parameter.numel(), body);
+  return {write<T>(parameter),
+          read<T>(gradient),
+          write<T>(mean),
+          write<T>(variance),
+          T(r.lr / mean_bias),
+          T(r.beta1),
+          T(r.beta2),
+          T(r.eps),
+          T(1 / std::sqrt(variance_bias)),
+          T(r.weight_decay),
+          r.skip};
 }
 
 template <class Backend>
 void adam_(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance, double lr,
            double beta1, double beta2, double eps, double weight_decay, int64_t step, bool skip) {
-  const auto run = is_double(parameter) ? adam_as<Backend, double> : adam_as<Backend, float>;
-  run(parameter, gradient, mean, variance, {lr, beta1, beta2, eps, weight_decay, step, skip});
+  const AdamRates rates{lr, beta1, beta2, eps, weight_decay, step, skip};
+  const auto run = [&](auto zero) {
+    Backend::for_each(parameter, parameter.numel(),
+                      adam_entry<decltype(zero)>(parameter, gradient, mean, variance, rates));
+  };
+  is_double(parameter) ? run(0.0) : run(0.f);
 }
 
 }  // namespace nerftrain

@@ -25,7 +25,8 @@ inline HashLevels hash_levels(int64_t num_axes, const std::vector<int64_t>& reso
       levels.resolution[l][a] = uint32_t(resolution);
     }
     const int64_t size = offsets[l + 1] - offsets[l];
-    if (size < 1 || size > 1ll << 31) throw std::runtime_error("hash encoding: levels must have 1 to 2^31 entries");
+    if (size < 2 || size > 1ll << 31)  // of one entry the hash's mask would be that of no hash
+      throw std::runtime_error("hash encoding: levels must have 2 to 2^31 entries");
     levels.size[l] = uint32_t(size);
     levels.offset[l] = offsets[l];
   }

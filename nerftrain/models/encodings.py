@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
+from nerftrain.ops.adam import half_copy
 from nerftrain.ops.contract import contract
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
 from nerftrain.ops.mlp import mlp
+from nerftrain.ops.ngp import truncated_exp as truncated_exp
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 from nerftrain.types import Contraction
+
+Storage = Literal["float16", "float32"]  # of the numbers that lookups read
 
 
 def unit_positions(positions: Tensor, aabb: Tensor, contraction: Contraction) -> Tensor:
@@ -41,13 +45,15 @@ class HashEncoding(nn.Module):
         log2_table_size: int,
         base_resolution: int,
         finest_resolution: int,
+        storage: Storage = "float32",
         *,
         time: tuple[int, int] | None = None,
     ) -> None:
         """Start from uniform noise of 1e-4 (the paper's section 4).
 
-        With `time`, the cells along time of the coarsest and of the finest level, it is of four
-        axes. Raises UserError for what cannot be laid out.
+        With storage=float16 lookups on a CPU read a copy in half precision, while float32 is what
+        learns. With `time`, the cells along time of the coarsest and of the finest level, it is of
+        four axes. Raises UserError for what cannot be laid out.
         """
         super().__init__()
         if not 1 <= num_levels <= 32:
@@ -71,10 +77,16 @@ class HashEncoding(nn.Module):
         self.num_features = num_levels * features_per_level
         entries = torch.empty(self.levels.offsets[-1], features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(entries)
+        self.storage: Storage = storage
 
     def forward(self, positions: Tensor) -> Tensor:
         """Encode positions [N, 3], or with their times [N, 4]: [N, num_features]."""
-        return hash_encode(positions, self.table, self.levels)
+        return hash_encode(positions, self.table, self.levels, self._half())
+
+    def _half(self) -> Tensor | None:
+        if self.storage == "float32" or self.table.device.type != "cpu":
+            return None
+        return half_copy(self.table)
 
 
 class FrequencyEncoding(nn.Module):
@@ -135,25 +147,3 @@ class SmallMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate x [N, num_inputs]: [N, num_outputs]."""
         return mlp(x, list(self.weights))
-
-
-class _TruncatedExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        # exp overflows float32 at 88.7; a density beyond exp(80) is opaque all the same.
-        return x.clamp(max=80.0).exp()
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        # A gradient of exp(15) is the most that training survives (Instant-NGP's code).
-        return v * x.clamp(max=15.0).exp()
-
-
-def truncated_exp(x: Tensor) -> Tensor:
-    """Exponentiate in float32 with a gradient that is clamped at exp(15).
-
-    This is the density activation of Instant-NGP.
-    """
-    return _TruncatedExp.apply(x.float())

@@ -14,8 +14,8 @@ from nerftrain.models.encodings import (
     DirectionEncoding,
     HashEncoding,
     SmallMLP,
-    truncated_exp,
 )
+from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.types import Contraction
 
 
@@ -65,7 +65,7 @@ class NGP(RadianceField):
         num_inputs = geometry_features + self.directions.num_features
         self.color_mlp = SmallMLP(num_inputs, width, color_layers, self.num_channels)
 
-    def _geometry(self, positions: Tensor, times: Tensor | None) -> Tensor:
+    def _features(self, positions: Tensor, times: Tensor | None) -> Tensor:
         unit = self.unit_positions(positions)
         if self.warp is not None:
             unit = self.warp(unit, self.unit_times(times))
@@ -73,11 +73,11 @@ class NGP(RadianceField):
         if self.spacetime is not None:
             moments = torch.cat([unit, self.unit_times(times)[:, None]], -1)
             features = torch.cat([features, self.spacetime(moments)], -1)
-        return self.density_mlp(features)
+        return features
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
-        return truncated_exp(self._geometry(positions, times)[:, 0] - 1)
+        return ngp_density(self._features(positions, times), list(self.density_mlp.weights))
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
@@ -87,6 +87,6 @@ class NGP(RadianceField):
         They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
         directions [N, 3].
         """
-        geometry = self._geometry(positions, times)
-        inputs = torch.cat([geometry[:, 1:], self.directions(directions)], -1)
-        return self.activate(self.color_mlp(inputs)), truncated_exp(geometry[:, 0] - 1)
+        features, networks = self._features(positions, times), (self.density_mlp, self.color_mlp)
+        weights = (list(network.weights) for network in networks)
+        return ngp(features, directions, *weights, self.directions.degree)

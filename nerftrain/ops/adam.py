@@ -47,14 +47,57 @@ def _adam_fake(parameter: Tensor, *_: object) -> None:
     return None
 
 
+@library.fake("adam_with_copy_")
+def _adam_with_copy_fake(parameter: Tensor, *_: object) -> None:
+    return None
+
+
+class _HalfCopy:
+    """A parameter in half precision, and the version of the parameter that it is a copy of."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.numbers = parameter.detach().half()
+        self.version = parameter._version
+
+
+def half_copy(parameter: Tensor) -> Tensor:
+    """Return a parameter in half precision, made anew only where it has changed meanwhile.
+
+    `adam_step` keeps it up to date as it goes, where it has the numbers in hand.
+    """
+    copy = _fresh_copy(parameter)
+    if copy is None:
+        parameter._half_copy = made = _HalfCopy(parameter)  # type: ignore[attr-defined]
+        return made.numbers
+    return copy
+
+
+def _fresh_copy(parameter: Tensor) -> Tensor | None:
+    copy: _HalfCopy | None = getattr(parameter, "_half_copy", None)
+    return copy.numbers if copy and copy.version == parameter._version else None
+
+
 @torch.no_grad()
 def adam_step(
-    parameter: Tensor, gradient: Tensor, mean: Tensor, variance: Tensor, rates: AdamRates, step: int
+    parameter: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    rates: AdamRates,
+    step: int,
 ) -> None:
-    """Move a parameter and its two moments, all of one shape, in place; steps count from 1."""
+    """Move a parameter and its two moments, all of one shape, in place; steps count from 1.
+
+    A parameter's `half_copy`, where anyone has asked for it, follows.
+    """
+    copy = _fresh_copy(parameter)
+    r = rates
     if not library.native(parameter, gradient):
         adam_reference(parameter, gradient, mean, variance, rates, step)
         return
-    r = rates
     tensors = parameter.detach(), gradient.contiguous(), mean, variance
-    torch.ops.nerftrain.adam_(*tensors, r.lr, r.beta1, r.beta2, r.eps, r.weight_decay, step, r.skip)
+    numbers = r.lr, r.beta1, r.beta2, r.eps, r.weight_decay, step, r.skip
+    if copy is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        torch.ops.nerftrain.adam_(*tensors, *numbers)
+    else:  # no other device has copies
+        torch.ops.nerftrain.adam_with_copy_(*tensors, copy, *numbers)

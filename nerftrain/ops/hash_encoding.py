@@ -108,7 +108,7 @@ def hash_encode_reference(positions: Tensor, table: Tensor, levels: HashLevels) 
 def _hash_encode_fwd_fake(
     positions: Tensor, table: Tensor, resolutions: list[int], offsets: list[int]
 ) -> Tensor:
-    return table.new_empty(positions.shape[0], (len(offsets) - 1) * table.shape[1])
+    return positions.new_empty(positions.shape[0], (len(offsets) - 1) * table.shape[1])
 
 
 @library.fake("hash_encode_bwd")
@@ -121,10 +121,13 @@ def _hash_encode_bwd_fake(
 
 class _HashEncode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
+    def forward(
+        ctx: Any, positions: Tensor, table: Tensor, levels: HashLevels, half: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(positions, table)
         ctx.levels = list(itertools.chain(*levels.cells)), list(levels.offsets)
-        return torch.ops.nerftrain.hash_encode_fwd(positions, table, *ctx.levels)
+        stored = table if half is None else half
+        return torch.ops.nerftrain.hash_encode_fwd(positions, stored, *ctx.levels)
 
     @staticmethod
     @once_differentiable
@@ -136,15 +139,21 @@ class _HashEncode(torch.autograd.Function):
             v_positions if to_positions else None,
             v_table,
             None,  # levels
+            None,  # half
         )
 
 
-def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
+def hash_encode(
+    positions: Tensor, table: Tensor, levels: HashLevels, half: Tensor | None = None
+) -> Tensor:
     """Encode positions [N, D] with a table [entries, F] to features [N, L * F].
 
     Positions are x, y, z and, of four axes, time, in 0..1 (clamped; NaN counts as 0). Multilinear
     within a cell; gradients flow to the table and, where asked for, to the positions. Float32 and
     float64. Raises UserError where F is none of 1, 2, 4, 8, or D not what the levels are for.
+
+    `half` [entries, F] is the table in half precision: on the CPU its rows are read, half the
+    memory, while gradients go to the table.
     """
     if table.shape[1] not in (1, 2, 4, 8):
         raise UserError(f"features_per_level={table.shape[1]}: choose 1, 2, 4 or 8")
@@ -155,4 +164,6 @@ def hash_encode(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
     positions = positions.to(table.dtype)
     if not library.native(positions, table):
         return hash_encode_reference(positions, table, levels)
-    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels)
+    if table.device.type != "cpu" or table.dtype != torch.float32 or table.shape[1] == 1:
+        half = None
+    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels, half)

@@ -28,6 +28,15 @@ from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir, data_dir
 
 Mode = Literal["auto", "native", "reference"]
+CpuIsa = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]
+# How many numbers an operand holds (csrc/cpu/isa.h).
+CPU_ISA: dict[CpuIsa, int] = {
+    "auto": 0,
+    "portable": 4,
+    "avx2": 8,
+    "avx512": 16,
+    "avx512_bf16": 32,
+}
 
 # Contraction to fused multiply-add would make the CPU's results differ from the references;
 # -ffast-math would turn denormals off for the whole process.
@@ -40,13 +49,18 @@ CPU_FLAGS = (
     "-fno-math-errno",
     "-Wall",
 )
-CUDA_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "-t", "0")
+# -Xptxas=-v: what each kernel takes of a GPU, for cuda_report.
+CUDA_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "-t", "0", "-Xptxas=-v")
 # Kernels for one instruction set of x86 lie in files of their own and are chosen at run time.
 ISA_FLAGS = {
-    "_avx2": "-mavx2 -mfma -ffp-contract=fast",
-    "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mprefer-vector-width=512 "
+    "_avx2": "-mavx2 -mfma -mf16c -ffp-contract=fast",
+    "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mprefer-vector-width=512 "
     "-ffp-contract=fast",
+    "_avx512bf16": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512bf16 -mfma "
+    "-mprefer-vector-width=512 -ffp-contract=fast",
 }
+# Which samples a ray has must not depend on the instruction set.
+EXACT_KERNELS = ("march",)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -75,6 +89,30 @@ def set_mode(mode: Mode) -> None:
     """
     global _mode
     _mode = mode
+
+
+def set_cpu_isa(name: CpuIsa) -> None:
+    """Choose the instruction set of the CPU's kernels; `auto` is the best that the CPU has.
+
+    Raises UserError where the CPU lacks it. Where compiled ops do not serve it has no effect.
+    """
+    if _mode == "reference" or _why_not("cpu"):
+        return
+    try:
+        torch.ops.nerftrain.use_lanes(CPU_ISA[name])
+    except RuntimeError as error:
+        has = [known for known, lanes in CPU_ISA.items() if _cpu_has(lanes)]
+        raise UserError(
+            f"runtime.cpu_isa={name}: this CPU lacks it; choose {', '.join(has)}"
+        ) from error
+
+
+def _cpu_has(lanes: int) -> bool:
+    try:
+        torch.ops.nerftrain.use_lanes(lanes)
+    except RuntimeError:
+        return False
+    return True
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -142,11 +180,11 @@ def _load(device_type: str) -> str | None:
 def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Path:
     """Return the library for a device, compiled now unless the cache has it.
 
-    Raises BuildError.
+    What ptxas said of the CUDA kernels lies beside it (.log). Raises BuildError.
     """
     plan = _Plan(device_type, architectures)
-    if plan.target.exists():
-        return plan.target
+    if (built := plan.built()) is not None:
+        return built
     plan.target.parent.mkdir(parents=True, exist_ok=True)
     _say(
         f"nerftrain: compiling the {device_type.upper()} ops "
@@ -162,6 +200,9 @@ def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Pat
             raise BuildError("ninja was not found: pip install ninja") from error
         if result.returncode:
             raise _build_error(device_type, result.stdout + result.stderr)
+        if plan.cuda:  # first, so that no library is without it
+            (Path(folder) / "log").write_text(result.stdout, encoding="utf-8")
+            os.replace(Path(folder) / "log", plan.target.with_suffix(".log"))
         os.replace(Path(folder) / plan.target.name, plan.target)
     _say(f"nerftrain: compiled in {time.perf_counter() - started:.1f} s")
     return plan.target
@@ -188,13 +229,23 @@ class _Plan:
             )
             raise BuildError(f"no {'CUDA' if self.cuda else 'C++'} compiler was found: {remedy}")
         self.architectures = (architectures or _present_architectures()) if self.cuda else ()
-        self.target = cache_dir() / "ops" / f"nerftrain_{device_type}-{self._key()}.so"
+        self.stem = f"nerftrain_{device_type}-{self._key()}"
+        suffix = "".join(f"-sm{a}" for a in self.architectures)
+        self.target = cache_dir() / "ops" / f"{self.stem}{suffix}.so"
+
+    def built(self) -> Path | None:
+        """Find a finished library for these architectures, be it for more of them."""
+        for path in (self.target, *sorted(self.target.parent.glob(f"{self.stem}-sm*.so"))):
+            names = {int(a) for a in re.findall(r"-sm(\d+)", path.name)}
+            if path.exists() and names >= set(self.architectures):
+                return path
+        return None
 
     def _key(self) -> str:
         digest = hashlib.sha256()
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(self.csrc)).encode() + path.read_bytes())
-        flags = [self._compile(), ISA_FLAGS, self._link()]
+        flags = [self._compile(), ISA_FLAGS, EXACT_KERNELS, self._link()]
         versions = [_version(str(self.compiler)), torch.__version__, platform.machine()]
         digest.update(repr(flags + versions).encode())
         return digest.hexdigest()[:16]
@@ -204,7 +255,7 @@ class _Plan:
         flags = [*(CUDA_FLAGS if self.cuda else CPU_FLAGS), STABLE_ABI]
         for folder in (include, include / "torch" / "csrc" / "api" / "include"):
             flags += ["-isystem", str(folder)]
-        return flags + [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        return flags
 
     def _link(self) -> list[str]:
         folders = [Path(torch.__file__).parent / "lib"]
@@ -218,7 +269,8 @@ class _Plan:
     def ninja(self) -> str:
         """Write the build as ninja reads it."""
         link = self._link() + ([] if self.cuda else ["-fopenmp"])
-        flags = " ".join(self._compile())
+        kinds = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        flags = " ".join([*self._compile(), *kinds])
         lines = [
             f"rule compile\n  command = {self.compiler} {flags} $isa -c $in -o $out",
             f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}",
@@ -260,9 +312,10 @@ def status() -> dict[str, str]:
     }
     for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         try:
-            target = _Plan(device_type, None).target
+            plan = _Plan(device_type, None)
+            built = plan.built()
             rows[f"{device_type} ops"] = (
-                f"{target} ({'built' if target.exists() else 'built on first use'})"
+                f"{built or plan.target} ({'built' if built else 'built on first use'})"
             )
         except BuildError as error:
             rows[f"{device_type} ops"] = f"not available: {error}"
@@ -303,7 +356,9 @@ def _has_libtorch_cuda() -> bool:
 def _isa_flags(source: Path) -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
-    return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), "")
+    family, _, suffix = source.stem.rpartition("_")
+    flags = ISA_FLAGS.get(f"_{suffix}", "")
+    return f"{flags} -ffp-contract=off" if flags and family in EXACT_KERNELS else flags
 
 
 def _escaped(path: Path) -> str:

@@ -320,6 +320,19 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
     return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)
 
 
+@library.fake("march")
+def _march_fake(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
+    num_samples = torch.library.get_ctx().new_dynamic_size()
+    num_rays, make = origins.shape[0], origins.new_empty
+    return (
+        make(num_samples),
+        make(num_samples),
+        make(num_samples, dtype=torch.int64),
+        make(num_rays + 1, dtype=torch.int64),
+        make(num_rays),
+    )
+
+
 @library.fake("visible_samples")
 def _visible_samples_fake(density: Tensor, *_: object) -> Tensor:
     return density.new_empty(density.shape[0], dtype=torch.bool)
@@ -428,6 +441,9 @@ def march_to(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> tuple[S
         settings.max_steps,
         settings.max_samples,
     )
+    if rays.origins.device.type == "cpu":
+        *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
+        return Samples(*packed), ends
     counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
     offsets = _offsets(counts)
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
@@ -453,12 +469,3 @@ def visible_samples(
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
     return torch.ops.nerftrain.visible_samples(*inputs, *thresholds)
-
-
-def select(samples: Samples, keep: Tensor) -> Samples:
-    """Keep the samples where `keep` [N] is true, packed again."""
-    rows = keep.nonzero().squeeze(1)
-    before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
-    torch.cumsum(keep, 0, out=before[1:])
-    picked = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
-    return Samples(*picked, before[samples.offsets])

@@ -16,6 +16,7 @@ from torch import Tensor
 from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
+from nerftrain.ops.visit import UNSEEN, select, visit
 from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
 
@@ -90,8 +91,8 @@ class OccGrid(Sampler):
         self.settings = grid
         self.is_dynamic = cameras.times is not None
         self.num_marched = 0  # samples in occupied cells at the last call
-        # Cells and densities of what the last call in training evaluated.
-        self._looked_at: tuple[Tensor, Tensor] | None = None
+        # What the last call in training found where.
+        self._looked_at: tuple[Rays, Samples, Tensor] | None = None
         self.aabb = tuple(aabb.tolist())
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
@@ -147,19 +148,17 @@ class OccGrid(Sampler):
         """Place samples in occupied cells, front to back until nothing behind them can be seen."""
         samples = ops.march(rays, jitter(rays, generator), self.grid, self._march_so_far())
         self.num_marched = len(samples)
-        density = self._visible_density(samples, sigma_fn)
-        if generator is not None:
-            self._looked_at = self._cells_of(rays, samples, density)
-        density.clamp_(min=0)
+        visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
+        self.num_evaluated = visited.num_evaluated
         alpha_thre, min_weight = self._alpha_thre, self._min_weight
         if generator is not None:
+            self._looked_at = (rays, samples, visited.density)
             # A field that fades faster than the grid forgets would lose all samples, and with them
             # every gradient that could bring it back. A synchronisation on CUDA.
-            alpha = 1 - torch.exp(-density * (samples.t_ends - samples.t_starts))
-            mean = float(alpha.mean()) if len(samples) else 0.0
+            mean = float(visited.sum_alpha.sum()) / max(len(samples), 1)
             alpha_thre, min_weight = min(alpha_thre, mean), min(min_weight, mean)
-        visible = ops.visible_samples(samples, density, self.early_stop_eps, alpha_thre, min_weight)
-        return ops.select(samples, visible)
+        thresholds = (self.early_stop_eps, alpha_thre, min_weight)
+        return select(samples, ops.visible_samples(samples, visited.density, *thresholds))
 
     def _march_so_far(self) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
@@ -171,38 +170,6 @@ class OccGrid(Sampler):
         stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm
         cone_angle = self.march.cone_angle * stride
         return ops.March(self.march.step * stride, cone_angle, self.march.max_steps)
-
-    def _cells_of(self, rays: Rays, samples: Samples, density: Tensor) -> tuple[Tensor, Tensor]:
-        rows = (density != UNKNOWN).nonzero().squeeze(1)
-        middle = (samples.t_starts[rows] + samples.t_ends[rows]) / 2
-        positions, _, _ = rays.at(middle, samples.ray_indices[rows])
-        return self._cells_at(positions), density[rows]
-
-    def _visible_density(self, samples: Samples, sigma_fn: SigmaFn) -> Tensor:
-        """Evaluate densities front to back [N]; those behind what stops a ray stay UNKNOWN."""
-        density = torch.full_like(samples.t_starts, UNKNOWN)
-        first, last = samples.offsets[:-1], samples.offsets[1:]
-        optical_depth = torch.zeros_like(first, dtype=density.dtype)
-        self.num_evaluated = 0
-        begin = first
-        alive = (first < last).nonzero().squeeze(1)
-        while len(alive):
-            rows = _ranges(begin[alive], torch.minimum(begin[alive] + ROUND, last[alive]))
-            starts, ends, rays = (
-                samples.t_starts[rows],
-                samples.t_ends[rows],
-                samples.ray_indices[rows],
-            )
-            sigma = sigma_fn(starts, ends, rays)
-            self.num_evaluated += len(rows)
-            density[rows] = sigma
-            optical_depth.index_add_(0, rays, sigma * (ends - starts))
-            begin = begin + ROUND
-            still = (torch.exp(-optical_depth[alive]) >= self.early_stop_eps) & (
-                begin[alive] < last[alive]
-            )
-            alive = alive[still]
-        return density
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
@@ -241,8 +208,12 @@ class OccGrid(Sampler):
         """
         if self._looked_at is None:
             return
-        cells, density = self._looked_at
-        occupancy.scatter_reduce_(0, cells, density * self.march.step, "amax")
+        rays, samples, density = self._looked_at
+        rows = (density != UNSEEN).nonzero().squeeze(1)
+        middle = (samples.t_starts[rows] + samples.t_ends[rows]) / 2
+        positions, _, _ = rays.at(middle, samples.ray_indices[rows])
+        depth = density[rows] * self.march.step
+        occupancy.scatter_reduce_(0, self._cells_at(positions), depth, "amax")
         self._looked_at = None
 
     def _cells_at(self, points: Tensor) -> Tensor:
@@ -303,15 +274,6 @@ class OccGrid(Sampler):
         """
         shares = {"occupied": len(self.occupied_cells) / self.occupancy.numel()}
         return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
-
-
-def _ranges(first: Tensor, last: Tensor) -> Tensor:
-    """Concatenate the ranges first[i] : last[i]."""
-    lengths = last - first
-    ends = lengths.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0  # a synchronisation on CUDA: the size of what follows
-    shift = (first - (ends - lengths)).repeat_interleave(lengths, output_size=total)
-    return torch.arange(total, device=first.device) + shift
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:

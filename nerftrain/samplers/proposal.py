@@ -19,7 +19,8 @@ from nerftrain.losses import Kind
 from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp, unit_positions
 from nerftrain.ops.composite import composite
 from nerftrain.ops.histogram import interlevel_loss, invert_cdf
-from nerftrain.ops.march import select, visible_samples
+from nerftrain.ops.march import visible_samples
+from nerftrain.ops.visit import select
 from nerftrain.samplers import Sampler, Ways, at_middles, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn

@@ -92,6 +92,7 @@ def test_gradients_reach_every_parameter(variant: str) -> None:
     assert without == []
 
 
+@pytest.mark.usefixtures("single_precision")
 @EACH
 def test_compiled_ops_and_references_agree(variant: str) -> None:
     results = []

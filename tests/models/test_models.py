@@ -70,6 +70,7 @@ def test_extra_channels_follow_the_colour_unbounded(name: str) -> None:
     assert model.extra_channels == {"semantics": 2, "height": 1}
 
 
+@pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("name", CHOICES)
 def test_compiled_ops_and_references_agree(name: str) -> None:
     model = make(name)

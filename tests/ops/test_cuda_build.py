@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nerftrain.ops import library
+from nerftrain.ops import cuda_report, library
 from nerftrain.paths import cache_dir
 
 
@@ -35,12 +35,26 @@ def undefined_symbols(path: Path) -> list[str]:
 @pytest.mark.skipif(
     library.find_nvcc() is None, reason="nvcc was not found: pip install 'nerftrain[cuda]'"
 )
-def test_cuda_ops_compile_and_link_for_every_architecture(cache):
+def test_cuda_ops_compile_link_and_stay_in_registers_on_every_architecture(cache, capsys):
     try:
         built = library.build("cuda", library.ALL_ARCHITECTURES)
     except library.BuildError as error:
         pytest.fail(f"{error}\n{error.log}")
-    assert list((cache / "ops").iterdir()) == [built]
+    assert sorted((cache / "ops").iterdir()) == [built.with_suffix(".log"), built]
+    assert library.build("cuda", (90,)) == built  # which serves each of its architectures
+
+    uses = cuda_report.of_library(built)
+    with capsys.disabled():
+        print("\n" + cuda_report.table(uses))
+    kernels = {use.kernel for use in uses}
+    assert len(uses) == len(kernels) * len(library.ALL_ARCHITECTURES)
+    assert {
+        "each_kernel<MarchCount>",
+        "each_level_kernel<HashEncodeForward<float, 2, 3>>",
+    } <= kernels
+    assert cuda_report.offenders(uses) == []
+    assert cuda_report.ALLOWED.keys() <= kernels  # none that is no more
+
     binary = built.read_bytes()
     assert set(library.ALL_ARCHITECTURES) >= {75, 80, 86, 89, 90, 100, 120}
     assert [a for a in library.ALL_ARCHITECTURES if b"sm_%d" % a not in binary] == []

@@ -221,6 +221,7 @@ def test_positions_of_other_axes_than_the_levels_are_refused(device, levels):
         ([4, 4, 4], [0, 125]),
         ([4, 4, 4, 4], [0, 125, 250]),
         ([4, 4, 4, 4], [0, 0]),
+        ([8] * 4, [0, 1]),  # a hash of one entry
     ],
 )
 def test_levels_that_would_lead_outside_the_table_are_refused(device, resolutions, offsets):
@@ -261,3 +262,18 @@ def test_levels_grow_from_base_to_finest_within_the_table_size(
     ]
     if time:
         assert (times[0], times[-1]) == time
+
+
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+@pytest.mark.parametrize("time", [None, (3, 20)])
+def test_a_table_in_half_precision_is_read_in_the_place_of_the_one_that_learns(features, time):
+    levels = HashLevels.geometric(5, 4, 64, 12, time)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(levels.offsets[-1], features, generator=generator)
+    table = table.half().float().requires_grad_()  # so that rounding loses nothing
+    positions = torch.rand(500, levels.num_axes, generator=generator)
+    plain = hash_encode(positions, table, levels)
+    half = hash_encode(positions, table, levels, table.detach().half())
+    torch.testing.assert_close(half, plain)
+    (expected,), (actual,) = (torch.autograd.grad((y * y).sum(), table) for y in (plain, half))
+    torch.testing.assert_close(actual, expected)

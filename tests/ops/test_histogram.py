@@ -123,3 +123,9 @@ def test_edges_that_are_not_numbers_end_all_the_same(device):
     weights = torch.ones(1, 4, device=device)
     invert_cdf(edges, weights, torch.zeros(1, device=device), 3)
     interlevel_loss(edges, weights, edges, weights)
+
+
+def test_without_coarse_bins_nothing_bounds_the_fine_ones(fine, assert_close):
+    edges, weights = fine
+    nothing = edges[:, :1].contiguous(), weights[:, :0].contiguous()
+    assert_close(interlevel_loss(*fine, *nothing), interlevel_loss_reference(*fine, *nothing))

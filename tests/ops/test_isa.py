@@ -10,7 +10,8 @@ PROGRAM = """
 import itertools
 import sys
 import torch
-from nerftrain.ops import adam, hash_encoding, library, mlp
+from nerftrain.ops import adam, hash_encoding, library, march, mlp
+from nerftrain.types import Rays
 
 library.set_mode("native")
 torch.manual_seed(0)
@@ -43,6 +44,48 @@ for skip in (False, True):
     adam.adam_reference(*theirs, rates, 3)
     for one, other in zip(ours, theirs):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def marched_twice(rays, jitter, grid, steps):
+    # the two passes of the body that CUDA has, too
+    tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
+    lists = (list(grid.boxes), list(grid.resolution), grid.side)
+    settings = (steps.step, steps.cone_angle, steps.max_steps, steps.max_samples)
+    counts, ends = torch.ops.nerftrain.march_count(*tensors, *lists, *settings)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    more = (offsets, int(offsets[-1]))
+    written = torch.ops.nerftrain.march_write(*tensors, *lists, *settings, *more)
+    return (*written, offsets, ends)
+
+
+origins, targets = 4 * torch.rand(2501, 3) - 2, 2 * torch.rand(2501, 3) - 1
+directions = torch.nn.functional.normalize(targets - origins, dim=1)
+directions[::7, 0] = 0
+directions[1::7, 1:] = 0
+origins[::11] = (origins[::11] * 8).round() / 8  # on faces of cells
+origins[5], directions[6], directions[8], origins[9] = torch.nan, torch.nan, 0, 1e30
+near = torch.rand(2501)
+rays = Rays(origins, directions, near, near + 4 * torch.rand(2501) - 0.2)
+block = torch.arange(256) // 4
+chequered = (block[:, None, None] + block[:, None] + block) % 2 == 0
+for flags, settings in itertools.product(
+    (torch.rand(1, 33, 16, 70) < 0.03, torch.rand(3, 32, 32, 32) < 0.3, chequered[None]),
+    (
+        (0.01, 0.0, 1000),
+        (0.03, 0.0, 1000, 7),
+        (0.01, 0.0, 50, 1),
+        (0.01, 0.0, 5, 0),
+        (0.01, 0.01, 1000),
+        (0.0, 0.0, 200),
+    ),
+):
+    grid = march.pack_grid(flags, (-1.0, -1.0, -0.7, 1.0, 1.2, 1.0))
+    steps, jitter = march.March(*settings), torch.rand(len(rays))
+    samples, ends = march.march_to(rays, jitter, grid, steps)
+    packed = (samples.t_starts, samples.t_ends, samples.ray_indices, samples.offsets, ends)
+    assert (len(samples) > 20) == (steps.max_samples > 0)
+    for one, other in zip(packed, marched_twice(rays, jitter, grid, steps)):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 print("agree")
 """
 

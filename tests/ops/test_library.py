@@ -457,6 +457,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             arguments[name] = arguments.get(name, []) + sets
     if device.type == "cpu":
         weights = random(6 * 8 + 8 * 3)
+        arguments["march"] = [tuple(march)]
         arguments["mlp_fwd"] = [(random(7, 6), weights, [6, 8, 3], BEST)]
         arguments["mlp_bwd"] = [(random(7, 6), weights, random(7, 3), [6, 8, 3], BEST)]
     return arguments

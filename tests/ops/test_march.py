@@ -23,12 +23,12 @@ from nerftrain.ops.march import (
     march_to_reference,
     pack_grid,
     pack_grid_reference,
-    select,
     visible_cells,
     visible_cells_reference,
     visible_samples,
     visible_samples_reference,
 )
+from nerftrain.ops.visit import select
 from nerftrain.types import Cameras, Rays, Samples
 
 BOX = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)

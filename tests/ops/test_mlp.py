@@ -58,7 +58,7 @@ def assert_near(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("num", [1, 239, 241, 3000])  # tiles have 240 samples
+@pytest.mark.parametrize("num", [1, 95, 97, 3000])  # tiles have 96 samples
 def test_mlp_equals_its_reference_forward_and_backward(lanes, shape, num):
     x, weights = random_inputs(shape, num)
     expected = gradients(x.double(), [w.double() for w in weights], None)

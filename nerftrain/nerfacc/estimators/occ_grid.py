@@ -15,7 +15,8 @@ from nerftrain.errors import UserError
 from nerftrain.nerfacc.estimators.base import AbstractEstimator
 from nerftrain.nerfacc.grid import march_grids, packed_info_of
 from nerftrain.nerfacc.volrend import render_visibility_from_alpha
-from nerftrain.ops.march import nested_boxes, select, visible_samples
+from nerftrain.ops.march import nested_boxes, visible_samples
+from nerftrain.ops.visit import select
 from nerftrain.types import Samples
 
 HIDDEN = -1.0  # the occupancy of cells that no camera sees

@@ -1,0 +1,117 @@
+// Visiting packed samples front to back, a few of each ray at a time, until nothing behind them can be seen; and
+// leaving out samples that nobody wants.
+//
+// What has been visited of a ray: how many of its samples, the transmittance behind them (NeRF, arXiv:2003.08934,
+// eq. 3), and the sum of their opacities.
+#pragma once
+#include "macros.h"
+
+namespace nerftrain {
+
+template <class T>
+struct Visited {
+  int64_t* num;      // [R]
+  T* transmittance;  // [R]
+  T* sum_alpha;      // [R]
+};
+
+// How many samples of each ray are next: at most `most`, none where a ray is at its end or opaque.
+template <class T>
+struct VisitCount {
+  const int64_t* offsets;  // [R + 1] of all samples
+  const int64_t* num;      // [R]
+  const T* transmittance;  // [R]
+  T early_stop_eps;
+  int64_t most;
+  int64_t* counts;  // [R]
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t left = offsets[r + 1] - offsets[r] - num[r];
+    counts[r] = transmittance[r] >= early_stop_eps ? min_of(left, most) : 0;
+  }
+};
+
+template <class T>
+struct VisitPick {
+  const T* t_starts;             // [N]
+  const T* t_ends;               // [N]
+  const int64_t* offsets;        // [R + 1]
+  const int64_t* num;            // [R]
+  const int64_t* round_offsets;  // [R + 1] of the samples that are next
+  T* round_starts;               // [M]
+  T* round_ends;                 // [M]
+  int64_t* round_rays;           // [M]
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t shift = offsets[r] + num[r] - round_offsets[r];
+    for (int64_t i = round_offsets[r]; i < round_offsets[r + 1]; ++i) {
+      round_starts[i] = t_starts[i + shift];
+      round_ends[i] = t_ends[i + shift];
+      round_rays[i] = r;
+    }
+  }
+};
+
+// Takes in the densities of the samples that VisitPick gave; a density below zero counts as zero.
+template <class T>
+struct VisitTake {
+  const T* round_density;        // [M]
+  const T* round_starts;         // [M]
+  const T* round_ends;           // [M]
+  const int64_t* round_offsets;  // [R + 1]
+  const int64_t* offsets;        // [R + 1]
+  Visited<T> visited;
+  T* density;  // [N]
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t first = round_offsets[r], last = round_offsets[r + 1];
+    const int64_t shift = offsets[r] + visited.num[r] - first;
+    T transmittance = visited.transmittance[r], sum = visited.sum_alpha[r];
+    for (int64_t i = first; i < last; ++i) {
+      const T sigma = round_density[i] < T(0) ? T(0) : round_density[i];  // NaN stays NaN
+      const T kept = exp_of(-sigma * (round_ends[i] - round_starts[i]));
+      density[i + shift] = sigma;
+      transmittance *= kept;
+      sum += T(1) - kept;
+    }
+    visited.num[r] += last - first;
+    visited.transmittance[r] = transmittance;
+    visited.sum_alpha[r] = sum;
+  }
+};
+
+struct SelectCount {
+  const bool* keep;        // [N]
+  const int64_t* offsets;  // [R + 1]
+  int64_t* counts;         // [R]
+
+  NT_HD void operator()(int64_t r) const {
+    int64_t count = 0;
+    for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) count += keep[i];
+    counts[r] = count;
+  }
+};
+
+template <class T>
+struct SelectPick {
+  const bool* keep;             // [N]
+  const T* t_starts;            // [N]
+  const T* t_ends;              // [N]
+  const int64_t* offsets;       // [R + 1]
+  const int64_t* kept_offsets;  // [R + 1]
+  T* kept_starts;               // [M]
+  T* kept_ends;                 // [M]
+  int64_t* kept_rays;           // [M]
+
+  NT_HD void operator()(int64_t r) const {
+    int64_t to = kept_offsets[r];
+    for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
+      if (!keep[i]) continue;
+      kept_starts[to] = t_starts[i];
+      kept_ends[to] = t_ends[i];
+      kept_rays[to++] = r;
+    }
+  }
+};
+
+}  // namespace nerftrain

@@ -1,0 +1,283 @@
+// Marching rays in one pass: the samples of common/march.h, bit for bit.
+//
+// Compiled once per instruction set and chosen at run time. In a single box with equal steps, which is how nearly all
+// rays are marched, a vector of rays is first led past what is empty, which leaves the stretches of steps of each ray
+// that lie in blocks with occupied cells; then each ray's stretches are looked up a vector of steps at a time. Leaving
+// a cube is a long chain of operations of which each waits for the one before: one ray at a time, most of the march
+// would be spent in it. No product and sum may be contracted into one here (see library.py), so that all instruction
+// sets have the same samples. Everything here has internal linkage and what it includes is always inlined, so that no
+// function compiled for one instruction set can be linked in place of another's.
+#pragma once
+#include "march.h"
+
+#if NT_LANES > 4
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using nerftrain::Marched;
+using nerftrain::MarchRays;
+using nerftrain::MarchSettings;
+using nerftrain::OccupancyGrid;
+
+constexpr int kLanes = NT_LANES;  // set by the including file
+constexpr int kStretches = 64;    // that a ray may have; one with more goes the long way
+typedef float Floats __attribute__((vector_size(4 * NT_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * NT_LANES)));  // -1 where true
+
+inline Ints numbered() {
+  Ints lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+  return lanes;
+}
+
+// Which lanes are true, a bit each.
+inline uint32_t bits_of(Ints lanes) {
+#if NT_LANES == 16
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes));
+#elif NT_LANES == 8
+  return uint32_t(_mm256_movemask_ps(reinterpret_cast<__m256>(lanes)));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= uint32_t(lanes[lane] & 1) << lane;
+  return bits;
+#endif
+}
+
+// Stores the lanes whose bit is set side by side.
+inline void store_kept(uint32_t bits, Floats values, float* out) {
+#if NT_LANES == 16
+  const __m512 kept = _mm512_maskz_compress_ps(__mmask16(bits), reinterpret_cast<__m512>(values));
+  _mm512_mask_storeu_ps(out, __mmask16((1u << __builtin_popcount(bits)) - 1), kept);
+#else
+  for (; bits != 0; bits &= bits - 1) *out++ = values[__builtin_ctz(bits)];
+#endif
+}
+
+// Half a word of 64 bits for each lane.
+inline Ints half_words(const uint64_t* words, Ints half) {
+#if NT_LANES == 16
+  return reinterpret_cast<Ints>(_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), __mmask16(0xffff),
+                                                            reinterpret_cast<__m512i>(half), words, 4));
+#elif NT_LANES == 8
+  return reinterpret_cast<Ints>(
+      _mm256_i32gather_epi32(reinterpret_cast<const int*>(words), reinterpret_cast<__m256i>(half), 4));
+#else
+  Ints bits;
+  for (int lane = 0; lane < kLanes; ++lane) bits[lane] = int32_t(words[half[lane] >> 1] >> ((half[lane] & 1) * 32));
+  return bits;
+#endif
+}
+
+// BitPlace for lanes: units lie in 4^3-bit words, of which a side has so many.
+struct BitPlaces {
+  Ints word, bit;
+
+  BitPlaces(const Ints* unit, int words)
+      : word(((unit[0] >> 2) * words + (unit[1] >> 2)) * words + (unit[2] >> 2)),
+        bit(((unit[0] & 3) << 4) | ((unit[1] & 3) << 2) | (unit[2] & 3)) {}
+};
+
+// A grid of one box.
+struct Box {
+  const uint64_t *cells, *blocks;
+  int words, groups;  // 4^3 and 16^3 cells along the cube of bits
+  int resolution[3];
+  float center[3], half[3], inverse[3], unit[3], share[3];
+
+  explicit Box(const OccupancyGrid& g) : cells(g.cells), blocks(g.blocks), words(g.side / 4), groups(g.side / 16) {
+    for (int a = 0; a < 3; ++a) {
+      resolution[a] = g.resolution[a];
+      center[a] = g.center[0][a];
+      half[a] = g.half[0][a];
+      inverse[a] = g.inverse[0][a];
+      unit[a] = float(g.resolution[a]);
+      share[a] = 2.f / float(g.resolution[a]);
+    }
+  }
+
+  // The cell that a coordinate lies in along an axis; clears lanes outside the box.
+  Ints cell(int a, Floats p, Ints& inside) const {
+    const Floats u = (p - center[a]) * inverse[a];
+    inside &= (u >= -1.f) & (u < 1.f);
+    const Ints place = __builtin_convertvector((u * 0.5f + 0.5f) * unit[a], Ints);
+    return place < resolution[a] - 1 ? place : resolution[a] - 1;
+  }
+};
+
+inline Ints ceil_clamped(Floats x, Ints low, int high) {
+  const Floats lowest = __builtin_convertvector(low, Floats);
+  x = x < float(high) ? x : float(high);
+  x = x > lowest ? x : lowest;
+  const Ints below = __builtin_convertvector(x, Ints);
+  return below - (__builtin_convertvector(below, Floats) < x);
+}
+
+// A ray in each lane, and the stretches of its steps that may have samples.
+struct Bundle {
+  Floats o[3], d[3], inverse[3], near, far, first, last, jitter;
+  Ints alive, step;  // the step at which a ray's march is
+  int num_stretches[kLanes];
+  int from[kLanes][kStretches], to[kLanes][kStretches];
+
+  Bundle(const MarchRays& rays, int64_t r, int num) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t ray = r + (lane < num ? lane : 0);
+      for (int a = 0; a < 3; ++a) {
+        o[a][lane] = rays.origins[3 * ray + a];
+        d[a][lane] = rays.directions[3 * ray + a];
+      }
+      near[lane] = rays.near[ray];
+      far[lane] = rays.far[ray];
+      jitter[lane] = rays.jitter[ray];
+      num_stretches[lane] = 0;
+    }
+    alive = (numbered() < num) & (near < far);
+    step = Ints{};
+    first = near;
+    last = far;
+  }
+
+  // Line::clip.
+  void clip(const Box& box) {
+    for (int a = 0; a < 3; ++a) {
+      const float low = box.center[a] - box.half[a], high = box.center[a] + box.half[a];
+      const Ints still = d[a] == 0.f, within = (o[a] >= low) & (o[a] < high);
+      const Floats ta = (low - o[a]) / d[a], tb = (high - o[a]) / d[a];
+      const Floats enter = ta < tb ? ta : tb, leave = ta > tb ? ta : tb;
+      alive &= still ? within : (ta <= tb) | (tb <= ta);
+      inverse[a] = still ? Floats{} : 1.f / d[a];
+      first = ~still & (enter >= first) ? enter : first;
+      last = ~still & (leave <= last) ? leave : last;
+    }
+    alive &= first < last;
+  }
+
+  // Line::leave: the distance at which rays leave the aligned cubes around their cells.
+  Floats leave(const Box& box, const Ints* cell, Ints cube) const {
+    Floats exit = Floats{} + 3.4e38f;
+    for (int a = 0; a < 3; ++a) {
+      const Ints low = cell[a] & -cube, high = low + cube;
+      const Ints face = inverse[a] > 0.f ? (high < box.resolution[a] ? high : box.resolution[a]) : low;
+      const Floats share = __builtin_convertvector(face, Floats) * box.share[a] - 1.f;
+      const Floats at = (box.center[a] + share * box.half[a] - o[a]) * inverse[a];
+      exit = (inverse[a] != 0.f) & (at < exit) ? at : exit;
+    }
+    return exit;
+  }
+};
+
+inline void keep_stretch(Bundle& rays, int lane, int from, int to) {
+  int& num = rays.num_stretches[lane];
+  if (num > kStretches) return;
+  if (num > 0 && rays.to[lane][num - 1] == from) {
+    rays.to[lane][num - 1] = to;
+  } else if (num++ < kStretches) {
+    rays.from[lane][num - 1] = from;
+    rays.to[lane][num - 1] = to;
+  }
+}
+
+// march_steps of a bundle, past all blocks: those that have occupied cells are noted.
+inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
+  const float inverse_step = 1.f / m.step;
+  const auto first_after = [&](Floats t, Ints low) {
+    return ceil_clamped((t - rays.near) * inverse_step - rays.jitter - 0.55f, low, m.max_steps);
+  };
+  rays.step = first_after(rays.first, Ints{});
+  Ints going = rays.alive & (rays.step < m.max_steps);
+  while (bits_of(going) != 0) {
+    const Ints k = rays.step;
+    const Floats start = rays.near + (__builtin_convertvector(k, Floats) + rays.jitter) * m.step;
+    const Floats end = rays.near + (__builtin_convertvector(k + 1, Floats) + rays.jitter) * m.step;
+    const Floats mid = 0.5f * (start + end);
+    Ints inside = going, unit[3], cell[3];
+    for (int a = 0; a < 3; ++a) cell[a] = box.cell(a, rays.o[a] + mid * rays.d[a], inside);
+    for (int a = 0; a < 3; ++a) unit[a] = (cell[a] & inside) >> 2;
+    going &= (mid < rays.far) & (inside | ~(mid > rays.last));
+    const BitPlaces place(unit, box.groups);
+    const Ints lower = half_words(box.blocks, place.word * 2), upper = half_words(box.blocks, place.word * 2 + 1);
+    const Ints half = place.bit > 31 ? upper : lower;
+    const Ints cube = (lower | upper) == 0 ? Ints{} + 16 : Ints{} + 4;
+    const Floats exit = rays.leave(box, cell, cube);
+    const Ints next = inside ? first_after(exit < rays.last ? exit : rays.last, k + 1) : k + 1;
+    for (uint32_t kept = bits_of(going & inside & -(half >> (place.bit & 31) & 1)); kept != 0; kept &= kept - 1) {
+      const int lane = __builtin_ctz(kept);
+      keep_stretch(rays, lane, k[lane], next[lane]);
+    }
+    rays.step = going ? next : k;
+    going &= rays.step < m.max_steps;
+  }
+}
+
+// Which of the steps from k on have their middle in an occupied cell, a bit each.
+inline uint32_t occupied_steps(const Box& box, const MarchSettings& m, const Bundle& rays, int lane, int k,
+                               Floats& start, Floats& end) {
+  const Ints steps = numbered() + k;
+  const float near = rays.near[lane], jitter = rays.jitter[lane];
+  start = near + (__builtin_convertvector(steps, Floats) + jitter) * m.step;
+  end = near + (__builtin_convertvector(steps + 1, Floats) + jitter) * m.step;
+  const Floats mid = 0.5f * (start + end);
+  Ints inside = mid < rays.far[lane], cell[3];
+  for (int a = 0; a < 3; ++a) cell[a] = box.cell(a, rays.o[a][lane] + mid * rays.d[a][lane], inside);
+  for (int a = 0; a < 3; ++a) cell[a] &= inside;
+  const BitPlaces place(cell, box.words);
+  const Ints half = half_words(box.cells, place.word * 2 + (place.bit >> 5));
+  return bits_of(inside & -(half >> (place.bit & 31) & 1));
+}
+
+inline Marched march_stretches(const Box& box, const MarchSettings& m, const Bundle& rays, int lane, float* t_starts,
+                               float* t_ends) {
+  const auto start_of = [&](int k) { return rays.near[lane] + (float(k) + rays.jitter[lane]) * m.step; };
+  int count = 0;
+  for (int i = 0; i < rays.num_stretches[lane]; ++i) {
+    const int last = rays.to[lane][i];
+    for (int k = rays.from[lane][i]; k < last; k += kLanes) {
+      Floats start, end;
+      uint32_t kept = occupied_steps(box, m, rays, lane, k, start, end);
+      if (last - k < kLanes) kept &= (1u << (last - k)) - 1;
+      while (__builtin_popcount(kept) > m.max_samples - count) kept ^= 1u << (31 - __builtin_clz(kept));
+      store_kept(kept, start, t_starts + count);
+      store_kept(kept, end, t_ends + count);
+      count += __builtin_popcount(kept);
+      if (count == m.max_samples) return {count, start_of(k + 32 - __builtin_clz(kept))};
+    }
+  }
+  return {count, start_of(rays.step[lane])};
+}
+
+int64_t march(const MarchRays& rays, int64_t begin, int64_t end, int64_t room, float* t_starts, float* t_ends,
+              int64_t* counts, float* ends) {
+  const MarchSettings m = rays.settings;
+  const int64_t most = m.max_steps < m.max_samples ? m.max_steps : m.max_samples;
+  const bool equal_steps = m.step > 0.f && m.cone_angle <= 0.f && m.max_samples > 0;
+  const bool one_box = equal_steps && rays.grid.num_levels == 1 && rays.grid.side < 4096;  // words fit an int
+  const Box box(rays.grid);
+  int64_t used = 0;
+  for (int64_t r = begin; r < end; r += kLanes) {
+    const int num = int(end - r < kLanes ? end - r : kLanes);
+    Bundle bundle(rays, r, num);
+    bundle.clip(box);
+    if (one_box) pass_blocks(box, m, bundle);
+    for (int lane = 0; lane < num; ++lane) {
+      if (room - used < most) return r + lane;
+      float *starts = t_starts + used, *stops = t_ends + used;
+      const auto emit = [=](int i, float start, float stop) {
+        starts[i] = start;
+        stops[i] = stop;
+      };
+      Marched marched = {0, bundle.near[lane]};
+      if (!one_box || bundle.num_stretches[lane] > kStretches)
+        marched = rays.march(r + lane, m.max_samples, emit);
+      else if (bundle.alive[lane])
+        marched = march_stretches(box, m, bundle, lane, starts, stops);
+      counts[r + lane - begin] = marched.count;
+      ends[r + lane - begin] = marched.end;
+      used += marched.count;
+    }
+  }
+  return end;
+}
+
+}  // namespace

@@ -1,0 +1,4 @@
+#define NT_LANES 4
+#include "march_kernel.h"
+
+const nerftrain::MarchKernels nerftrain::march_portable = {"portable", march};

@@ -1,0 +1,178 @@
+"""Visiting packed samples front to back, until nothing behind them can be seen.
+
+    T_i = prod_{j<i} exp(-sigma_j dt_j)
+(NeRF, arXiv:2003.08934, eq. 3) falls along a ray; once it is below `early_stop_eps` the ray is
+done, and no field need be asked for what lies behind (NerfAcc, arXiv:2305.04966). Rays are visited
+in rounds of a few samples each, so that the field sees many of them at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nerftrain.ops import library
+from nerftrain.types import Samples, SigmaFn
+
+
+@dataclass
+class Visited:
+    """What is known of the samples of R rays so far."""
+
+    density: Tensor  # [N], UNSEEN where nothing has been asked for
+    num: Tensor  # [R] int64, samples visited
+    transmittance: Tensor  # [R], behind these
+    sum_alpha: Tensor  # [R], of their opacities
+    num_evaluated: int = 0
+
+    @classmethod
+    def nothing(cls, samples: Samples) -> Visited:
+        """Begin with no sample visited."""
+        num_rays, make = len(samples.offsets) - 1, samples.t_starts.new_full
+        return cls(
+            density=make((len(samples),), UNSEEN),
+            num=samples.offsets.new_zeros(num_rays),
+            transmittance=make((num_rays,), 1.0),
+            sum_alpha=make((num_rays,), 0.0),
+        )
+
+
+UNSEEN = -1.0  # the density of a sample that has not been visited
+
+
+# --------------------------------------------------------------------------------------- references
+
+
+def next_round_reference(
+    samples: Samples, visited: Visited, early_stop_eps: float, most: int
+) -> Samples:
+    """Find the samples that are next by torch (see `next_round`)."""
+    counts = samples.offsets.diff() - visited.num
+    counts = counts.clamp(max=most) * (visited.transmittance >= early_stop_eps)
+    rays = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    offsets = _offsets(counts)
+    place = torch.arange(len(rays), device=counts.device) - offsets[rays]
+    rows = samples.offsets[rays] + visited.num[rays] + place
+    return Samples(samples.t_starts[rows], samples.t_ends[rows], rays, offsets)
+
+
+def take_reference(samples: Samples, visited: Visited, now: Samples, density: Tensor) -> None:
+    """Take densities in by torch (see `take`)."""
+    rays = now.ray_indices
+    place = torch.arange(len(rays), device=rays.device) - now.offsets[rays]
+    density = torch.where(density < 0, 0.0, density)
+    optical = density * (now.t_ends - now.t_starts)
+    visited.density[samples.offsets[rays] + visited.num[rays] + place] = density
+    sums = torch.zeros_like(visited.transmittance).index_add_(0, rays, optical)
+    visited.transmittance *= torch.exp(-sums)
+    visited.sum_alpha.index_add_(0, rays, 1 - torch.exp(-optical))
+    visited.num += now.offsets.diff()
+
+
+def select_reference(samples: Samples, keep: Tensor) -> Samples:
+    """Keep samples by torch (see `select`)."""
+    rows = keep.nonzero().squeeze(1)
+    before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
+    torch.cumsum(keep, 0, out=before[1:])
+    picked = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
+    return Samples(*picked, before[samples.offsets])
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    offsets = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets
+
+
+# ------------------------------------------------------------------------------------- registration
+
+
+@library.fake("visit_count")
+def _visit_count_fake(_offsets: Tensor, num: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(num)
+
+
+def _picked_fake(t_starts: Tensor, offsets: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
+    return t_starts.new_empty(num), t_starts.new_empty(num), offsets.new_empty(num)
+
+
+@library.fake("visit_pick")
+def _visit_pick_fake(
+    t_starts: Tensor, _e: Tensor, offsets: Tensor, _n: Tensor, _r: Tensor, num_samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _picked_fake(t_starts, offsets, num_samples)
+
+
+@library.fake("visit_take_")
+def _visit_take_fake(*_: object) -> None:
+    return None
+
+
+@library.fake("select_count")
+def _select_count_fake(_keep: Tensor, offsets: Tensor) -> Tensor:
+    return offsets.new_empty(offsets.shape[0] - 1)
+
+
+@library.fake("select_pick")
+def _select_pick_fake(
+    _k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, _o: Tensor, num_samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _picked_fake(t_starts, offsets, num_samples)
+
+
+# --------------------------------------------------------------------------------- public functions
+
+
+@torch.no_grad()
+def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int) -> Visited:
+    """Ask a field for the densities of samples, front to back until rays are opaque.
+
+    Args:
+        samples: of R rays.
+        sigma_fn: gives densities [M] at M samples, each ray's in their order.
+        early_stop_eps: rays whose transmittance falls below it are done.
+        most: samples of a ray in a round.
+    """
+    visited = Visited.nothing(samples)
+    while len(now := next_round(samples, visited, early_stop_eps, most)):
+        density = sigma_fn(now.t_starts, now.t_ends, now.ray_indices)
+        take(samples, visited, now, density.to(visited.density.dtype))
+        visited.num_evaluated += len(now)
+    return visited
+
+
+def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: int) -> Samples:
+    """Find the samples that are next: at most so many of each ray that is not opaque yet."""
+    if not library.native(samples.t_starts, visited.num):
+        return next_round_reference(samples, visited, early_stop_eps, most)
+    ops = torch.ops.nerftrain
+    arguments = (samples.offsets, visited.num)
+    counts = ops.visit_count(*arguments, visited.transmittance, early_stop_eps, most)
+    offsets = _offsets(counts)
+    num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
+    picked = ops.visit_pick(samples.t_starts, samples.t_ends, *arguments, offsets, num_samples)
+    return Samples(*picked, offsets)
+
+
+def take(samples: Samples, visited: Visited, now: Samples, density: Tensor) -> None:
+    """Take in the densities [M] of the samples that `next_round` gave; below zero is zero."""
+    if not library.native(density, visited.num):
+        take_reference(samples, visited, now, density)
+        return
+    known = (visited.num, visited.transmittance, visited.sum_alpha, visited.density)
+    torch.ops.nerftrain.visit_take_(
+        density.contiguous(), now.t_starts, now.t_ends, now.offsets, samples.offsets, *known
+    )
+
+
+def select(samples: Samples, keep: Tensor) -> Samples:
+    """Keep the samples where `keep` [N] is true, packed again."""
+    if not library.native(samples.t_starts, keep):
+        return select_reference(samples, keep)
+    offsets = _offsets(torch.ops.nerftrain.select_count(keep, samples.offsets))
+    num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
+    times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
+    picked = torch.ops.nerftrain.select_pick(keep, *times, samples.offsets, offsets, num_samples)
+    return Samples(*picked, offsets)

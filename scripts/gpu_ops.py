@@ -1,0 +1,283 @@
+"""Holds the CUDA ops to the CPU's, then their times to floors that this GPU is measured to have.
+
+    python scripts/gpu_ops.py --json FILE [--quick] [key=value ...]
+
+Overrides are those of the command line; the run they give is trained for --warmup steps first, and
+the ops get what its next step would give them (the cases of bench.py). What is done is in the file
+at once: a fault that ends the process loses what comes after it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bench
+import torch
+from bench import Bench, Case, Row, Table
+from torch import Tensor
+
+from nerftrain.ops import library
+
+CALLS = 10  # whose mean is a time, of the fastest of ROUNDS: launches overlap as in training
+ROUNDS = 3
+CELL_FLOPS = 60  # of visible_cells for a cell and a camera, counted in the source
+GATHER_ROWS = (13, 16, 19, 21, 23)  # log2 of the rows of a table; a row is two float32
+
+
+class Size(NamedTuple):
+    """How large the probes of the ceilings are."""
+
+    copied: int  # float32
+    matrix: int  # rows and columns
+    gathered: int  # indices
+
+
+FULL, QUICK = Size(1 << 28, 8192, 1 << 24), Size(1 << 20, 256, 1 << 14)
+
+
+class Ceilings(NamedTuple):
+    """What the device did at best."""
+
+    bandwidth: float  # bytes per second, read and written
+    flops: dict[str, float]  # per second, by number type
+    gather: dict[int, float]  # rows per second, by bytes of the table
+    scatter: dict[int, float]
+
+    def rate(self, rates: dict[int, float], num_bytes: int) -> float:
+        """Return the rate of the smallest measured table that is as large."""
+        return rates[min((size for size in rates if size >= num_bytes), default=max(rates))]
+
+
+def moved(value: Any, device: torch.device | str, memo: dict[int, Tensor]) -> Any:
+    """Copy what an op is called with to a device; memo tells each tensor's copy by its id."""
+    if isinstance(value, Tensor):
+        copy = value.detach().to(device).clone().requires_grad_(value.requires_grad)
+        return memo.setdefault(id(value), copy)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value) if field.init]
+        return replace(value, **{n: moved(getattr(value, n), device, memo) for n in names})
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(moved(part, device, memo) for part in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors of an op's arguments or results."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return tensors([getattr(value, field.name) for field in fields(value)])
+    return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
+
+
+def on(case: Case, device: torch.device | str) -> Case:
+    """Copy a case to a device."""
+    memo: dict[int, Tensor] = {}
+    arguments = moved(tuple(case.arguments), device, memo)
+    return case._replace(arguments=arguments, leaves=[memo[id(leaf)] for leaf in case.leaves])
+
+
+def results(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """Return an op's outputs and, where it has a backward, the gradients of what training uses."""
+    output = bench.op_and_reference(case)[0](*case.arguments)
+    return tensors(output), list(_gradients(case, output)()) if case.leaves else []
+
+
+def _gradients(case: Case, output: Any) -> Callable[[], Sequence[Tensor]]:
+    outputs = output[:2] if isinstance(output, tuple) else (output,)
+    ones = [torch.ones_like(value) for value in outputs]
+    return lambda: torch.autograd.grad(outputs, case.leaves, ones, retain_graph=True)
+
+
+class Difference(NamedTuple):
+    """How far two lists of tensors are apart."""
+
+    largest: float | None  # between floats; none where there are none to compare
+    relative: float | None  # to the largest float of the tensor
+    entries: int  # flags, counts and indices that differ, and entries that only one side has
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Difference:
+    """Compare results of two devices."""
+    largest: list[float] = []
+    relative: list[float] = []
+    entries = 0
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = a.detach().cpu(), b.detach().cpu()
+        if a.shape != b.shape:
+            entries += abs(a.numel() - b.numel())
+        elif not a.is_floating_point():
+            entries += int((a != b).sum())
+        elif a.numel():
+            # A NaN on one side alone must not pass for agreement.
+            apart = torch.where(a.isnan() & b.isnan(), 0.0, (a - b).abs()).nan_to_num(float("inf"))
+            largest.append(float(apart.max()))
+            relative.append(largest[-1] / max(float(b.abs().nan_to_num(0, 0, 0).max()), 1e-30))
+    return Difference(max(largest, default=None), max(relative, default=None), entries)
+
+
+def agreement(cases: Sequence[Case]) -> Table:
+    """Compare each op with the CPU's."""
+    rows: list[Row] = []
+    for case in cases:
+        here, there = results(case), results(on(case, "cpu"))
+        forward, backward = (difference(a, b) for a, b in zip(here, there, strict=True))
+        entries = forward.entries + backward.entries
+        rows.append((case.op, case.size, *forward[:2], *backward[:2], entries))
+    note = (
+        "Largest difference, also relative to the largest number; then flags, counts and indices "
+        "that differ. Marches may differ where a midpoint lies on a wall, by rounding."
+    )
+    columns = ("op", "size", "forward", "relative", "backward", "relative", "entries")
+    return Table("Against the CPU", note, columns, rows)
+
+
+def _seconds(function: Callable[[], object], calls: int = CALLS) -> float:
+    """Return the mean time of some calls in a row, of the fastest of ROUNDS."""
+    function()
+    best = float("inf")
+    for _ in range(ROUNDS):
+        started = bench.now()
+        for _ in range(calls):
+            function()
+        best = min(best, (bench.now() - started) / calls)
+    return best
+
+
+def ceilings(device: torch.device, size: Size) -> Ceilings:
+    """Measure what the device does at best."""
+    bandwidth = _bandwidth(torch.rand(size.copied, device=device))
+    flops = dict(_flops(device, size.matrix))
+    gather, scatter = {}, {}
+    for log2_rows in GATHER_ROWS if size is FULL else GATHER_ROWS[:2]:
+        table = torch.rand(1 << log2_rows, 2, device=device)
+        places = torch.randint(1 << log2_rows, (size.gathered,), device=device, dtype=torch.int32)
+        gathers, adds = _gather_and_scatter(table, places)
+        num_bytes = table.numel() * 4
+        gather[num_bytes], scatter[num_bytes] = size.gathered / gathers, size.gathered / adds
+    return Ceilings(bandwidth, flops, gather, scatter)
+
+
+def _bandwidth(source: Tensor) -> float:
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.element_size() / _seconds(lambda: target.copy_(source))
+
+
+def _gather_and_scatter(table: Tensor, places: Tensor) -> tuple[float, float]:
+    rows = table.view(torch.int64)[:, 0]  # eight bytes at once, as a kernel can read them
+    gathered = torch.empty(len(places), dtype=torch.int64, device=table.device)
+    added = torch.ones(len(places), 2, device=table.device)
+    gathers = _seconds(lambda: torch.index_select(rows, 0, places, out=gathered))
+    return gathers, _seconds(lambda: table.index_add_(0, places, added))
+
+
+def _flops(device: torch.device, side: int) -> Iterator[tuple[str, float]]:
+    kinds = [("fp32", torch.float32, False), ("fp16", torch.float16, False)]
+    if device.type == "cuda":
+        kinds.insert(1, ("tf32", torch.float32, True))
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype, tf32 in kinds:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        a = torch.rand(side, side, device=device).to(dtype)
+        out = torch.empty_like(a)
+        yield name, 2 * side**3 / _seconds(lambda a=a, out=out: torch.mm(a, a, out=out))
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def ceiling_table(top: Ceilings, device: torch.device) -> Table:
+    """Write what was measured of the device."""
+    rows: list[Row] = [("copy, GB/s read and written", top.bandwidth / 1e9)]
+    rows += [(f"{name} matrix product, TFLOP/s", f / 1e12) for name, f in top.flops.items()]
+    for what, rates in (("gathers", top.gather), ("atomic adds", top.scatter)):
+        rows += [(f"{what} of 8 B in {b >> 10} KiB, G/s", r / 1e9) for b, r in rates.items()]
+    note = (
+        f"{device.type}: torch's copy_, mm, index_select and index_add_, the fastest of {ROUNDS}."
+    )
+    return Table("Ceilings", note, ("what", "at best"), rows)
+
+
+def floors(case: Case, outputs: Sequence[Tensor], top: Ceilings) -> tuple[float, float, str]:
+    """Return the least seconds of an op and of its backward, and what they are bound by.
+
+    Everything that goes in is read once, everything that comes out is written once; only what a
+    hash encoding gathers, an MLP multiplies and a cell's projections take count otherwise.
+    """
+    inputs = tensors(tuple(case.arguments))
+    if case.op == "hash_encode":
+        positions, table, levels = case.arguments
+        rows = len(positions) * len(levels.resolutions) * 2 ** positions.shape[1]
+        size = table.numel() * table.element_size()
+        return (
+            rows / top.rate(top.gather, size),
+            rows / top.rate(top.scatter, size),
+            "gathers, atomic adds",
+        )
+    if case.op == "mlp":
+        x, weights = case.arguments
+        seconds = 2 * len(x) * sum(w.numel() for w in weights) / top.flops["fp32"]
+        return seconds, 2 * seconds, "fp32 FLOPs"
+    moves = sum(t.numel() * t.element_size() for t in (*inputs, *outputs)) / top.bandwidth
+    if case.op == "visible_cells":
+        flops = outputs[0].numel() * len(case.arguments[0]) * CELL_FLOPS / top.flops["fp32"]
+        return max(flops, moves), 0.0, "fp32 FLOPs" if flops > moves else "bytes"
+    leaves = sum(t.numel() * t.element_size() for t in case.leaves) / top.bandwidth
+    return moves, moves + leaves, "bytes"
+
+
+def against_floors(cases: Sequence[Case], top: Ceilings) -> Table:
+    """Time each op and say how near it comes to its floor."""
+    rows: list[Row] = []
+    for case in cases:
+        function = bench.op_and_reference(case)[0]
+        output = function(*case.arguments)
+        low, low_backward, bound = floors(case, tensors(output), top)
+        seconds = _seconds(lambda f=function, c=case: f(*c.arguments))
+        figures: list[float | None] = [1e3 * seconds, 1e3 * low, low / seconds]
+        if case.leaves:
+            backward = _seconds(_gradients(case, output))
+            figures += [1e3 * backward, 1e3 * low_backward, low_backward / backward]
+        rows.append((case.op, case.size, bound, *figures, *[None] * (6 - len(figures))))
+    note = f"Mean of {CALLS} calls in a row. Floor / time: 1 is the best that the ceilings allow."
+    kinds = [
+        f"{way} {what}" for way in ("forward", "backward") for what in ("ms", "floor ms", "share")
+    ]
+    return Table("Ops against their floors", note, ("op", "size", "bound by", *kinds), rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the tables as they come; return the exit status."""
+    parser = argparse.ArgumentParser("gpu_ops.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--warmup", type=int, default=500, help="steps before (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="small probes of the ceilings")
+    parser.add_argument("--json", type=Path, required=True, help="a file for the tables")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    tables: list[Table] = []
+
+    def done(table: Table) -> None:
+        tables.append(table)
+        print(table.markdown(), flush=True)
+        document = {"tables": [t._asdict() for t in tables]}
+        arguments.json.write_text(json.dumps(document), encoding="utf-8")
+
+    started = time.perf_counter()
+    run = Bench(arguments.overrides, arguments.warmup, 1)
+    library.set_mode("native")  # an op that is not there must not pass for one that agrees
+    cases = bench.op_cases(run)
+    done(agreement(cases))
+    top = ceilings(run.device, QUICK if arguments.quick else FULL)
+    done(ceiling_table(top, run.device))
+    done(against_floors(cases, top))
+    print(f"gpu_ops: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""C++ programs over csrc/common alone: no torch, no GPU, and every bad access or number fatal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nerftrain.ops import library
+from nerftrain.paths import data_dir
+
+HERE = Path(__file__).parent
+# No optimisation: it would take most of the time, and hide what the sanitizers look for.
+FLAGS = ("-std=c++20", "-O0", "-g", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Werror")
+CHECKS = "address,undefined,float-cast-overflow"  # the last is no part of undefined
+
+
+def run_program(name: str, folder: Path) -> str:
+    """Compile and run one of the programs beside this file; return what it printed."""
+    program = folder / name
+    sanitizers = (f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all")
+    include = f"-I{data_dir('csrc') / 'common'}"
+    source = str(HERE / f"{name}.cpp")
+    command = [library.find_cxx(), *FLAGS, *sanitizers, include, source, "-o", str(program)]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized" in compiled.stderr or "cannot find" in compiled.stderr:
+        pytest.skip(f"this compiler has no sanitizers: {compiled.stderr.splitlines()[-1]}")
+    assert compiled.returncode == 0, compiled.stderr
+    environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    ran = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_launches_visit_every_piece_once_beyond_32_bits_too(tmp_path):
+    assert run_program("launch_arithmetic", tmp_path) == "ok\n"
+
+
+def test_hostile_inputs_are_read_and_written_within_bounds(tmp_path):
+    assert run_program("hostile_inputs", tmp_path) == "ok\n"
