@@ -35,19 +35,30 @@ from torch import Tensor, nn
 from nerftrain import config, doctor, evaluation, nerfacc, report, trainer
 from nerftrain.errors import UserError
 from nerftrain.models import encodings
+from nerftrain.models import ngp as ngp_model
 from nerftrain.models.ngp import NGP
-from nerftrain.ops import composite, hash_encoding, library, march, mlp, spherical_harmonics
+from nerftrain.ops import (
+    composite,
+    hash_encoding,
+    library,
+    march,
+    mlp,
+    ngp,
+    spherical_harmonics,
+    visit,
+)
 from nerftrain.rendering import field_functions
-from nerftrain.samplers import jitter
+from nerftrain.samplers import jitter, occgrid
 from nerftrain.samplers.occgrid import OccGrid
 from nerftrain.scenes import Scene
+from nerftrain.types import Samples
 
 DENSITY, FIELD, OTHER, JOURNAL = "density without gradient", "field", "other", "journal"
 BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "loss", "backward")
 ORDER = (*BEFORE, FIELD, *AFTER, "optimiser", "grid update", OTHER)  # as in a step
 LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
-OPS = (march, hash_encoding, spherical_harmonics, mlp, composite)
+OPS = (march, visit, hash_encoding, spherical_harmonics, mlp, ngp, composite)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
 
@@ -219,6 +230,7 @@ def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
     modules = list(run.model.modules())
     yield from ((m, "forward", ": encode") for m in modules if isinstance(m, ENCODINGS))
     yield from ((m, "forward", ": MLPs") for m in modules if isinstance(m, LAYERS))
+    yield from ((ngp_model, name, ": MLPs") for name in ("ngp", "ngp_density"))
     native = torch.ops.nerftrain  # iterates over the ops that were called so far
     yield from ((native, op, f": {op}") for op in list(native) if op.endswith("_bwd"))
 
@@ -335,6 +347,12 @@ def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
     density = torch.rand_like(marched.t_starts) / sampler.march.step
     limits = (sampler.early_stop_eps, sampler.alpha_thre, sampler.min_weight)
     yield Case("visible_samples", size, (marched, density, *limits))
+    visited, thresholds = visit.Visited.nothing(marched), (sampler.early_stop_eps, occgrid.ROUND)
+    yield Case("next_round", size, (marched, visited, *thresholds))
+    now = visit.next_round(marched, visited, *thresholds)
+    round_size = f"R={len(rays)} M={len(now)}"
+    yield Case("take", round_size, (marched, visited, now, torch.rand_like(now.t_starts)))
+    yield Case("select", size, (marched, density > density.mean()))
 
 
 def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
@@ -354,6 +372,13 @@ def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
         widths = "-".join(map(str, (weights[0].shape[1], *(len(weight) for weight in weights))))
         x = torch.randn_like(views[:, :1].expand(-1, weights[0].shape[1])).requires_grad_()
         yield Case("mlp", f"{size}, {widths}", (x, weights), [x, *weights])
+    with torch.no_grad():
+        features = model.encoding(model.unit_positions(positions))
+    networks = [list(network.weights) for network in (model.density_mlp, model.color_mlp)]
+    leaves = [features.requires_grad_(), *networks[0], *networks[1]]
+    views = views.detach()
+    yield Case("ngp_density", size, (features, networks[0]))
+    yield Case("ngp", size, (features, views, *networks, degree), leaves)
     values = [density.requires_grad_(), channels.requires_grad_()]
     yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
 
@@ -425,14 +450,24 @@ def op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]
     pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
     if case.op == "pack_grid":  # whose reference takes no box
         return pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
+    if case.op == "take":  # which counts what it has taken: every call is a first one
+        return tuple(_taken_anew(function) for function in pair)  # type: ignore[return-value]
     return pair
+
+
+def _taken_anew(take: Callable[..., None]) -> Callable[..., None]:
+    def first(samples: Samples, visited: visit.Visited, *found: Any) -> None:
+        take(samples, replace(visited, num=torch.zeros_like(visited.num)), *found)
+
+    return first
 
 
 def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:
     """Return the seconds of a call and of its backward."""
-    started = now()
-    output = function(*case.arguments)
-    forward = now() - started
+    with torch.set_grad_enabled(bool(case.leaves)):
+        started = now()
+        output = function(*case.arguments)
+        forward = now() - started
     if not case.leaves:
         return forward, 0.0
     # Of what composite returns, colour and opacity are what the loss looks at.

@@ -123,7 +123,7 @@ def test_ops_compare_every_op_that_has_a_reference(script: ModuleType, bench: Be
     assert set(rows) == names
     for name, (_, forward, reference, ratio, *backward) in rows.items():
         assert ratio == pytest.approx(reference / forward)
-        differentiable = name in ("hash_encode", "spherical_harmonics", "mlp", "composite")
+        differentiable = name in ("hash_encode", "spherical_harmonics", "mlp", "ngp", "composite")
         assert all((figure is not None) == differentiable for figure in backward)
     rows = table(document, "nerfacc's names against torch alone")
     assert set(rows) == {"nerfacc.exclusive_sum", "nerfacc.exclusive_prod", "nerfacc.rendering"}

@@ -22,7 +22,7 @@ from nerftrain.scenes.demo import render_folder
 from nerftrain.trainer import Run, train
 
 MODELS = {
-    "mlp": ["model.depth=2", "model.width=32", "model.skip=1", "optimizer.lr=0.01"],
+    "mlp": ["model.depth=2", "model.width=32", "model.skip=1", "optimizer.lr=0.004"],
     "ngp": ["model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"],
 }
 GRID = {"resolution": 32, "cells_per_update": 4096, "warmup_steps": 16}
@@ -43,7 +43,7 @@ COMMON = [
     "trainer.max_seconds=null",
     "trainer.sample_budget=2048",
     "trainer.orbit_frames=0",
-    "trainer.intervals.log=5",
+    "trainer.intervals.log=3",
     "scheduler.warmup_steps=10",
     "logger=none",
     "runtime.threads=1",

@@ -386,6 +386,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
     aabb = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]
     offsets = torch.tensor([0, 4, 4, 9], device=device)
     ray_offsets = torch.zeros(6, dtype=torch.int64, device=device)
+    keep = torch.ones(9, dtype=torch.bool, device=device)
     march = [random(5, 3), random(5, 3), random(5), random(5) + 3, random(5)]
     boxes = aabb + [2 * bound for bound in aabb]
     march += [cells, blocks, boxes, [16] * 3, 16, 0.1, 0.0, 50, 20]
@@ -397,6 +398,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         ],
         "march_count": [tuple(march)],
         "march_write": [(*march, ray_offsets, 0)],
+        "select_count": [(keep, offsets)],
     }
     for dtype in (torch.float32, torch.float64):
         density, channels = random(9, dtype=dtype), random(9, 4, dtype=dtype)
@@ -416,12 +418,21 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             for n in (6, 3)
         )
         intervals = (density, starts, starts + 1, offsets)
+        visited = torch.tensor([1, 0, 3], device=device)
+        round_offsets = torch.tensor([0, 2, 2, 4], device=device)
         # Out of order, with a gap and without elements.
         chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
         spans = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
         bounds = torch.tensor([[0, 5], [5, 0], [5, 6]], device=device)
         more: dict[str, list[tuple]] = {
             "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
+            "visit_count": [(offsets, visited, rays[0], 0.5, 2)],
+            "visit_pick": [(starts, starts + 1, offsets, visited, round_offsets, 4)],
+            "visit_take_": [
+                (density[:4], starts[:4], starts[:4] + 1, round_offsets, offsets)
+                + (visited.clone(), *rays[:2], density.clone())
+            ],
+            "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],
             "composite_bwd": [(*packed, random(9, dtype=dtype), *rays[:2], *v_rays, density)],
             "hash_encode_fwd": [(positions, table, *levels), (*moving, *moving_levels)],
@@ -460,19 +471,31 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         arguments["march"] = [tuple(march)]
         arguments["mlp_fwd"] = [(random(7, 6), weights, [6, 8, 3], BEST)]
         arguments["mlp_bwd"] = [(random(7, 6), weights, random(7, 3), [6, 8, 3], BEST)]
+        matrix, copy = [random(6, 4) for _ in range(4)], random(6, 4).half()
+        arguments["adam_with_copy_"] = [(*matrix, copy, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, True)]
+        networks = random(6 * 8 + 8 * 3), random(6 * 8 + 8 * 4)
+        shape = ([6, 8, 3], [6, 8, 4], 2, BEST)
+        inputs = random(7, 6), random(7, 3), *networks
+        arguments["ngp_density"] = [(inputs[0], networks[0], shape[0], BEST)]
+        arguments["ngp_fwd"] = [(*inputs, *shape)]
+        arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
+
+
+CPU_ONLY = ("march", "mlp_fwd", "mlp_bwd", "adam_with_copy_", "ngp_density", "ngp_fwd", "ngp_bwd")
 
 
 def registered_ops() -> list[str]:
     schemas = (data_dir("csrc") / "nerftrain.cpp").read_text()
-    return re.findall(r'm\.def\(\s*"(\w+)\(', schemas)
+    names = re.findall(r'm\.def\(\s*"(\w+)\(', schemas)
+    return [name for name in names if name != "use_lanes"]  # a setting, without tensors
 
 
 @pytest.mark.parametrize("name", registered_ops())
 def test_every_op_keeps_its_promises_to_torch(device, name):
     library.native(torch.zeros(1, device=device))
-    if name.startswith("mlp") and device.type != "cpu":
-        pytest.skip("the MLP's kernels are for the CPU")
+    if name in CPU_ONLY and device.type != "cpu":
+        pytest.skip("its kernels are for the CPU")
     for arguments in op_arguments(device)[name]:
         torch.library.opcheck(getattr(torch.ops.nerftrain, name).default, arguments)
 
