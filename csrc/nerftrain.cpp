@@ -93,6 +93,6 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
       "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
-  // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; returns what serves.
+  // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.
   m.def("use_lanes(int lanes) -> int");
 }

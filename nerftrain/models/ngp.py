@@ -87,6 +87,9 @@ class NGP(RadianceField):
         They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
         directions [N, 3].
         """
-        features, networks = self._features(positions, times), (self.density_mlp, self.color_mlp)
-        weights = (list(network.weights) for network in networks)
-        return ngp(features, directions, *weights, self.directions.degree)
+        features = self._features(positions, times)
+        density_weights, color_weights = (
+            list(self.density_mlp.weights),
+            list(self.color_mlp.weights),
+        )
+        return ngp(features, directions, density_weights, color_weights, self.directions.degree)

@@ -153,7 +153,7 @@ def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: 
     offsets = _offsets(counts)
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
     picked = ops.visit_pick(samples.t_starts, samples.t_ends, *arguments, offsets, num_samples)
-    return Samples(*picked, offsets)
+    return Samples(picked[0], picked[1], picked[2], offsets)
 
 
 def take(samples: Samples, visited: Visited, now: Samples, density: Tensor) -> None:
@@ -175,4 +175,4 @@ def select(samples: Samples, keep: Tensor) -> Samples:
     num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
     times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
     picked = torch.ops.nerftrain.select_pick(keep, *times, samples.offsets, offsets, num_samples)
-    return Samples(*picked, offsets)
+    return Samples(picked[0], picked[1], picked[2], offsets)

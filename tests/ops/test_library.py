@@ -420,6 +420,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         intervals = (density, starts, starts + 1, offsets)
         visited = torch.tensor([1, 0, 3], device=device)
         round_offsets = torch.tensor([0, 2, 2, 4], device=device)
+        a_round = starts[:4], starts[:4] + 1
+        seen = visited.clone(), *(ray.clone() for ray in rays[:2])
         # Out of order, with a gap and without elements.
         chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
         spans = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
@@ -429,8 +431,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "visit_count": [(offsets, visited, rays[0], 0.5, 2)],
             "visit_pick": [(starts, starts + 1, offsets, visited, round_offsets, 4)],
             "visit_take_": [
-                (density[:4], starts[:4], starts[:4] + 1, round_offsets, offsets)
-                + (visited.clone(), *rays[:2], density.clone())
+                (density[:4], *a_round, round_offsets, offsets, *seen, density.clone())
             ],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],
