@@ -37,6 +37,10 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
       "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+  // Where samples lie and along what they are seen.
+  m.def(
+      "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "
+      "(Tensor, Tensor)");
   // Compositing: channels, opacity, depth and distortion of each ray; the weight of each sample.
   m.def(
       "composite_fwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets) -> "

@@ -11,6 +11,7 @@ from torch import Tensor
 from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import composite
+from nerftrain.ops.points import sample_points
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
@@ -50,19 +51,14 @@ def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigma
     Samplers and `render` take them.
     """
 
-    def positions(
-        t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return rays.at((t_starts + t_ends).mul_(0.5), ray_indices)
-
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        points, _, times = positions(t_starts, t_ends, ray_indices)
+        points, _, times = sample_points(rays, t_starts, t_ends, ray_indices)
         return model.density(points, times)
 
     def rgb_sigma_fn(
         t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return model(*positions(t_starts, t_ends, ray_indices))
+        return model(*sample_points(rays, t_starts, t_ends, ray_indices))
 
     return sigma_fn, rgb_sigma_fn
 

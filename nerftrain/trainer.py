@@ -214,7 +214,8 @@ def loop(run: Run, state: State, journal: Journal) -> None:
                 group["initial_lr"], group["lr"] = rate, rate * factor
 
             num_rays = int(state.num_rays)
-            batch = scene.batch(generator, num_rays, run.background.sample(num_rays, generator))
+            colors = run.background.sample(num_rays, generator)
+            batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
             sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
             samples = sampler.sample(batch.rays, sigma_fn, generator)
             rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)

@@ -44,6 +44,7 @@ from nerftrain.ops import (
     march,
     mlp,
     ngp,
+    points,
     spherical_harmonics,
     visit,
 )
@@ -58,7 +59,7 @@ BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "l
 ORDER = (*BEFORE, FIELD, *AFTER, "optimiser", "grid update", OTHER)  # as in a step
 LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
-OPS = (march, visit, hash_encoding, spherical_harmonics, mlp, ngp, composite)
+OPS = (march, visit, points, hash_encoding, spherical_harmonics, mlp, ngp, composite)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
 
@@ -141,7 +142,8 @@ class Bench:
         run, generator = self.run, self.run.runtime.generator(self.run.seed + 1)
         sampler: Any = run.sampler
         background = run.background.sample(num_rays, generator)
-        rays = run.scene.to(self.device).batch(generator, num_rays, background).rays
+        scene = run.scene.to(self.device)
+        rays = scene.batch(generator, num_rays, background, sampler.live_pixels).rays
         drawn = generator.get_state()
         shift = jitter(rays, generator)
         marched = march.march(rays, shift, sampler.grid, sampler.march)
@@ -353,6 +355,8 @@ def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
     round_size = f"R={len(rays)} M={len(now)}"
     yield Case("take", round_size, (marched, visited, now, torch.rand_like(now.t_starts)))
     yield Case("select", size, (marched, density > density.mean()))
+    at = (marched.t_starts, marched.t_ends, marched.ray_indices)
+    yield Case("sample_points", size, (rays, *at))
 
 
 def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:

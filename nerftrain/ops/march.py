@@ -23,6 +23,8 @@ from nerftrain.types import Cameras, Rays, Samples
 
 MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
+NEAR_RADII = 4.0  # a sphere that is nearer, in its radii, looks larger than radius / depth
+LIVE_MARGIN = 1.3  # on a projected sphere's size, which grows off the camera's axis
 
 
 @dataclass(frozen=True)
@@ -406,6 +408,45 @@ def visible_cells(
     counts, scale = _mask_counts(masks, cameras)
     boxes = list(nested_boxes(aabb, num_levels))
     return torch.ops.nerftrain.visible_cells(*tensors, counts, scale, boxes, [resolution] * 3, near)
+
+
+def live_pixels(cameras: Cameras, cells: Tensor, aabb: tuple[float, ...]) -> Tensor:
+    """Find the pixels whose rays may meet a cell: flags [C, H, W], bool.
+
+    They are those near the projected centre of a cell, as far as the nearest cell looks large.
+    Torch alone, for it is done once.
+
+    Args:
+        cameras: C cameras of one size, H x W.
+        cells: [n, n, n] bool, those that count.
+        aabb: of the grid.
+    """
+    low, high = torch.tensor(aabb, device=cells.device).view(2, 3)
+    size = (high - low) / torch.tensor(cells.shape, device=cells.device)
+    centers, radius = low + (cells.nonzero() + 0.5) * size, size.norm() / 2
+    height, width = int(cameras.heights[0]), int(cameras.widths[0])
+    pool = max(1, -(-max(height, width) // MASK_PIXELS))
+    shape = (-(-height // pool), -(-width // pool))
+    live = torch.zeros(len(cameras), *shape, dtype=torch.bool, device=cells.device)
+    for camera, pose in enumerate(cameras.poses):
+        x, y, z = ((centers - pose[:, 3]) @ pose[:, :3]).unbind(-1)
+        front = z < -radius  # what lies behind the camera is not seen
+        nearest = -float(z[front].max()) if bool(front.any()) else float("inf")
+        if nearest < NEAR_RADII * radius:
+            live[camera] = True  # cells so near may look larger
+            continue
+        fx, fy, cx, cy = cameras.intrinsics[camera] / pool
+        reach = math.ceil(LIVE_MARGIN * float(max(fx, fy) * radius) / nearest) + 1
+        rows, columns = (
+            (place[front] + reach).floor().long() for place in (y / z * fy + cy, cx - x / z * fx)
+        )
+        inside = (rows >= 0) & (rows < shape[0] + 2 * reach)
+        inside &= (columns >= 0) & (columns < shape[1] + 2 * reach)
+        canvas = torch.zeros(shape[0] + 2 * reach, shape[1] + 2 * reach, device=cells.device)
+        canvas[rows[inside], columns[inside]] = 1.0
+        live[camera] = functional.max_pool2d(canvas[None], 2 * reach + 1, 1)[0] > 0
+    live = live.repeat_interleave(pool, 1).repeat_interleave(pool, 2)
+    return live[:, :height, :width]
 
 
 def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:

@@ -3,7 +3,8 @@
     T_i = prod_{j<i} exp(-sigma_j dt_j)
 (NeRF, arXiv:2003.08934, eq. 3) falls along a ray; once it is below `early_stop_eps` the ray is
 done, and no field need be asked for what lies behind (NerfAcc, arXiv:2305.04966). Rays are visited
-in rounds of a few samples each, so that the field sees many of them at once.
+in rounds of a few samples each, so that the field sees many of them at once; few rays are left
+after two rounds, and rounds grow lest the rest take many.
 """
 
 from __future__ import annotations
@@ -133,13 +134,14 @@ def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int)
         samples: of R rays.
         sigma_fn: gives densities [M] at M samples, each ray's in their order.
         early_stop_eps: rays whose transmittance falls below it are done.
-        most: samples of a ray in a round.
+        most: samples of a ray in the first round; in each later one they are twice as many.
     """
     visited = Visited.nothing(samples)
     while len(now := next_round(samples, visited, early_stop_eps, most)):
         density = sigma_fn(now.t_starts, now.t_ends, now.ray_indices)
         take(samples, visited, now, density.to(visited.density.dtype))
         visited.num_evaluated += len(now)
+        most *= 2
     return visited
 
 

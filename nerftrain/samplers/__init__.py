@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.losses import Kind
+from nerftrain.ops.points import sample_points
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.spacing import to_distance
 from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn
@@ -27,6 +28,12 @@ class Sampler(nn.Module, ABC):
     """
 
     num_evaluated: int = 0  # densities that the last call of `sample` asked for
+    live_pixels: Tensor | None  # [P] integers, of the training images; None: all
+
+    def __init__(self) -> None:
+        """Know of no training pixel whose ray will never have samples."""
+        super().__init__()
+        self.register_buffer("live_pixels", None, persistent=False)
 
     @abstractmethod
     def sample(
@@ -115,7 +122,7 @@ def pack(bounds: Tensor, hit: Tensor, num_rays: int) -> Samples:
 
 def at_middles(rays: Rays, samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
     """Find positions and directions [N, 3], and times [N] or None, of samples of R rays."""
-    return rays.at((samples.t_starts + samples.t_ends).mul_(0.5), samples.ray_indices)
+    return sample_points(rays, samples.t_starts, samples.t_ends, samples.ray_indices)
 
 
 def check_counts(**counts: int) -> None:

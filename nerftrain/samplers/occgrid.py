@@ -16,6 +16,7 @@ from torch import Tensor
 from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
+from nerftrain.ops.points import sample_points
 from nerftrain.ops.visit import UNSEEN, select, visit
 from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
@@ -111,11 +112,23 @@ class OccGrid(Sampler):
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, done
+        if masks is not None:
+            self.live_pixels = self._live_pixels(cameras)
         self.visible: Tensor
         self.occupancy: Tensor
         self.threshold: Tensor
         self.steps: Tensor
         self._refresh()
+
+    def _live_pixels(self, cameras: Cameras) -> Tensor | None:
+        """Find the pixels [P] whose rays may meet a visible cell.
+
+        Nested grids have cells all over: there it is None.
+        """
+        if self.settings.num_levels > 1:
+            return None
+        live = ops.live_pixels(cameras, self.visible[0], self.aabb)
+        return live.flatten().nonzero().squeeze(1).to(torch.int32)
 
     def _refresh(self) -> None:
         self.visible_cells = self.visible.flatten().nonzero().squeeze(1)
@@ -210,8 +223,8 @@ class OccGrid(Sampler):
             return
         rays, samples, density = self._looked_at
         rows = (density != UNSEEN).nonzero().squeeze(1)
-        middle = (samples.t_starts[rows] + samples.t_ends[rows]) / 2
-        positions, _, _ = rays.at(middle, samples.ray_indices[rows])
+        looked_at = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
+        positions, _, _ = sample_points(rays, *looked_at)
         depth = density[rows] * self.march.step
         occupancy.scatter_reduce_(0, self._cells_at(positions), depth, "amax")
         self._looked_at = None

@@ -118,18 +118,27 @@ class Scene:
         splits = {key: split.to(device) for key, split in self.splits.items()}
         return replace(self, splits=splits, aabb=self.aabb.to(device))
 
-    def batch(self, generator: torch.Generator, num_rays: int, background_colors: Tensor) -> Batch:
+    def batch(
+        self,
+        generator: torch.Generator,
+        num_rays: int,
+        background_colors: Tensor,
+        pixels: Tensor | None = None,
+    ) -> Batch:
         """Draw pixels of the train split, every one equally likely, with replacement.
 
         Args:
             generator: of the device that holds the scene.
             num_rays: R.
             background_colors: [R, 3] in 0..1; shows through where alpha is below 1.
+            pixels: [P] integers, the pixels that are drawn from; None: all.
         """
         train = self.splits["train"]
-        drawn = torch.randint(
-            len(train.pixels), (num_rays,), generator=generator, device=train.pixels.device
-        )
+        total = len(train.pixels if pixels is None else pixels)
+        device = train.pixels.device
+        drawn = torch.randint(max(total, 1), (num_rays,), generator=generator, device=device)
+        if pixels is not None and total:
+            drawn = pixels[drawn].long()
         cameras, x, y = train.locate(drawn)
         # Only the drawn rows leave uint8: a split as float32 would take four times the memory.
         colors = train.pixels.index_select(0, drawn).float().mul_(1 / 255)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nerftrain.cameras import pixel_rays
 from nerftrain.errors import UserError
 from nerftrain.ops import march as ops
 from nerftrain.samplers.occgrid import UNKNOWN, GridSettings, OccGrid
@@ -145,6 +146,27 @@ def test_weights_too_small_to_see_do_not_starve_a_new_field(scene: Scene) -> Non
     sampler, rays = occgrid(scene), rays_of(scene)
     samples = sampler.sample(rays, lambda t, *_: torch.full_like(t, 1e-3))
     assert len(samples) == sampler.num_marched > 0
+
+
+def test_only_pixels_whose_rays_can_have_samples_are_drawn(scene: Scene) -> None:
+    train = scene.splits["train"]
+    sampler, everything = occgrid(scene, carve=True), torch.arange(len(train.pixels))
+    assert sampler.live_pixels is not None
+    live = torch.zeros(len(train.pixels), dtype=torch.bool)
+    live[sampler.live_pixels.long()] = True
+    rays = pixel_rays(train.cameras, *train.locate(everything), scene.near, scene.far)
+    samples = ops.march(rays, torch.full_like(rays.near, 0.5), sampler.grid, sampler.march)
+    hit = samples.offsets.diff() > 0
+    assert not (hit & ~live).any()
+    assert hit.sum() <= live.sum() < 0.8 * len(live)
+    batch = scene.batch(
+        torch.Generator().manual_seed(0), 500, torch.zeros(500, 3), sampler.live_pixels
+    )
+    drawn = ops.march(
+        batch.rays, torch.full_like(batch.rays.near, 0.5), sampler.grid, sampler.march
+    )
+    assert (drawn.offsets.diff() > 0).float().mean() > 0.9 * hit.sum() / live.sum()
+    assert occgrid(scene).live_pixels is None
 
 
 def test_transparent_pixels_carve_cells_and_nothing_opaque(scene: Scene) -> None:
