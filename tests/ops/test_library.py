@@ -433,7 +433,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "visit_take_": [
                 (density[:4], *a_round, round_offsets, offsets, *seen, density.clone())
             ],
-            "sample_points": [(points, points, *a_round, offsets)],
+            "sample_points": [(points, points, *a_round, round_offsets)],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],
             "composite_bwd": [(*packed, random(9, dtype=dtype), *rays[:2], *v_rays, density)],

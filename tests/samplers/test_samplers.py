@@ -150,7 +150,8 @@ def test_weights_too_small_to_see_do_not_starve_a_new_field(scene: Scene) -> Non
 
 def test_only_pixels_whose_rays_can_have_samples_are_drawn(scene: Scene) -> None:
     train = scene.splits["train"]
-    sampler, everything = occgrid(scene, carve=True), torch.arange(len(train.pixels))
+    sampler = occgrid(scene, carve=True, resolution=128)
+    everything = torch.arange(len(train.pixels))
     assert sampler.live_pixels is not None
     live = torch.zeros(len(train.pixels), dtype=torch.bool)
     live[sampler.live_pixels.long()] = True
@@ -158,7 +159,7 @@ def test_only_pixels_whose_rays_can_have_samples_are_drawn(scene: Scene) -> None
     samples = ops.march(rays, torch.full_like(rays.near, 0.5), sampler.grid, sampler.march)
     hit = samples.offsets.diff() > 0
     assert not (hit & ~live).any()
-    assert hit.sum() <= live.sum() < 0.8 * len(live)
+    assert hit.sum() <= live.sum() < 0.9 * len(live)
     batch = scene.batch(
         torch.Generator().manual_seed(0), 500, torch.zeros(500, 3), sampler.live_pixels
     )
