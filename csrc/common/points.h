@@ -6,6 +6,7 @@ namespace nerftrain {
 
 template <class T>
 struct SamplePoints {
+  static constexpr int64_t kGrain = 1 << 13;
   const T* origins;            // [R][3]
   const T* directions;         // [R][3]
   const T* t_starts;           // [N]

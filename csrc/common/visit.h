@@ -18,6 +18,7 @@ struct Visited {
 // How many samples of each ray are next: at most `most`, none where a ray is at its end or opaque.
 template <class T>
 struct VisitCount {
+  static constexpr int64_t kGrain = 1 << 15;
   const int64_t* offsets;  // [R + 1] of all samples
   const int64_t* num;      // [R]
   const T* transmittance;  // [R]
@@ -33,6 +34,7 @@ struct VisitCount {
 
 template <class T>
 struct VisitPick {
+  static constexpr int64_t kGrain = 1 << 12;
   const T* t_starts;             // [N]
   const T* t_ends;               // [N]
   const int64_t* offsets;        // [R + 1]
@@ -55,6 +57,7 @@ struct VisitPick {
 // Takes in the densities of the samples that VisitPick gave; a density below zero counts as zero.
 template <class T>
 struct VisitTake {
+  static constexpr int64_t kGrain = 1 << 11;
   const T* round_density;        // [M]
   const T* round_starts;         // [M]
   const T* round_ends;           // [M]
@@ -81,6 +84,7 @@ struct VisitTake {
 };
 
 struct SelectCount {
+  static constexpr int64_t kGrain = 1 << 12;
   const bool* keep;        // [N]
   const int64_t* offsets;  // [R + 1]
   int64_t* counts;         // [R]
@@ -94,6 +98,7 @@ struct SelectCount {
 
 template <class T>
 struct SelectPick {
+  static constexpr int64_t kGrain = 1 << 12;
   const bool* keep;             // [N]
   const T* t_starts;            // [N]
   const T* t_ends;              // [N]

@@ -22,16 +22,49 @@ inline void keep_copy(const float* numbers, nerftrain::Half* copy, int64_t first
   for (; first < last; ++first) copy[first] = nerftrain::half_of(numbers[first]);
 }
 
+constexpr int kBlock = 32;
+
+// AdamEntry for a whole block. What both sides of a choice need is worked out before it: compilers do not move a root
+// or a quotient out of a branch, and without branches they turn the loops into vectors.
+inline void step_block(const nerftrain::AdamEntry<float>& body, int64_t first) {
+  float *parameter = body.parameter + first, *mean = body.mean + first, *variance = body.variance + first;
+  const float* gradient = body.gradient + first;
+  float new_p[kBlock], new_m[kBlock], new_v[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    const float g = gradient[i] + body.weight_decay * parameter[i];
+    new_m[i] = mean[i] + (1.f - body.beta1) * (g - mean[i]);
+    new_v[i] = variance[i] + (1.f - body.beta2) * (g * g - variance[i]);
+  }
+  for (int i = 0; i < kBlock; ++i)
+    new_p[i] = parameter[i] - body.rate * new_m[i] / (__builtin_sqrtf(new_v[i]) * body.correction + body.eps);
+  if (body.skip)
+    for (int i = 0; i < kBlock; ++i) {
+      const bool stay = gradient[i] == 0.f;
+      new_m[i] = stay ? mean[i] : new_m[i];
+      new_v[i] = stay ? variance[i] : new_v[i];
+      new_p[i] = stay ? parameter[i] : new_p[i];
+    }
+  __builtin_memcpy(mean, new_m, sizeof(new_m));
+  __builtin_memcpy(variance, new_v, sizeof(new_v));
+  __builtin_memcpy(parameter, new_p, sizeof(new_p));
+}
+
+inline bool any_seen(const float* gradient) {
+  int seen = 0;
+  for (int i = 0; i < kBlock; ++i) seen |= gradient[i] != 0.f;
+  return seen;
+}
+
 void run(const nerftrain::AdamEntry<float>& entries, nerftrain::Half* copy, int64_t begin, int64_t end) {
   const nerftrain::AdamEntry<float> body = entries;  // a copy that no store can alias
-  constexpr int64_t kBlock = 32;
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t last = first + kBlock < end ? first + kBlock : end;
-    int seen = 0;
-    for (int64_t i = first; i < last; ++i) seen |= body.gradient[i] != 0.f;
-    if (body.skip && !seen) continue;
-#pragma GCC ivdep
-    for (int64_t i = first; i < last; ++i) body(i);
+    if (last < first + kBlock) {
+      for (int64_t i = first; i < last; ++i) body(i);
+    } else {
+      if (body.skip && !any_seen(body.gradient + first)) continue;
+      step_block(body, first);
+    }
     if (copy) keep_copy(body.parameter, copy, first, last);
   }
 }

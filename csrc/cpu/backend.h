@@ -5,12 +5,22 @@
 
 namespace nerftrain {
 
+// Fewer elements than this are not worth waking another thread for: some 50 us where it sleeps. Bodies that do little
+// have a kGrain of their own.
+template <class Body>
+constexpr int64_t grain_of(int64_t usual) {
+  if constexpr (requires { Body::kGrain; })
+    return Body::kGrain;
+  else
+    return usual;
+}
+
 struct Cpu {
   static constexpr int64_t kGrain = 256;
 
   template <class Body>
   static void for_each(const torch::stable::Tensor&, int64_t n, const Body& body) {
-    torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n, grain_of<Body>(kGrain), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(i);
     });
   }

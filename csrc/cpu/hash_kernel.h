@@ -64,6 +64,11 @@ inline void find_corners(const HashLevels& levels, int level, const float* posit
   }
 }
 
+template <int F>
+constexpr int kShift = F == 8   ? 3
+                       : F == 4 ? 2
+                                : 1;
+
 // What CellCorners knows of a whole block, factored for gathers: rows of corners that differ along x alone come in
 // pairs, which share the weight along the other axes.
 template <int D>
@@ -74,10 +79,11 @@ struct CornerPairs {
   alignas(64) int32_t cell[D][kBlock];
 };
 
-// positions: [D][stretch] in 0..1.
-template <int F, int D>
-inline void find_pairs(const HashLevels& levels, int level, const float* const* positions, int num,
-                       CornerPairs<D>& out) {
+// positions: [D][stretch] in 0..1; a row has 1 << shift numbers. One function for all widths of rows, and not inlined:
+// what it costs to compile is most of the file's time.
+template <int D>
+__attribute__((noinline)) void find_pairs(const HashLevels& levels, int level, int shift, const float* const* positions,
+                                          int num, CornerPairs<D>& out) {
   const nerftrain::VertexFactors<D> vertex(levels.resolution[level], levels.size[level]);
   const uint32_t mask = vertex.mask ? vertex.mask : 0xffffffffu;
   const bool hashed = vertex.mask != 0;
@@ -111,8 +117,8 @@ inline void find_pairs(const HashLevels& levels, int level, const float* const* 
       out.weight[pair][s] = w;
       const uint32_t lower = hashed ? hash ^ key[0][0][s] : sum + key[0][0][s];
       const uint32_t upper = hashed ? hash ^ key[0][1][s] : sum + key[0][1][s];
-      out.row[pair][0][s] = (lower & mask) * F;
-      out.row[pair][1][s] = (upper & mask) * F;
+      out.row[pair][0][s] = (lower & mask) << shift;
+      out.row[pair][1][s] = (upper & mask) << shift;
     }
   }
 }
@@ -130,7 +136,7 @@ inline void split_axes(const float* positions, int num, float* const* axes) {
 
 // Levels of more bytes than this do not stay in the L2 cache: their rows are fetched ahead, a block at a time
 // (measured: a quarter off the time of such levels, as much onto that of smaller ones).
-constexpr int64_t kNear = 1 << 20;
+constexpr int64_t kNear = 1 << 18;
 
 template <int D, class Stored>
 inline void fetch_ahead(const CornerPairs<D>& corners, const Stored* rows, int num) {
@@ -189,7 +195,7 @@ void forward(const HashLevels& levels, const float* positions, const Stored* tab
         const int num = stop - first < kBlock ? stop - first : kBlock;
         const float* here[D];
         for (int a = 0; a < D; ++a) here[a] = axes[a] + first;
-        find_pairs<F, D>(levels, level, here, num, corners);
+        find_pairs<D>(levels, level, kShift<F>, here, num, corners);
         if (far) fetch_ahead(corners, rows, num);
         float* out = features + (stretch + first) * width + level * F;
         for (int s = 0; s < num; ++s) {
@@ -251,7 +257,7 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
   for (int64_t first = 0; first < num_samples; first += kBlock) {
     const int num = int(num_samples - first < kBlock ? num_samples - first : kBlock);
     split_axes<D>(positions + D * first, num, here);
-    find_pairs<F, D>(levels, level, here, num, corners);
+    find_pairs<D>(levels, level, kShift<F>, here, num, corners);
     if (far) fetch_ahead(corners, rows, num);
     find_changes(corners, num, last, changed);
     for (int s = 0; s < num; ++s) {
