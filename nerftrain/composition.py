@@ -45,6 +45,35 @@ class Source:
     name: str = CONFIG_NAME
 
 
+# --- Interpolation -------------------------------------------------------------------------------
+
+_GPU = 100.0  # what a GPU does in a second takes a few CPU cores so many
+
+
+def _by_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
+    """Choose from {seconds: value} the value for a run that may train as long as that.
+
+    Training seconds are trainer.max_seconds on a few CPU cores; hints.seconds of the scene or the
+    model says that another time's choices are better for them.
+    """
+    hints = [OmegaConf.select(_root_, f"{group}.hints.seconds") for group in ("model", "scene")]
+    said = next((seconds for seconds in hints if seconds is not None), None)
+    seconds = OmegaConf.select(_root_, "trainer.max_seconds") if said is None else said
+    limit = float("inf") if seconds is None else float(seconds)
+    if said is None and OmegaConf.select(_root_, "runtime.device") != "cpu" and _has_gpu():
+        limit *= _GPU
+    return table[min((key for key in table if limit <= float(key)), key=float)]
+
+
+def _has_gpu() -> bool:
+    import torch  # which takes a second to import
+
+    return torch.cuda.is_available()
+
+
+OmegaConf.register_new_resolver("by_time", _by_time, replace=True)
+
+
 # --- Composition ---------------------------------------------------------------------------------
 
 

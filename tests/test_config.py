@@ -316,6 +316,30 @@ def test_broken_yaml_is_one_line(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        (["scene=lego", "trainer.max_seconds=60"], 17),
+        (["scene=lego", "trainer.max_seconds=300"], 18),
+        (["scene=lego", "trainer.max_seconds=null"], 19),
+        (["scene=mip360/garden", "trainer.max_seconds=60"], 18),  # which names its own time
+        (["scene=dnerf/hook", "trainer.max_seconds=60"], 18),
+        (["scene=lego", "model.encoding.log2_table_size=14"], 14),
+    ],
+)
+def test_sizes_follow_the_time_that_a_run_has(overrides: list[str], size: int):
+    cfg = compose([*overrides, "model=ngp", "runtime=cpu"])
+    assert cfg.model.encoding.log2_table_size == size
+
+
+def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nerftrain.composition._has_gpu", lambda: True)
+    overrides = ["scene=lego", "trainer.max_seconds=60"]
+    assert compose(overrides).model.encoding.log2_table_size == 19
+    assert compose([*overrides, "runtime=cpu"]).model.encoding.log2_table_size == 17
+    assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 18
+
+
 def test_a_sweep_is_composed_in_full():
     found = [(cfg.seed, cfg.model.name) for cfg in jobs(["seed=1,2", "model=ngp,mlp"], Source())]
     assert found == [(1, "ngp"), (1, "mlp"), (2, "ngp"), (2, "mlp")]

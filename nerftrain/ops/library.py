@@ -102,6 +102,7 @@ def set_cpu_isa(name: CpuIsa) -> None:
         torch.ops.nerftrain.use_lanes(CPU_ISA[name])
     except RuntimeError as error:
         has = [known for known, lanes in CPU_ISA.items() if _cpu_has(lanes)]
+        torch.ops.nerftrain.use_lanes(CPU_ISA["auto"])
         raise UserError(
             f"runtime.cpu_isa={name}: this CPU lacks it; choose {', '.join(has)}"
         ) from error

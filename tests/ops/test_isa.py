@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from nerftrain.errors import UserError
+from nerftrain.ops import library
 
 PROGRAM = """
 import itertools
@@ -102,3 +106,21 @@ def test_kernels_of_an_instruction_set_agree_with_the_references(lanes: int) -> 
     if "absent: " in result.stderr and "lacks the instruction set" in result.stderr:
         pytest.skip(f"this CPU lacks vectors of {lanes} floats")
     assert result.stdout.endswith("agree\n"), result.stderr
+
+
+def test_an_instruction_set_is_chosen_by_name_and_a_missing_one_refused_in_a_line() -> None:
+    probe = torch.zeros(1)
+    if not library.native(probe):
+        pytest.skip("the compiled ops are not in use")
+    best = torch.ops.nerftrain.use_lanes(0)
+    try:
+        library.set_cpu_isa("portable")
+        assert torch.ops.nerftrain.use_lanes(4) == 4
+        missing = [name for name, lanes in library.CPU_ISA.items() if lanes > best]
+        for name in missing:
+            with pytest.raises(UserError, match=rf"^runtime\.cpu_isa={name}: .* choose .*portable"):
+                library.set_cpu_isa(name)
+        library.set_cpu_isa("auto")
+        assert torch.ops.nerftrain.use_lanes(0) == best
+    finally:
+        torch.ops.nerftrain.use_lanes(0)
