@@ -41,14 +41,15 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "
       "(Tensor, Tensor)");
-  // Compositing: channels, opacity, depth and distortion of each ray; the weight of each sample.
+  // Compositing: channels, opacity, depth and distortion of each ray; weight, opacity and arriving light of each
+  // sample.
   m.def(
       "composite_fwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "composite_bwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, "
       "Tensor weights, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, Tensor v_depth, "
-      "Tensor v_distortion, Tensor v_weights) -> (Tensor, Tensor)");
+      "Tensor v_distortion, Tensor v_weights, Tensor v_alphas, Tensor v_transmittance) -> (Tensor, Tensor)");
   // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), and spherical harmonics of directions.
   m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
   m.def(

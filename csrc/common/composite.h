@@ -17,6 +17,12 @@ struct PackedRays {
   const T* t_ends;         // [N]
   const int64_t* offsets;  // [R + 1]
   int64_t num_channels;
+  const T* kept;  // exp(-sigma dt) of samples from kept_first on, where it has been worked out before; else none
+  int64_t kept_first;
+
+  NT_HD T kept_of(int64_t i) const {
+    return kept ? kept[i - kept_first] : exp_of(-density[i] * (t_ends[i] - t_starts[i]));
+  }
 };
 
 template <class T>
@@ -27,6 +33,8 @@ struct CompositeForward {
   T* depth;       // [R]
   T* distortion;  // [R]
   T* weights;     // [N]
+  T* alphas;      // [N]
+  T* arriving;    // [N] transmittance in front of each sample
 
   NT_HD void operator()(int64_t r) const {
     const int64_t k_end = in.num_channels;
@@ -35,8 +43,10 @@ struct CompositeForward {
     T transmittance = 1, sum_w = 0, sum_wm = 0, sum_distortion = 0;
     for (int64_t i = in.offsets[r]; i < in.offsets[r + 1]; ++i) {
       const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5);
-      const T kept = exp_of(-in.density[i] * dt);
+      const T kept = in.kept_of(i);
       const T w = transmittance * (T(1) - kept);
+      alphas[i] = T(1) - kept;
+      arriving[i] = transmittance;
       transmittance *= kept;
       weights[i] = w;
       for (int64_t k = 0; k < k_end; ++k) color[k] += w * in.channels[i * k_end + k];
@@ -50,7 +60,8 @@ struct CompositeForward {
   }
 };
 
-// With q_i = dL/dw_i:  dL/dsigma_i = dt_i * (T_{i+1} q_i - sum_{j>i} w_j q_j),  dL/dc_i = w_i * dL/dout.
+// With q_i = dL/dw_i, a_i = dL/dalpha_i and u_i = dL/dT_i:
+//   dL/dsigma_i = dt_i * (T_{i+1} q_i + (1 - alpha_i) a_i - sum_{j>i} (w_j q_j + T_j u_j)),  dL/dc_i = w_i * dL/dout.
 // The sum over what lies behind is the ray's total less a running sum, so two forward sweeps are enough.
 template <class T>
 struct CompositeBackward {
@@ -63,6 +74,8 @@ struct CompositeBackward {
   const T* v_depth;       // [R]
   const T* v_distortion;  // [R]
   const T* v_weights;     // [N]
+  const T* v_alphas;      // [N]
+  const T* v_arriving;    // [N]
   T* v_density;           // [N]
   T* v_sample_channels;   // [N][K]
 
@@ -80,19 +93,21 @@ struct CompositeBackward {
   NT_HD void operator()(int64_t r) const {
     const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = in.num_channels;
     T behind = 0, sum_w = 0, sum_wm = 0;
+    T transmittance = 1;
     for (int64_t i = first; i < last; ++i) {
-      behind += weights[i] * weight_gradient(r, i, sum_w, sum_wm);
+      behind += weights[i] * weight_gradient(r, i, sum_w, sum_wm) + transmittance * v_arriving[i];
+      transmittance *= in.kept_of(i);
       sum_w += weights[i];
       sum_wm += weights[i] * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
     }
-    T transmittance = 1;
+    transmittance = 1;
     sum_w = sum_wm = 0;
     for (int64_t i = first; i < last; ++i) {
       const T dt = in.t_ends[i] - in.t_starts[i], w = weights[i];
-      const T q = weight_gradient(r, i, sum_w, sum_wm);
-      transmittance *= exp_of(-in.density[i] * dt);
-      behind -= w * q;
-      v_density[i] = dt * (transmittance * q - behind);
+      const T q = weight_gradient(r, i, sum_w, sum_wm), kept = in.kept_of(i);
+      behind -= w * q + transmittance * v_arriving[i];
+      transmittance *= kept;
+      v_density[i] = dt * (transmittance * q + kept * v_alphas[i] - behind);
       for (int64_t k = 0; k < k_end; ++k) v_sample_channels[i * k_end + k] = w * v_channels[r * k_end + k];
       sum_w += w;
       sum_wm += w * (in.t_starts[i] + in.t_ends[i]) * T(0.5);

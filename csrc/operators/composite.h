@@ -7,11 +7,11 @@ namespace nerftrain {
 template <class T>
 PackedRays<T> packed_rays(const Tensor& density, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends,
                           const Tensor& offsets) {
-  return {read<T>(density), read<T>(channels),      read<T>(t_starts),
-          read<T>(t_ends),  read<int64_t>(offsets), channels.size(1)};
+  return {read<T>(density),       read<T>(channels), read<T>(t_starts), read<T>(t_ends),
+          read<int64_t>(offsets), channels.size(1),  nullptr,           0};
 }
 
-using Composited = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Composited = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Backend, class T>
 Composited composite_fwd_as(const Tensor& density, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends,
@@ -19,15 +19,18 @@ Composited composite_fwd_as(const Tensor& density, const Tensor& channels, const
   const int64_t num_rays = offsets.size(0) - 1;
   Tensor out = make(density, {num_rays, channels.size(1)}), opacity = make(density, {num_rays});
   Tensor depth = make(density, {num_rays}), distortion = make(density, {num_rays});
-  Tensor weights = make(density, {density.size(0)});
+  Tensor weights = make(density, {density.size(0)}), alphas = make(density, {density.size(0)});
+  Tensor arriving = make(density, {density.size(0)});
   const CompositeForward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                  write<T>(out),
                                  write<T>(opacity),
                                  write<T>(depth),
                                  write<T>(distortion),
-                                 write<T>(weights)};
+                                 write<T>(weights),
+                                 write<T>(alphas),
+                                 write<T>(arriving)};
   Backend::for_each(density, num_rays, body);
-  return {out, opacity, depth, distortion, weights};
+  return {out, opacity, depth, distortion, weights, alphas, arriving};
 }
 
 template <class Backend>
@@ -42,7 +45,7 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
                                             const Tensor& t_ends, const Tensor& offsets, const Tensor& weights,
                                             const Tensor& opacity, const Tensor& depth, const Tensor& v_channels,
                                             const Tensor& v_opacity, const Tensor& v_depth, const Tensor& v_distortion,
-                                            const Tensor& v_weights) {
+                                            const Tensor& v_weights, const Tensor& v_alphas, const Tensor& v_arriving) {
   Tensor v_density = make(density, {density.size(0)});
   Tensor v_sample_channels = make(density, {channels.size(0), channels.size(1)});
   const CompositeBackward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
@@ -54,6 +57,8 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
                                   read<T>(v_depth),
                                   read<T>(v_distortion),
                                   read<T>(v_weights),
+                                  read<T>(v_alphas),
+                                  read<T>(v_arriving),
                                   write<T>(v_density),
                                   write<T>(v_sample_channels)};
   Backend::for_each(density, offsets.size(0) - 1, body);
@@ -65,10 +70,10 @@ std::tuple<Tensor, Tensor> composite_bwd(const Tensor& density, const Tensor& ch
                                          const Tensor& t_ends, const Tensor& offsets, const Tensor& weights,
                                          const Tensor& opacity, const Tensor& depth, const Tensor& v_channels,
                                          const Tensor& v_opacity, const Tensor& v_depth, const Tensor& v_distortion,
-                                         const Tensor& v_weights) {
+                                         const Tensor& v_weights, const Tensor& v_alphas, const Tensor& v_arriving) {
   const auto run = is_double(density) ? composite_bwd_as<Backend, double> : composite_bwd_as<Backend, float>;
   return run(density, channels, t_starts, t_ends, offsets, weights, opacity, depth, v_channels, v_opacity, v_depth,
-             v_distortion, v_weights);
+             v_distortion, v_weights, v_alphas, v_arriving);
 }
 
 }  // namespace nerftrain

@@ -29,6 +29,12 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
         )
     if n_rays is None:
         n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
-    counts = ray_indices.new_zeros(n_rays).index_add_(0, ray_indices, torch.ones_like(ray_indices))
-    starts = counts.cumsum(0, dtype=counts.dtype) - counts
-    return torch.stack([starts, counts], -1)
+    offsets = ray_offsets(ray_indices, n_rays).to(ray_indices.dtype)
+    return torch.stack([offsets[:-1], offsets.diff()], -1)
+
+
+@torch.no_grad()
+def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
+    """Find where each ray's samples begin among flattened ones, and their number: [R + 1] int64."""
+    rays = torch.arange(n_rays + 1, device=ray_indices.device, dtype=ray_indices.dtype)
+    return torch.searchsorted(ray_indices.contiguous(), rays)

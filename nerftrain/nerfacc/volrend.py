@@ -13,10 +13,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nerftrain.errors import UserError
-from nerftrain.nerfacc.pack import pack_info
+from nerftrain.nerfacc.pack import pack_info, ray_offsets
 from nerftrain.nerfacc.scan import exclusive_prod, exclusive_sum
 from nerftrain.ops.composite import composite
 from nerftrain.ops.scan import sum_along_rays
@@ -261,16 +260,16 @@ def _render_density(
     n_rays: int | None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
     """Find the sums of `_sums` and the extras: by the compositor, where no t has a gradient."""
-    packed_info = _packed(None, ray_indices, n_rays)
-    trans, alphas = render_transmittance_from_density(t_starts, t_ends, sigmas, packed_info)
-    if ray_indices is None or packed_info is None or t_starts.requires_grad or t_ends.requires_grad:
+    if ray_indices is None or n_rays is None or t_starts.requires_grad or t_ends.requires_grad:
+        packed_info = _packed(None, ray_indices, n_rays)
+        trans, alphas = render_transmittance_from_density(t_starts, t_ends, sigmas, packed_info)
         weights = trans * alphas
         sums = _sums(weights, rgbs, t_starts, t_ends, ray_indices, n_rays)
     else:
-        offsets = functional.pad(packed_info[:, 1].long().cumsum(0), (1, 0))
-        samples = Samples(t_starts, t_ends, ray_indices, offsets)
-        out = composite(sigmas.to(trans.dtype), rgbs, samples)
-        weights = out.weights
+        samples = Samples(t_starts, t_ends, ray_indices, ray_offsets(ray_indices, n_rays))
+        kind = torch.promote_types(sigmas.dtype, t_starts.dtype)
+        out = composite(sigmas.to(kind), rgbs, samples)
+        weights, trans, alphas = out.weights, out.transmittance, out.alphas
         sums = (out.channels, out.opacity[:, None], out.depth[:, None])
     extras = {"weights": weights, "alphas": alphas, "trans": trans, "sigmas": sigmas, "rgbs": rgbs}
     return sums, extras

@@ -27,6 +27,8 @@ class Composited(NamedTuple):
     depth: Tensor  # [R] sum of weight times distance
     distortion: Tensor  # [R]
     weights: Tensor  # [N]
+    alphas: Tensor  # [N]
+    transmittance: Tensor  # [N] in front of each sample
 
 
 def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> Composited:
@@ -45,7 +47,8 @@ def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> 
     # Not cumsum less itself: behind something opaque that leaves nothing of the small terms before
     # it.
     before = functional.pad(optical, (1, 0)).cumsum(1)[:, :-1]
-    weights = torch.exp(-before) * (1 - torch.exp(-optical))  # [R, longest]
+    transmittance, alphas = torch.exp(-before), 1 - torch.exp(-optical)  # [R, longest]
+    weights = transmittance * alphas
     pairs = (
         weights[:, :, None] * weights[:, None, :] * (middle[:, :, None] - middle[:, None, :]).abs()
     )
@@ -56,6 +59,8 @@ def composite_reference(density: Tensor, channels: Tensor, samples: Samples) -> 
         depth=(weights * middle).sum(1),
         distortion=distortion,
         weights=weights[at],
+        alphas=alphas[at],
+        transmittance=transmittance[at],
     )
 
 
@@ -69,6 +74,8 @@ def _composite_fwd_fake(
         make(rays),
         make(rays),
         make(rays),
+        torch.empty_like(density),
+        torch.empty_like(density),
         torch.empty_like(density),
     )
 

@@ -214,16 +214,18 @@ void composite_hostile_rays() {
       const int64_t n = offsets.back();
       const auto density = hostile_values<T>(draw, n), channels = hostile_values<T>(draw, n * num_channels);
       const auto starts = hostile_values<T>(draw, n), ends = hostile_values<T>(draw, n);
-      const PackedRays<T> in{density.data(), channels.data(), starts.data(), ends.data(), offsets.data(), num_channels};
+      const PackedRays<T> in{density.data(), channels.data(), starts.data(), ends.data(),
+                             offsets.data(), num_channels,    nullptr,       0};
       std::vector<T> out(num_rays * num_channels), opacity(num_rays), depth(num_rays), spread(num_rays), weights(n);
-      for_each(num_rays,
-               CompositeForward<T>{in, out.data(), opacity.data(), depth.data(), spread.data(), weights.data()});
+      std::vector<T> alphas(n), arriving(n);
+      for_each(num_rays, CompositeForward<T>{in, out.data(), opacity.data(), depth.data(), spread.data(),
+                                             weights.data(), alphas.data(), arriving.data()});
       const auto v_out = hostile_values<T>(draw, num_rays * num_channels), v_rays = hostile_values<T>(draw, num_rays);
       const auto v_weights = hostile_values<T>(draw, n);
       std::vector<T> v_density(n), v_channels(n * num_channels);
       for_each(num_rays, CompositeBackward<T>{in, weights.data(), opacity.data(), depth.data(), v_out.data(),
                                               v_rays.data(), v_rays.data(), v_rays.data(), v_weights.data(),
-                                              v_density.data(), v_channels.data()});
+                                              v_weights.data(), v_weights.data(), v_density.data(), v_channels.data()});
       for (int64_t r = 0; r < num_rays; ++r) CHECK(offsets[r] < offsets[r + 1] || opacity[r] == 0);
 
       const auto visible = std::make_unique<bool[]>(n);
