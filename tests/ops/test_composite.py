@@ -24,10 +24,12 @@ def random_inputs(samples: Samples, num_channels: int = 3, seed: int = 1) -> tup
     return density.to(like), channels.to(like)
 
 
-def gradients(function: Composite, density: Tensor, channels: Tensor, samples: Samples) -> list:
-    """Outputs, and gradients for random gradients of all outputs."""
+def gradients(
+    function: Composite, density: Tensor, channels: Tensor, samples: Samples, num_outputs: int = 7
+) -> list:
+    """The first outputs, and gradients for random gradients of all these."""
     inputs = [density.clone().requires_grad_(), channels.clone().requires_grad_()]
-    out = function(*inputs, samples)
+    out = function(*inputs, samples)[:num_outputs]
     generator = torch.Generator().manual_seed(2)
     v = [torch.randn(o.shape, generator=generator).to(o) for o in out]
     return [*out, *torch.autograd.grad(out, inputs, v)]
@@ -72,6 +74,8 @@ def test_outputs_are_the_sums_of_the_papers(make_samples, function):
         for i in ray:
             kept = math.exp(-sigma[i] * (ends[i] - starts[i]))
             weight[i] = transmittance * (1 - kept)
+            assert out.alphas[i].item() == pytest.approx(1 - kept)
+            assert out.transmittance[i].item() == pytest.approx(transmittance)
             transmittance *= kept
             assert out.weights[i].item() == pytest.approx(weight[i])
         spread = sum(weight[i] * weight[j] * abs(middle[i] - middle[j]) for i in ray for j in ray)
@@ -104,7 +108,7 @@ def test_rays_without_any_sample_give_zeros_and_empty_gradients(device, dtype, f
     *out, v_density, v_channels = gradients(
         function, none, none.view(0, 3), Samples(none, none, indices, offsets)
     )
-    shapes = [(num_rays, 3), (num_rays,), (num_rays,), (num_rays,), (0,)]
+    shapes = [(num_rays, 3), (num_rays,), (num_rays,), (num_rays,), (0,), (0,), (0,)]
     assert [tuple(o.shape) for o in out] == shapes
     assert all((o == 0).all() for o in out)
     assert v_density.shape == (0,)
@@ -126,7 +130,8 @@ def test_an_opaque_sample_hides_what_is_behind_it_and_nothing_else(device, dtype
     samples = one_ray((1, 2), (2, 3), (3, 4), (5, 6), like=device)
     density = torch.tensor([0.5, opaque, 2.0, opaque], dtype=dtype, device=device)
     channels = torch.eye(4, dtype=dtype, device=device)
-    *out, v_density, v_channels = gradients(function, density, channels, samples)
+    # Without the opacities of samples, which do not care what is in front of them.
+    *out, v_density, v_channels = gradients(function, density, channels, samples, 5)
     kept = math.exp(-0.5)
     expected = torch.tensor([1 - kept, kept, 0, 0], dtype=dtype, device=device)
     torch.testing.assert_close(out[4], expected)

@@ -436,7 +436,9 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "sample_points": [(points, points, *a_round, round_offsets)],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],
-            "composite_bwd": [(*packed, random(9, dtype=dtype), *rays[:2], *v_rays, density, density, density)],
+            "composite_bwd": [
+                (*packed, random(9, dtype=dtype), *rays[:2], *v_rays, density, density, density)
+            ],
             "hash_encode_fwd": [(positions, table, *levels), (*moving, *moving_levels)],
             "hash_encode_bwd": [
                 *[(positions, table, v, *levels, to) for to in (False, True)],
