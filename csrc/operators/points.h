@@ -7,9 +7,8 @@ namespace nerftrain {
 template <class Backend, class T>
 void sample_points_as(const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends,
                       const Tensor& ray_indices, const Tensor& positions, const Tensor& views) {
-  const SamplePoints<T> body{read<T>(origins), read<T>(directions),        read<T>(t_starts),
-                             read<T>(t_ends),  read<int64_t>(ray_indices), write<T>(positions),
-                             write<T>(views)};
+  const SamplePoints<T> body{read<T>(origins),           read<T>(directions), read<T>(t_starts), read<T>(t_ends),
+                             read<int64_t>(ray_indices), write<T>(positions), write<T>(views)};
   Backend::for_each(t_starts, t_starts.size(0), body);
 }
 
