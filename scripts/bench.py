@@ -1,6 +1,6 @@
 """Measures nerftrain on this machine and prints one Markdown document.
 
-    python scripts/bench.py [stages|ops|curve|start] [options] [key=value ...]
+    python scripts/bench.py [stages|ops|bounds|curve|start] [options] [key=value ...]
 
 Overrides are those of the command line, e.g. ``scene=lego scene.root=PATH runtime=cpu``.
 How to read the tables is said in docs/benchmarks/README.md.
@@ -38,6 +38,7 @@ from nerftrain.models import encodings
 from nerftrain.models import ngp as ngp_model
 from nerftrain.models.ngp import NGP
 from nerftrain.ops import (
+    adam,
     composite,
     hash_encoding,
     library,
@@ -482,6 +483,105 @@ def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:
     return forward, now() - started
 
 
+def bounds(arguments: argparse.Namespace) -> list[Table]:
+    """Compare the CPU's kernels with what this machine can do: gathers, products, memory."""
+    torch.set_num_threads(config.assemble(config.compose(arguments.overrides)).runtime.threads or 2)
+    repeats = arguments.repeats
+    return [_gathers(repeats), _products(repeats), _traffic(repeats)]
+
+
+def _fastest(function: Callable[[], Any], repeats: int) -> float:
+    """Return the seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        started = now()
+        function()
+        times.append(now() - started)
+    return min(times[1:])
+
+
+def _gathers(repeats: int) -> Table:
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.rand(2048, 1, 3, generator=generator) * 0.5 + 0.25
+    ways = nn.functional.normalize(torch.randn(2048, 1, 3, generator=generator), dim=-1)
+    # Samples of a ray lie side by side, as in training.
+    along = torch.arange(8)[None, :, None] * 0.0034
+    positions = (starts + ways * along).flatten(0, 1).contiguous()
+    rows: list[Row] = []
+    for log2_size in (8, 11, 13, 15, 17, 19, 21):
+        levels = hash_encoding.HashLevels.geometric(4, 256, 1024, log2_size)
+        figures = _gather_figures(positions, levels, repeats)
+        rows.append((f"2^{log2_size}", 2**log2_size * 8 / 1024, *figures))
+    note = (
+        f"Nanoseconds per row of 4 features, {torch.get_num_threads()} threads, 4 hashed levels. "
+        "The smallest table never leaves the first cache: its row is what arithmetic costs."
+    )
+    columns = ("entries", "KiB a level in half", "float32", "float16", "backward")
+    return Table("Gathers by size", note, columns, rows)
+
+
+def _gather_figures(
+    positions: Tensor, levels: hash_encoding.HashLevels, repeats: int
+) -> tuple[float, ...]:
+    """Time one row of 4 features: gathered from float32, from float16, and its gradient."""
+    table = torch.rand(levels.offsets[-1], 4).requires_grad_()
+    half, out = table.detach().half(), hash_encoding.hash_encode(positions, table, levels)
+    v, num_rows = torch.ones_like(out), len(positions) * len(levels.resolutions) * 8
+    calls = (
+        lambda: hash_encoding.hash_encode(positions, table, levels),
+        lambda: hash_encoding.hash_encode(positions, table, levels, half),
+        lambda: torch.autograd.grad(out, table, v, retain_graph=True),
+    )
+    return tuple(1e9 * _fastest(call, repeats) / num_rows for call in calls)
+
+
+def _products(repeats: int) -> Table:
+    num, generator = 1 << 15, torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1536, 1536, generator=generator) for _ in range(2))
+    top = 2 * 1536**3 / _fastest(lambda: a @ b, repeats) / 1e9
+    rows: list[Row] = [("torch's product of 1536 x 1536", None, top, 100.0)]
+    density, color = (
+        [torch.randn(o, i, generator=generator).div(i**0.5).requires_grad_() for i, o in layers]
+        for layers in (((32, 64), (64, 16)), ((31, 64), (64, 64), (64, 3)))
+    )
+    views = nn.functional.normalize(torch.randn(num, 3, generator=generator), dim=-1)
+    features = torch.randn(num, 32, generator=generator).requires_grad_()
+    flops = 2 * num * sum(w.numel() for w in (*density, *color))
+    forward = _fastest(lambda: ngp.ngp(features, views, density, color, 4), repeats)
+    leaves = [features, *density, *color]
+    channels, sigma = ngp.ngp(features, views, density, color, 4)
+    loss = channels.sum() + sigma.sum()
+    backward = _fastest(lambda: torch.autograd.grad(loss, leaves, retain_graph=True), repeats)
+    for name, seconds, work in (
+        ("ngp forward", forward, flops),
+        ("ngp backward, which computes activations again", backward, 3 * flops),
+    ):
+        rate = work / seconds / 1e9
+        rows.append((name, 1e9 * seconds / num, rate, 100 * rate / top))
+    lanes = torch.ops.nerftrain.use_lanes(0)
+    names = {v: k for k, v in library.CPU_ISA.items()}
+    note = f"{num} samples, kernels for {names[lanes]}; 100 % is torch's float32 product."
+    return Table("Products", note, ("what", "ns a sample", "GFLOP/s", "share %"), rows)
+
+
+def _traffic(repeats: int) -> Table:
+    num = 1 << 22
+    source, target = torch.rand(num), torch.zeros(num)
+    top = 8 * num / _fastest(lambda: target.copy_(source), repeats) / 1e9
+    rows: list[Row] = [("torch's copy", None, top, 100.0)]
+    parameter, gradient, mean, variance = (torch.rand(num // 4, 4) for _ in range(4))
+    for skip, name in ((False, "Adam"), (True, "Adam that skips, nothing seen")):
+        rates = adam.AdamRates(0.01, 0.9, 0.99, 1e-15, 0.0, skip)
+        gradient = torch.zeros_like(parameter) if skip else gradient
+        step = (parameter, gradient, mean, variance, rates, 5)
+        seconds = _fastest(lambda step=step: adam.adam_step(*step), repeats)
+        moved = 4 * num if skip else 28 * num
+        rows.append((name, 1e9 * seconds / num, moved / seconds / 1e9, None))
+        rows[-1] = (*rows[-1][:3], 100 * moved / seconds / 1e9 / top)
+    note = f"{num} numbers of 4 bytes; Adam reads four and writes three."
+    return Table("Memory", note, ("what", "ns a number", "GB/s", "share %"), rows)
+
+
 def now() -> float:
     """Read the clock once the device has done all that it was asked."""
     if torch.cuda.is_initialized():
@@ -558,7 +658,7 @@ def _seconds(before: str, code: str, cache: str | None = None) -> float:
     return float(result.stdout)
 
 
-COMMANDS = {"stages": stages, "ops": ops, "curve": curve, "start": start}
+COMMANDS = {"stages": stages, "ops": ops, "bounds": bounds, "curve": curve, "start": start}
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
@@ -572,8 +672,13 @@ def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
         add("--warmup", type=_count, default=320, help="steps before (%(default)s)")
     if command == "stages":
         add("--steps", type=_count, default=96, help="steps that are measured (%(default)s)")
-    if command == "ops":
-        add("--repeats", type=_count, default=5, help="calls of each op (%(default)s)")
+    if command in ("ops", "bounds"):
+        add(
+            "--repeats",
+            type=_count,
+            default=5,
+            help="calls of which the fastest counts (%(default)s)",
+        )
     if command == "curve":
         add("--seconds", type=float, help="of training (trainer.max_seconds)")
         add("--marks", type=_marks, default="15,30,60,120,300,600", help="seconds (%(default)s)")

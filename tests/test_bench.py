@@ -130,6 +130,16 @@ def test_ops_compare_every_op_that_has_a_reference(script: ModuleType, bench: Be
     assert all(None not in row for row in rows.values())
 
 
+def test_bounds_are_what_kernels_are_measured_against(bench: Bench) -> None:
+    document = bench("bounds", "--repeats", "1")
+    for title, column in (("Products", 1), ("Memory", 1)):
+        rows = list(table(document, title).values())
+        assert rows[0][2] == 100
+        for row in rows[1:]:
+            assert row[2] == pytest.approx(100 * row[column] / rows[0][column])
+    assert all(min(row) > 0 for row in table(document, "Gathers by size").values())
+
+
 def test_what_is_measured_against_the_facade_is_the_same(script: ModuleType) -> None:
     from nerftrain import nerfacc
 
