@@ -36,9 +36,12 @@ struct CompositeForward {
   T* alphas;      // [N]
   T* arriving;    // [N] transmittance in front of each sample
 
-  NT_HD void operator()(int64_t r) const {
-    const int64_t k_end = in.num_channels;
-    T* color = channels + r * k_end;
+  // K channels; 0: as many as there are.
+  template <int K>
+  NT_HD void along(int64_t r) const {
+    const int64_t k_end = K ? K : in.num_channels;
+    T own[K ? K : 1] = {};
+    T* color = K ? own : channels + r * k_end;
     for (int64_t k = 0; k < k_end; ++k) color[k] = 0;
     T transmittance = 1, sum_w = 0, sum_wm = 0, sum_distortion = 0;
     for (int64_t i = in.offsets[r]; i < in.offsets[r + 1]; ++i) {
@@ -54,15 +57,19 @@ struct CompositeForward {
       sum_w += w;
       sum_wm += w * mid;
     }
+    for (int64_t k = 0; k < K; ++k) channels[r * K + k] = own[k];
     opacity[r] = sum_w;
     depth[r] = sum_wm;
     distortion[r] = sum_distortion;
   }
+
+  NT_HD void operator()(int64_t r) const { in.num_channels == 3 ? along<3>(r) : along<0>(r); }
 };
 
 // With q_i = dL/dw_i, a_i = dL/dalpha_i and u_i = dL/dT_i:
 //   dL/dsigma_i = dt_i * (T_{i+1} q_i + (1 - alpha_i) a_i - sum_{j>i} (w_j q_j + T_j u_j)),  dL/dc_i = w_i * dL/dout.
-// The sum over what lies behind is the ray's total less a running sum, so two forward sweeps are enough.
+// The sum over what lies behind is the ray's total less a running sum, so two forward sweeps are enough; the first
+// leaves q_i where the second puts the gradient.
 template <class T>
 struct CompositeBackward {
   PackedRays<T> in;
@@ -80,39 +87,41 @@ struct CompositeBackward {
   T* v_sample_channels;   // [N][K]
 
   // What the weight of sample i is worth; sum_w and sum_wm run over the samples before it.
+  template <int K>
   NT_HD T weight_gradient(int64_t r, int64_t i, T sum_w, T sum_wm) const {
     const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
     const T spread = mid * (T(2) * sum_w + w - opacity[r]) - (T(2) * sum_wm + w * mid - depth[r]);
     T q = v_weights[i] + v_opacity[r] + v_depth[r] * mid;
     q += v_distortion[r] * (T(2) * spread + T(2) / T(3) * w * dt);
-    const int64_t k_end = in.num_channels;
+    const int64_t k_end = K ? K : in.num_channels;
     for (int64_t k = 0; k < k_end; ++k) q += v_channels[r * k_end + k] * in.channels[i * k_end + k];
     return q;
   }
 
-  NT_HD void operator()(int64_t r) const {
-    const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = in.num_channels;
-    T behind = 0, sum_w = 0, sum_wm = 0;
-    T transmittance = 1;
+  // K channels; 0: as many as there are.
+  template <int K>
+  NT_HD void along(int64_t r) const {
+    const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = K ? K : in.num_channels;
+    T behind = 0, sum_w = 0, sum_wm = 0, transmittance = 1;
     for (int64_t i = first; i < last; ++i) {
-      behind += weights[i] * weight_gradient(r, i, sum_w, sum_wm) + transmittance * v_arriving[i];
+      const T q = weight_gradient<K>(r, i, sum_w, sum_wm);
+      v_density[i] = q;
+      behind += weights[i] * q + transmittance * v_arriving[i];
       transmittance *= in.kept_of(i);
       sum_w += weights[i];
       sum_wm += weights[i] * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
     }
     transmittance = 1;
-    sum_w = sum_wm = 0;
     for (int64_t i = first; i < last; ++i) {
-      const T dt = in.t_ends[i] - in.t_starts[i], w = weights[i];
-      const T q = weight_gradient(r, i, sum_w, sum_wm), kept = in.kept_of(i);
+      const T dt = in.t_ends[i] - in.t_starts[i], w = weights[i], q = v_density[i], kept = in.kept_of(i);
       behind -= w * q + transmittance * v_arriving[i];
       transmittance *= kept;
       v_density[i] = dt * (transmittance * q + kept * v_alphas[i] - behind);
       for (int64_t k = 0; k < k_end; ++k) v_sample_channels[i * k_end + k] = w * v_channels[r * k_end + k];
-      sum_w += w;
-      sum_wm += w * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
     }
   }
+
+  NT_HD void operator()(int64_t r) const { in.num_channels == 3 ? along<3>(r) : along<0>(r); }
 };
 
 }  // namespace nerftrain
