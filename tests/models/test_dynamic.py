@@ -19,7 +19,12 @@ from nerftrain.ops import library
 from nerftrain.optimizers import adam
 
 BOX = torch.tensor([-1.0, -2.0, -3.0, 1.0, 2.0, 3.0])
-NGP = ["model=ngp", "model.encoding.log2_table_size=12", "model.spacetime.log2_table_size=12"]
+NGP = [
+    "model=ngp",
+    "model.width=64",
+    "model.encoding.log2_table_size=12",
+    "model.spacetime.log2_table_size=12",
+]
 MLP = ["model=mlp", "model.depth=3", "model.width=32", "model.skip=2"]
 VARIANTS = {
     "ngp, spacetime": [*NGP, "model.motion=spacetime"],
