@@ -11,6 +11,9 @@
 
 #include "hash.h"
 
+// Not inlined: these loops over blocks serve rows of all widths, and compiling them for each is most of a file's time.
+#define NT_APART __attribute__((noinline))
+
 namespace {
 
 using nerftrain::HashLevels;
@@ -28,7 +31,7 @@ struct Corners {
 
 // CellCorners of common/hash_encoding.h for a whole block, in loops that the compiler turns into vectors.
 template <int D>
-inline void find_corners(const HashLevels& levels, int level, const float* positions, int num, Corners<D>& out) {
+NT_APART void find_corners(const HashLevels& levels, int level, const float* positions, int num, Corners<D>& out) {
   for (int a = 0; a < D; ++a) {
     const int32_t last_cell = int32_t(levels.resolution[level][a]) - 1;
     const float resolution = float(levels.resolution[level][a]);
@@ -79,11 +82,10 @@ struct CornerPairs {
   alignas(64) int32_t cell[D][kBlock];
 };
 
-// positions: [D][stretch] in 0..1; a row has 1 << shift numbers. One function for all widths of rows, and not inlined:
-// what it costs to compile is most of the file's time.
+// positions: [D][stretch] in 0..1; a row has 1 << shift numbers.
 template <int D>
-__attribute__((noinline)) void find_pairs(const HashLevels& levels, int level, int shift, const float* const* positions,
-                                          int num, CornerPairs<D>& out) {
+NT_APART void find_pairs(const HashLevels& levels, int level, int shift, const float* const* positions, int num,
+                         CornerPairs<D>& out) {
   const nerftrain::VertexFactors<D> vertex(levels.resolution[level], levels.size[level]);
   const uint32_t mask = vertex.mask ? vertex.mask : 0xffffffffu;
   const bool hashed = vertex.mask != 0;
@@ -125,7 +127,7 @@ __attribute__((noinline)) void find_pairs(const HashLevels& levels, int level, i
 
 // Positions of a stretch axis by axis, clamped to 0..1; NaN counts as 0.
 template <int D>
-inline void split_axes(const float* positions, int num, float* const* axes) {
+NT_APART void split_axes(const float* positions, int num, float* const* axes) {
   for (int s = 0; s < num; ++s)
     for (int a = 0; a < D; ++a) {
       float x = positions[D * s + a];
@@ -139,7 +141,7 @@ inline void split_axes(const float* positions, int num, float* const* axes) {
 constexpr int64_t kNear = 1 << 18;
 
 template <int D, class Stored>
-inline void fetch_ahead(const CornerPairs<D>& corners, const Stored* rows, int num) {
+NT_APART void fetch_ahead(const CornerPairs<D>& corners, const Stored* rows, int num) {
   for (int pair = 0; pair < 1 << (D - 1); ++pair)
     for (int s = 0; s < num; ++s) {
       __builtin_prefetch(rows + corners.row[pair][0][s]);
@@ -216,7 +218,7 @@ void forward(const HashLevels& levels, const float* positions, const Stored* tab
 // Where a sample lies in another cell than the one before it; `last` is the cell before the block, and becomes its
 // last.
 template <int D>
-inline void find_changes(const CornerPairs<D>& corners, int num, int32_t* last, uint8_t* changed) {
+NT_APART void find_changes(const CornerPairs<D>& corners, int num, int32_t* last, uint8_t* changed) {
   for (int s = 1; s < num; ++s) {
     bool differs = false;
     for (int a = 0; a < D; ++a) differs |= corners.cell[a][s] != corners.cell[a][s - 1];
@@ -283,8 +285,8 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
 // The gradient to a block of positions from one level, from each corner's row times v_features; not where clamping
 // holds a position.
 template <int D>
-inline void add_slopes(const uint32_t* resolution, const Corners<D>& corners, const float (*dots)[kBlock],
-                       const float* positions, int num, float* v_positions) {
+NT_APART void add_slopes(const uint32_t* resolution, const Corners<D>& corners, const float (*dots)[kBlock],
+                         const float* positions, int num, float* v_positions) {
   alignas(64) float slope[D][kBlock];
   for (int s = 0; s < num; ++s) {
     float place[D], values[1 << D], slopes[D];
