@@ -35,10 +35,9 @@ class Adam(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                if not state:
-                    state["step"] = 0
-                    state["mean"] = torch.zeros_like(parameter)
-                    state["variance"] = torch.zeros_like(parameter)
+                if not state:  # all or, where memory runs out, nothing
+                    moments = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                    state.update(step=0, mean=moments[0], variance=moments[1])
                 state["step"] += 1
                 moments = state["mean"], state["variance"]
                 adam_step(parameter, parameter.grad, *moments, rates, state["step"])

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_RAYS = 512  # of the first step; then their number follows the sample budget
 MIN_RAYS = 64
+MIN_BUDGET = 1024  # samples of a step
 FILM_PIXELS = 800  # the longer side of the video at the end, at most
 GROWTH = 1.2  # of the number of rays from step to step, at most
 
@@ -113,6 +114,7 @@ class State:
         self.step = 0
         self.seconds = 0.0  # of training alone
         self.num_rays = float(min(FIRST_RAYS, run.settings.max_rays))
+        self.sample_budget = run.settings.sample_budget  # less where memory has run out
         self.best_psnr = float("-inf")
         self.generator = run.runtime.generator(run.seed)
         parameters = run.model.named_parameters() if run.settings.ema_decay else ()
@@ -132,9 +134,22 @@ class State:
         Densities without gradient cost about a quarter of such a sample: four times the budget is
         their limit.
         """
-        fit = settings.sample_budget / max(num_samples, num_evaluated / 4, 1.0)
+        fit = self.sample_budget / max(num_samples, num_evaluated / 4, 1.0)
         self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
         self.num_rays = min(max(self.num_rays, MIN_RAYS), settings.max_rays)
+
+    def make_do(self) -> None:
+        """Halve the samples of a step, after one that did not fit into the GPU's memory.
+
+        Raises RunError where not even a small step fits.
+        """
+        if self.sample_budget // 2 < MIN_BUDGET:
+            raise RunError(
+                f"out of GPU memory with {self.sample_budget} samples a step: free some, or take "
+                "a smaller model (model.encoding.log2_table_size)"
+            )
+        self.sample_budget //= 2
+        self.num_rays = max(self.num_rays / 2, MIN_RAYS)
 
     def follow_weights(self, run: Run) -> None:
         """Move the averaged weights towards the weights."""
@@ -200,11 +215,15 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
 
 
 def loop(run: Run, state: State, journal: Journal) -> None:
-    """Train until the run's steps or seconds are done; the journal is told of every step."""
-    settings, model, sampler, optimizer = run.settings, run.model, run.sampler, run.optimizer
-    scene, generator = run.scene.to(run.runtime.torch_device), state.generator
+    """Train until the run's steps or seconds are done; the journal is told of every step.
+
+    A step that does not fit into a GPU's memory is tried again with half the samples. Raises
+    RunError where the GPU fails.
+    """
+    settings, optimizer = run.settings, run.optimizer
+    scene = run.scene.to(run.runtime.torch_device)
     base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    model.train()
+    run.model.train()
     with _interruptible() as interrupted:
         while state.progress(settings) < 1:
             started = time.perf_counter()
@@ -213,28 +232,60 @@ def loop(run: Run, state: State, journal: Journal) -> None:
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["initial_lr"], group["lr"] = rate, rate * factor
 
-            num_rays = int(state.num_rays)
-            colors = run.background.sample(num_rays, generator)
-            batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
-            sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
-            samples = sampler.sample(batch.rays, sigma_fn, generator)
-            rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
-            terms = loss_terms(run, batch, samples, rendering)
-
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
-            optimizer.step()
-            state.follow_weights(run)
-            sampler.update(state.step, model.density, generator)
+            try:
+                terms, rgb, target, num_samples = _step(run, state, scene)
+            except RuntimeError as error:
+                _after_fault(run, state, error)
+                continue
 
             state.step += 1
-            state.follow_budget(settings, len(samples), sampler.num_evaluated)
+            state.follow_budget(settings, num_samples, run.sampler.num_evaluated)
             state.seconds += time.perf_counter() - started
-            journal.after_step(terms, rendering.rgb.detach(), batch.target, len(samples))
+            journal.after_step(terms, rgb, target, num_samples)
 
             if interrupted.is_set():
                 journal.interrupt()
                 raise KeyboardInterrupt
+
+
+def _step(run: Run, state: State, scene: Scene) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """Take one step: the loss's terms, the colours and what they should be, samples trained on."""
+    model, sampler, optimizer, generator = run.model, run.sampler, run.optimizer, state.generator
+    num_rays = int(state.num_rays)
+    colors = run.background.sample(num_rays, generator)
+    batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
+    sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
+    samples = sampler.sample(batch.rays, sigma_fn, generator)
+    rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
+    terms = loss_terms(run, batch, samples, rendering)
+
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+    state.follow_weights(run)
+    sampler.update(state.step, model.density, generator)
+    return terms, rendering.rgb.detach(), batch.target, len(samples)
+
+
+def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
+    """Make do with less memory; say how to go on where the GPU has failed; pass others on."""
+    if isinstance(error, torch.OutOfMemoryError):
+        run.optimizer.zero_grad(set_to_none=True)
+        state.make_do()
+        torch.cuda.empty_cache()
+        _log.warning(
+            "out of GPU memory at step %d: going on with %d samples a step",
+            state.step,
+            state.sample_budget,
+        )
+    elif "CUDA error" in str(error):
+        cause = str(error).splitlines()[0]
+        raise RunError(
+            f"the GPU failed at step {state.step} ({cause}); from the last checkpoint go on with: "
+            f"{_resume_command(run)}"
+        ) from error
+    else:
+        raise error
 
 
 def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:

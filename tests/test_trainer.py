@@ -15,6 +15,7 @@ from nerftrain.composition import compose
 from nerftrain.config import assemble, create_run_dir
 from nerftrain.errors import RunError, UserError
 from nerftrain.report import EVALUATION_KEY, read_curve
+from nerftrain.scenes import Scene
 from nerftrain.trainer import Run, State, train
 
 COMMON = [
@@ -103,6 +104,47 @@ def test_resume_is_bit_identical(make_run: MakeRun) -> None:
     train(again, resume=True)
     assert_same_bits(whole, again)
     assert [r["step"] for r in read_curve(again.run_dir) if "loss" in r] == list(range(5, 41, 5))
+
+
+def test_a_step_that_does_not_fit_into_memory_is_tried_again_with_half_the_samples(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, step, faults = make_run("run", "trainer.steps=10"), trainer._step, [3, 3, 7]
+
+    def stumbling(run: Run, state: State, scene: Scene) -> object:
+        if faults and state.step == faults[0]:
+            faults.pop(0)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        budgets.append(state.sample_budget)
+        return step(run, state, scene)
+
+    budgets: list[int] = []
+    monkeypatch.setattr(trainer, "_step", stumbling)
+    monkeypatch.setattr(trainer, "MIN_BUDGET", 1)
+    final, whole = train(run), run.settings.sample_budget
+    assert final["steps"] == 10
+    assert budgets == [whole] * 3 + [whole // 4] * 4 + [whole // 8] * 3
+    assert [m for m in caplog.messages if m.startswith("out of GPU memory at step 3")] != []
+    monkeypatch.setattr(trainer, "MIN_BUDGET", whole)
+    faults[:] = [0]
+    with pytest.raises(RunError, match=r"out of GPU memory with .* take a smaller model"):
+        train(make_run("other", "trainer.steps=10"))
+
+
+def test_a_gpu_that_fails_leaves_a_line_that_says_how_to_go_on(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError(
+            "CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA"
+        )
+
+    run = make_run("run", "trainer.steps=10")
+    monkeypatch.setattr(trainer, "_step", failing)
+    with pytest.raises(RunError) as caught:
+        train(run)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).endswith(f"nerftrain resume {run.run_dir}")
 
 
 class _InterruptAt:
