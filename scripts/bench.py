@@ -485,7 +485,7 @@ def _times(case: Case, function: Callable[..., Any]) -> tuple[float, float]:
 
 def bounds(arguments: argparse.Namespace) -> list[Table]:
     """Compare the CPU's kernels with what this machine can do: gathers, products, memory."""
-    torch.set_num_threads(config.assemble(config.compose(arguments.overrides)).runtime.threads or 2)
+    config.assemble(config.compose(arguments.overrides))  # which sets threads and kernels
     repeats = arguments.repeats
     return [_gathers(repeats), _products(repeats), _traffic(repeats)]
 

@@ -214,7 +214,7 @@ class _Plan:
 
     def __init__(self, device_type: str, architectures: tuple[int, ...] | None) -> None:
         self.cuda = device_type == "cuda"
-        self.seconds = 60 if self.cuda else 40
+        self.seconds = 60
         self.csrc = data_dir("csrc")
         pattern = "cuda/*.cu" if self.cuda else "cpu/*.cpp"
         self.sources = sorted(self.csrc.glob(pattern)) + (

@@ -23,8 +23,9 @@ from nerftrain.types import Cameras, Rays, Samples
 
 MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
-NEAR_RADII = 4.0  # a sphere that is nearer, in its radii, looks larger than radius / depth
-LIVE_MARGIN = 1.3  # on a projected sphere's size, which grows off the camera's axis
+NEAR_RADII = (
+    4.0  # cells that are nearer, in their radii, look so large that all pixels may see them
+)
 
 
 @dataclass(frozen=True)
@@ -413,8 +414,9 @@ def visible_cells(
 def live_pixels(cameras: Cameras, cells: Tensor, aabb: tuple[float, ...]) -> Tensor:
     """Find the pixels whose rays may meet a cell: flags [C, H, W], bool.
 
-    They are those near the projected centre of a cell, as far as the nearest cell looks large.
-    Torch alone, for it is done once.
+    They are those near the projected centre of a cell, as far as the nearest cell looks large: a
+    sphere's outline is f r / (z cos a) from its centre where a ray at the angle a off the axis
+    touches it. Torch alone, for it is done once.
 
     Args:
         cameras: C cameras of one size, H x W.
@@ -430,13 +432,15 @@ def live_pixels(cameras: Cameras, cells: Tensor, aabb: tuple[float, ...]) -> Ten
     live = torch.zeros(len(cameras), *shape, dtype=torch.bool, device=cells.device)
     for camera, pose in enumerate(cameras.poses):
         x, y, z = ((centers - pose[:, 3]) @ pose[:, :3]).unbind(-1)
-        front = z < -radius  # what lies behind the camera is not seen
+        front = z < radius  # what lies wholly behind the camera is not seen
         nearest = -float(z[front].max()) if bool(front.any()) else float("inf")
         if nearest < NEAR_RADII * radius:
-            live[camera] = True  # cells so near may look larger
+            live[camera] = True
             continue
-        fx, fy, cx, cy = cameras.intrinsics[camera] / pool
-        reach = math.ceil(LIVE_MARGIN * float(max(fx, fy) * radius) / nearest) + 1
+        fx, fy, cx, cy = (float(number) / pool for number in cameras.intrinsics[camera])
+        corner = max(cx, shape[1] - cx) / fx, max(cy, shape[0] - cy) / fy
+        stretch = math.hypot(1.0, *corner)  # one over the cosine at the image's farthest corner
+        reach = math.ceil(stretch * max(fx, fy) * float(radius) / nearest) + 1
         rows, columns = (
             (place[front] + reach).floor().long() for place in (y / z * fy + cy, cx - x / z * fx)
         )

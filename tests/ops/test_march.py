@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nerftrain.cameras import look_at
+from nerftrain.cameras import image_rays, look_at
 from nerftrain.errors import UserError
 from nerftrain.ops.march import (
     Grid,
     March,
+    live_pixels,
     march,
     march_to,
     march_to_reference,
@@ -607,3 +608,25 @@ def test_select_keeps_order_and_offsets(make_samples, share):
     assert torch.equal(kept.t_ends, samples.t_ends[keep])
     assert torch.equal(kept.ray_indices, samples.ray_indices[keep])
     check_packing(kept, 50, 20)
+
+
+def test_rays_of_a_wide_angle_meet_cells_through_live_pixels_alone():
+    size = 96
+    pose = torch.eye(4)[:3].clone()
+    pose[2, 3] = 1.6
+    cameras = Cameras(
+        poses=pose[None],
+        intrinsics=torch.tensor([[0.35 * size] * 2 + [size / 2] * 2]),  # 110 degrees
+        widths=torch.tensor([size]),
+        heights=torch.tensor([size]),
+    )
+    cells = torch.zeros(1, 32, 32, 32, dtype=torch.bool)
+    cells[0, ::9, ::9, ::9] = True
+    aabb = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
+    rays = image_rays(cameras, 0, 0.0, 10.0)
+    grid = pack_grid(cells, aabb)
+    hit = march(rays, torch.full_like(rays.near, 0.5), grid, March(0.005, 0.0, 2000)).offsets.diff()
+    live = live_pixels(cameras, cells[0], aabb)[0].flatten()
+    assert (hit > 0).any()
+    assert live[hit > 0].all()
+    assert not live.all()
