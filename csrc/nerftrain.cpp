@@ -48,8 +48,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "composite_bwd(Tensor density, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, "
-      "Tensor weights, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, Tensor v_depth, "
-      "Tensor v_distortion, Tensor v_weights, Tensor v_alphas, Tensor v_transmittance) -> (Tensor, Tensor)");
+      "Tensor weights, Tensor transmittance, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, "
+      "Tensor v_depth, Tensor v_distortion, Tensor v_weights, Tensor v_alphas, Tensor v_transmittance) -> "
+      "(Tensor, Tensor)");
   // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), and spherical harmonics of directions.
   m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
   m.def(
@@ -79,6 +80,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def("scan_sum(Tensor values, Tensor starts, Tensor counts, bool inclusive, bool reverse) -> Tensor");
   m.def("scan_prod_fwd(Tensor values, Tensor starts, Tensor counts, bool inclusive) -> Tensor");
   m.def("scan_prod_bwd(Tensor values, Tensor starts, Tensor counts, Tensor v_out, bool inclusive) -> Tensor");
+  m.def("ray_offsets(Tensor ray_indices, SymInt num_rays) -> Tensor");  // on the CPU only
   m.def("ray_sums(Tensor values, Tensor ray_indices, Tensor in_order, SymInt num_rays) -> Tensor");
   // One step of Adam, in place.
   m.def(

@@ -62,6 +62,7 @@ LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
 OPS = (march, visit, points, hash_encoding, spherical_harmonics, mlp, ngp, composite)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
+FACADE_SAMPLES = 2**18  # in a step of nerfacc's own examples
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
 
 Row = tuple[str | float | None, ...]
@@ -305,8 +306,7 @@ def ops(arguments: argparse.Namespace) -> list[Table]:
     bench = Bench(arguments.overrides, arguments.warmup, 1)
     run = bench.run
     rows = [_compared(case, arguments.repeats) for case in op_cases(bench)]
-    data = bench.step_data(int(bench.state.num_rays))
-    facade = [_compared(case, arguments.repeats) for case in _facade_cases(data)]
+    facade = [_compared(case, arguments.repeats) for case in _facade_cases(bench)]
     note = (
         f"Fastest of {arguments.repeats} calls each, in turns, on a step's data after "
         f"{bench.state.step} steps; {_choices(run)}. The ratio is reference / op."
@@ -388,9 +388,10 @@ def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
 
 
-def _facade_cases(data: SimpleNamespace) -> Iterator[Case]:
+def _facade_cases(bench: Bench) -> Iterator[Case]:
     """Compare nerfacc's names with what its users would write in torch, without a loop."""
-    seen = data.marched
+    few = bench.step_data(DISCARD_RAYS).marched
+    seen = bench.step_data(DISCARD_RAYS * FACADE_SAMPLES // max(len(few), 1)).marched
     counts, rays = seen.offsets.diff(), len(seen.offsets) - 1
     packed_info = torch.stack([seen.offsets[:-1], counts], -1)
     size = f"R={rays} N={len(seen)}"

@@ -53,7 +53,7 @@ struct CompositeForward {
       transmittance *= kept;
       weights[i] = w;
       for (int64_t k = 0; k < k_end; ++k) color[k] += w * in.channels[i * k_end + k];
-      sum_distortion += T(2) * w * (mid * sum_w - sum_wm) + w * w * dt / T(3);
+      sum_distortion += T(2) * w * (mid * sum_w - sum_wm) + w * w * dt * (T(1) / T(3));
       sum_w += w;
       sum_wm += w * mid;
     }
@@ -68,56 +68,55 @@ struct CompositeForward {
 
 // With q_i = dL/dw_i, a_i = dL/dalpha_i and u_i = dL/dT_i:
 //   dL/dsigma_i = dt_i * (T_{i+1} q_i + (1 - alpha_i) a_i - sum_{j>i} (w_j q_j + T_j u_j)),  dL/dc_i = w_i * dL/dout.
-// The sum over what lies behind is the ray's total less a running sum, so two forward sweeps are enough; the first
-// leaves q_i where the second puts the gradient.
+// One sweep from the back. Gradients that are not there count as zero.
 template <class T>
 struct CompositeBackward {
   PackedRays<T> in;
   const T* weights;       // [N]
+  const T* arriving;      // [N]
   const T* opacity;       // [R]
   const T* depth;         // [R]
-  const T* v_channels;    // [R][K]
-  const T* v_opacity;     // [R]
-  const T* v_depth;       // [R]
-  const T* v_distortion;  // [R]
-  const T* v_weights;     // [N]
-  const T* v_alphas;      // [N]
-  const T* v_arriving;    // [N]
+  const T* v_channels;    // [R][K] or none
+  const T* v_opacity;     // [R] or none
+  const T* v_depth;       // [R] or none
+  const T* v_distortion;  // [R] or none
+  const T* v_weights;     // [N] or none
+  const T* v_alphas;      // [N] or none
+  const T* v_arriving;    // [N] or none
   T* v_density;           // [N]
   T* v_sample_channels;   // [N][K]
 
-  // What the weight of sample i is worth; sum_w and sum_wm run over the samples before it.
-  template <int K>
-  NT_HD T weight_gradient(int64_t r, int64_t i, T sum_w, T sum_wm) const {
-    const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
-    const T spread = mid * (T(2) * sum_w + w - opacity[r]) - (T(2) * sum_wm + w * mid - depth[r]);
-    T q = v_weights[i] + v_opacity[r] + v_depth[r] * mid;
-    q += v_distortion[r] * (T(2) * spread + T(2) / T(3) * w * dt);
-    const int64_t k_end = K ? K : in.num_channels;
-    for (int64_t k = 0; k < k_end; ++k) q += v_channels[r * k_end + k] * in.channels[i * k_end + k];
-    return q;
-  }
+  NT_HD static T at(const T* values, int64_t i) { return values ? values[i] : T(0); }
 
   // K channels; 0: as many as there are.
   template <int K>
   NT_HD void along(int64_t r) const {
     const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = K ? K : in.num_channels;
-    T behind = 0, sum_w = 0, sum_wm = 0, transmittance = 1;
-    for (int64_t i = first; i < last; ++i) {
-      const T q = weight_gradient<K>(r, i, sum_w, sum_wm);
-      v_density[i] = q;
-      behind += weights[i] * q + transmittance * v_arriving[i];
-      transmittance *= in.kept_of(i);
-      sum_w += weights[i];
-      sum_wm += weights[i] * (in.t_starts[i] + in.t_ends[i]) * T(0.5);
-    }
-    transmittance = 1;
-    for (int64_t i = first; i < last; ++i) {
-      const T dt = in.t_ends[i] - in.t_starts[i], w = weights[i], q = v_density[i], kept = in.kept_of(i);
-      behind -= w * q + transmittance * v_arriving[i];
-      transmittance *= kept;
-      v_density[i] = dt * (transmittance * q + kept * v_alphas[i] - behind);
-      for (int64_t k = 0; k < k_end; ++k) v_sample_channels[i * k_end + k] = w * v_channels[r * k_end + k];
+    const T v_sum_w = at(v_opacity, r), v_sum_wm = at(v_depth, r), v_spread = at(v_distortion, r);
+    T own[K ? K : 1] = {};
+    for (int64_t k = 0; k < K; ++k) own[k] = at(v_channels, r * K + k);
+    const T total_w = opacity[r], total_wm = depth[r];
+    T behind = 0, sum_w = 0, sum_wm = 0;  // over the samples behind
+    T leaving = first < last ? arriving[last - 1] * in.kept_of(last - 1) : T(0);
+    for (int64_t i = last - 1; i >= first; --i) {
+      const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
+      T q = at(v_weights, i) + v_sum_w + v_sum_wm * mid;
+      if (v_spread != T(0)) {
+        const T spread = mid * (total_w - T(2) * sum_w - w) - (total_wm - T(2) * sum_wm - w * mid);
+        q += v_spread * (T(2) * spread + T(2) / T(3) * w * dt);
+      }
+      for (int64_t k = 0; k < k_end; ++k) {
+        const T v = K ? own[K ? k : 0] : at(v_channels, r * k_end + k);
+        q += v * in.channels[i * k_end + k];
+        v_sample_channels[i * k_end + k] = w * v;
+      }
+      T inner = leaving * q - behind;
+      if (v_alphas) inner += in.kept_of(i) * v_alphas[i];
+      v_density[i] = dt * inner;
+      leaving = arriving[i];
+      behind += w * q + leaving * at(v_arriving, i);
+      sum_w += w;
+      sum_wm += w * mid;
     }
   }
 

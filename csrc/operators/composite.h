@@ -43,22 +43,24 @@ Composited composite_fwd(const Tensor& density, const Tensor& channels, const Te
 template <class Backend, class T>
 std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor& channels, const Tensor& t_starts,
                                             const Tensor& t_ends, const Tensor& offsets, const Tensor& weights,
-                                            const Tensor& opacity, const Tensor& depth, const Tensor& v_channels,
-                                            const Tensor& v_opacity, const Tensor& v_depth, const Tensor& v_distortion,
-                                            const Tensor& v_weights, const Tensor& v_alphas, const Tensor& v_arriving) {
+                                            const Tensor& arriving, const Tensor& opacity, const Tensor& depth,
+                                            const Tensor& v_channels, const Tensor& v_opacity, const Tensor& v_depth,
+                                            const Tensor& v_distortion, const Tensor& v_weights, const Tensor& v_alphas,
+                                            const Tensor& v_arriving) {
   Tensor v_density = make(density, {density.size(0)});
   Tensor v_sample_channels = make(density, {channels.size(0), channels.size(1)});
   const CompositeBackward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                   read<T>(weights),
+                                  read<T>(arriving),
                                   read<T>(opacity),
                                   read<T>(depth),
-                                  read<T>(v_channels),
-                                  read<T>(v_opacity),
-                                  read<T>(v_depth),
-                                  read<T>(v_distortion),
-                                  read<T>(v_weights),
-                                  read<T>(v_alphas),
-                                  read<T>(v_arriving),
+                                  read_or_none<T>(v_channels),
+                                  read_or_none<T>(v_opacity),
+                                  read_or_none<T>(v_depth),
+                                  read_or_none<T>(v_distortion),
+                                  read_or_none<T>(v_weights),
+                                  read_or_none<T>(v_alphas),
+                                  read_or_none<T>(v_arriving),
                                   write<T>(v_density),
                                   write<T>(v_sample_channels)};
   Backend::for_each(density, offsets.size(0) - 1, body);
@@ -68,12 +70,13 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
 template <class Backend>
 std::tuple<Tensor, Tensor> composite_bwd(const Tensor& density, const Tensor& channels, const Tensor& t_starts,
                                          const Tensor& t_ends, const Tensor& offsets, const Tensor& weights,
-                                         const Tensor& opacity, const Tensor& depth, const Tensor& v_channels,
-                                         const Tensor& v_opacity, const Tensor& v_depth, const Tensor& v_distortion,
-                                         const Tensor& v_weights, const Tensor& v_alphas, const Tensor& v_arriving) {
+                                         const Tensor& arriving, const Tensor& opacity, const Tensor& depth,
+                                         const Tensor& v_channels, const Tensor& v_opacity, const Tensor& v_depth,
+                                         const Tensor& v_distortion, const Tensor& v_weights, const Tensor& v_alphas,
+                                         const Tensor& v_arriving) {
   const auto run = is_double(density) ? composite_bwd_as<Backend, double> : composite_bwd_as<Backend, float>;
-  return run(density, channels, t_starts, t_ends, offsets, weights, opacity, depth, v_channels, v_opacity, v_depth,
-             v_distortion, v_weights, v_alphas, v_arriving);
+  return run(density, channels, t_starts, t_ends, offsets, weights, arriving, opacity, depth, v_channels, v_opacity,
+             v_depth, v_distortion, v_weights, v_alphas, v_arriving);
 }
 
 }  // namespace nerftrain

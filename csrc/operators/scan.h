@@ -5,7 +5,7 @@
 namespace nerftrain {
 
 inline Chunks chunks_of(const Tensor& values, const Tensor& starts, const Tensor& counts) {
-  return {read<int64_t>(starts), read<int64_t>(counts), values.size(0)};
+  return {read<int64_t>(starts), read<int64_t>(counts), starts.stride(0), counts.stride(0), values.size(0)};
 }
 
 // Zeros, because what no chunk owns is never written.

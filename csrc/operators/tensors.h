@@ -21,6 +21,12 @@ const T* read(const Tensor& t) {
   return t.const_data_ptr<T>();
 }
 
+// What an operator may do without comes as a tensor without elements.
+template <class T>
+const T* read_or_none(const Tensor& t) {
+  return t.numel() ? t.const_data_ptr<T>() : nullptr;
+}
+
 template <class T>
 T* write(const Tensor& t) {
   return t.mutable_data_ptr<T>();

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.ops.scan import ray_offsets
 
 
 @torch.no_grad()
@@ -31,10 +32,3 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
         n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
     offsets = ray_offsets(ray_indices, n_rays).to(ray_indices.dtype)
     return torch.stack([offsets[:-1], offsets.diff()], -1)
-
-
-@torch.no_grad()
-def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
-    """Find where each ray's samples begin among flattened ones, and their number: [R + 1] int64."""
-    rays = torch.arange(n_rays + 1, device=ray_indices.device, dtype=ray_indices.dtype)
-    return torch.searchsorted(ray_indices.contiguous(), rays)

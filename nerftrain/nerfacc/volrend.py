@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.nerfacc.pack import pack_info, ray_offsets
+from nerftrain.nerfacc.pack import pack_info
 from nerftrain.nerfacc.scan import exclusive_prod, exclusive_sum
 from nerftrain.ops.composite import composite
-from nerftrain.ops.scan import sum_along_rays
+from nerftrain.ops.scan import ray_offsets, sum_along_rays
 from nerftrain.types import Samples
 
 # (t_starts [...], t_ends [...], ray_indices [N] or None) -> colours [..., 3], and densities or

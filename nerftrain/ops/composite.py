@@ -89,13 +89,16 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, density: Tensor, channels: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
         out = torch.ops.nerftrain.composite_fwd(density, channels, *packed)
-        ctx.save_for_backward(density, channels, *packed, out[4], out[1], out[2])
+        _channels, opacity, depth, _distortion, weights, _alphas, transmittance = out
+        ctx.save_for_backward(density, channels, *packed, weights, transmittance, opacity, depth)
+        ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        v = [g.contiguous() for g in grads]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        none = ctx.saved_tensors[0].new_empty(0)
+        v = [none if grad is None else grad.contiguous() for grad in grads]
         v_density, v_channels = torch.ops.nerftrain.composite_bwd(*ctx.saved_tensors, *v)
         return (
             v_density,

@@ -48,6 +48,12 @@ def sum_along_rays_reference(values: Tensor, ray_indices: Tensor, num_rays: int)
     return values.new_zeros(num_rays, values.shape[1]).index_add(0, ray_indices, values)
 
 
+def ray_offsets_reference(ray_indices: Tensor, num_rays: int) -> Tensor:
+    """Find rays by bisection (see `ray_offsets`)."""
+    rays = torch.arange(num_rays + 1, device=ray_indices.device, dtype=ray_indices.dtype)
+    return torch.searchsorted(ray_indices.contiguous(), rays)
+
+
 def _zeros_of(values: Tensor) -> Tensor:
     """Make zeros that torch knows to come from the values, whatever those are."""
     return values.masked_fill(torch.ones_like(values, dtype=torch.bool), 0)
@@ -74,6 +80,11 @@ def _scan_prod_fwd_fake(values: Tensor, *_: object) -> Tensor:
 @library.fake("scan_prod_bwd")
 def _scan_prod_bwd_fake(values: Tensor, *_: object) -> Tensor:
     return torch.empty_like(values)
+
+
+@library.fake("ray_offsets")
+def _ray_offsets_fake(ray_indices: Tensor, num_rays: int) -> Tensor:
+    return ray_indices.new_empty(num_rays + 1)
 
 
 @library.fake("ray_sums")
@@ -182,7 +193,20 @@ def _checked(values: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Te
         raise UserError(
             f"scans take values [N], starts [R] and counts [R], not {shapes}: flatten the values"
         )
-    return _real(values), starts.long().contiguous(), counts.long().contiguous()
+    return _real(values), starts.long(), counts.long()
+
+
+@torch.no_grad()
+def ray_offsets(ray_indices: Tensor, num_rays: int) -> Tensor:
+    """Find where each ray's samples begin among flattened ones, and their number: [R + 1] int64.
+
+    Args:
+        ray_indices: [N], non-decreasing.
+        num_rays: R.
+    """
+    if ray_indices.device.type == "cpu" and library.native(ray_indices):
+        return torch.ops.nerftrain.ray_offsets(ray_indices.long().contiguous(), num_rays)
+    return ray_offsets_reference(ray_indices, num_rays)
 
 
 def sum_along_rays(values: Tensor, ray_indices: Tensor, num_rays: int) -> Tensor:

@@ -223,9 +223,10 @@ void composite_hostile_rays() {
       const auto v_out = hostile_values<T>(draw, num_rays * num_channels), v_rays = hostile_values<T>(draw, num_rays);
       const auto v_weights = hostile_values<T>(draw, n);
       std::vector<T> v_density(n), v_channels(n * num_channels);
-      for_each(num_rays, CompositeBackward<T>{in, weights.data(), opacity.data(), depth.data(), v_out.data(),
-                                              v_rays.data(), v_rays.data(), v_rays.data(), v_weights.data(),
-                                              v_weights.data(), v_weights.data(), v_density.data(), v_channels.data()});
+      for (const T* v_samples : {v_weights.data(), static_cast<const T*>(nullptr)})
+        for_each(num_rays, CompositeBackward<T>{in, weights.data(), arriving.data(), opacity.data(), depth.data(),
+                                                v_out.data(), v_rays.data(), v_rays.data(), v_rays.data(), v_samples,
+                                                v_samples, v_samples, v_density.data(), v_channels.data()});
       for (int64_t r = 0; r < num_rays; ++r) CHECK(offsets[r] < offsets[r + 1] || opacity[r] == 0);
 
       const auto visible = std::make_unique<bool[]>(n);
@@ -248,7 +249,7 @@ void scan_hostile_chunks() {
       for (const int64_t count : limits) starts.push_back(start), counts.push_back(count);
     const auto values = hostile_values<T>(draw, n), v_out = hostile_values<T>(draw, n);
     std::vector<T> out(n);
-    const Chunks chunks{starts.data(), counts.data(), n};
+    const Chunks chunks{starts.data(), counts.data(), 1, 1, n};
     for (const bool inclusive : {false, true}) {
       for (const bool reverse : {false, true})
         for_each(int64_t(starts.size()), ScanSum<T>{chunks, values.data(), inclusive, reverse, out.data()});

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.ops.scan import (
+    ray_offsets,
+    ray_offsets_reference,
     scan_prod,
     scan_prod_reference,
     scan_sum,
@@ -192,3 +194,32 @@ def test_rays_without_samples_sum_to_zeros(device, dtype, num_rays):
 def test_a_ray_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="n_rays is 2"):
         sum_along_rays(torch.zeros(3, 1), torch.tensor([0, 1, 2]), 2)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 15, 16, 17, 200])
+@pytest.mark.parametrize("num_rays", [0, 1, 7, 90])
+def test_rays_begin_where_bisection_finds_them(device, num_samples, num_rays):
+    generator = torch.Generator().manual_seed(0)
+    for highest in (1, max(num_rays, 1), 200):  # few rays, all, and some beyond the last
+        rays = torch.randint(0, highest, (num_samples,), generator=generator).sort().values
+        offsets = ray_offsets(rays.to(device), num_rays)
+        assert torch.equal(offsets, ray_offsets_reference(rays.to(device), num_rays))
+        assert offsets.dtype == torch.int64
+
+
+def test_rays_out_of_order_begin_within_the_samples(device):
+    generator = torch.Generator().manual_seed(0)
+    offsets = ray_offsets(torch.randint(-3, 60, (500,), generator=generator).to(device), 50)
+    assert (offsets.diff() >= 0).all()
+    assert int(offsets[0]) >= 0
+    assert int(offsets[-1]) <= 500
+
+
+@pytest.mark.parametrize("num_values", range(10))
+def test_sums_of_chunks_of_any_length_are_those_of_torch(device, num_values):
+    values = torch.arange(1.0, num_values + 1, device=device)
+    whole = [torch.tensor([n], device=device) for n in (0, num_values)]
+    assert torch.equal(scan_sum(values, *whole), values.cumsum(0))
+    assert torch.equal(scan_sum(values, *whole, inclusive=False), values.cumsum(0) - values)
+    backward = values.flip(0).cumsum(0).flip(0)
+    assert torch.equal(scan_sum(values, *whole, reverse=True), backward)
