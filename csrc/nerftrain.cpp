@@ -100,6 +100,13 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
       "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
+  // Its densities at packed samples, front to back until rays are opaque; tables in float32 or half precision, the
+  // second of space and time, without elements where there is none. Contraction: 0 none, 1 L2, 2 L infinity.
+  m.def(
+      "visit_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "
+      "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
+      "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
+      "int lanes) -> (Tensor, Tensor, Tensor, Tensor)");
   // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.
   m.def("use_lanes(int lanes) -> int");
 }

@@ -12,6 +12,7 @@ from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import composite
 from nerftrain.ops.points import sample_points
+from nerftrain.ops.visit import Visited
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
@@ -45,22 +46,32 @@ class Background:
         return torch.full((num_rays, 3), float(self.train == "white"), device=generator.device)
 
 
+class _DensityAlong:
+    """A field's `sigma_fn` along R rays, with the field's own way of visiting samples."""
+
+    def __init__(self, model: RadianceField, rays: Rays) -> None:
+        self._model, self._rays = model, rays
+
+    def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
+        points, _, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
+        return self._model.density(points, times)
+
+    def visit(self, samples: Samples, early_stop_eps: float) -> Visited | None:
+        return self._model.visit(self._rays, samples, early_stop_eps)
+
+
 def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigmaFn]:
     """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays.
 
     Samplers and `render` take them.
     """
 
-    def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        points, _, times = sample_points(rays, t_starts, t_ends, ray_indices)
-        return model.density(points, times)
-
     def rgb_sigma_fn(
         t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         return model(*sample_points(rays, t_starts, t_ends, ray_indices))
 
-    return sigma_fn, rgb_sigma_fn
+    return _DensityAlong(model, rays), rgb_sigma_fn
 
 
 def render(

@@ -200,7 +200,9 @@ class Stages:
 
         def functions(*args: Any) -> tuple[Callable[..., Any], ...]:
             sigma_fn, rgb_sigma_fn = field_functions(*args)
-            return self.timed(sigma_fn, DENSITY), self.timed(rgb_sigma_fn, FIELD)
+            density = self.timed(sigma_fn, DENSITY)
+            density.visit = self.timed(sigma_fn.visit, DENSITY)  # type: ignore[attr-defined]
+            return density, self.timed(rgb_sigma_fn, FIELD)
 
         with ExitStack() as stack:
             for owner, attribute, name in _parts(run, tally):

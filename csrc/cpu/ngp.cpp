@@ -1,5 +1,5 @@
 // Instant-NGP's two MLPs on the CPU; kernels in ngp_kernel.h.
-#include "ngp.h"
+#include "ngp_shape.h"
 
 #include <stdexcept>
 
@@ -9,11 +9,11 @@
 
 namespace nerftrain {
 
-static const NgpKernels& ngp_kernels(int64_t lanes) {
+const NgpKernels& ngp_kernels(int64_t lanes) {
   return lanes_for(lanes) == 32 ? ngp_avx512bf16 : kernels_for(lanes, ngp_portable, ngp_avx2, ngp_avx512);
 }
 
-static MlpShape mlp_shape(const std::vector<int64_t>& widths) {
+MlpShape mlp_shape(const std::vector<int64_t>& widths) {
   if (widths.size() < 2 || widths.size() > kMlpMaxLayers + 1) throw std::runtime_error("ngp: 1 to 8 layers");
   MlpShape shape{int(widths.size()) - 1, {}};
   for (size_t l = 0; l < widths.size(); ++l) shape.widths[l] = int(widths[l]);

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
-from nerftrain.models.encodings import unit_positions
-from nerftrain.types import Contraction
+from nerftrain.ops.contract import unit_positions
+from nerftrain.ops.visit import Visited
+from nerftrain.types import Contraction, Rays, Samples
 
 NUM_COLORS = 3
 
@@ -71,6 +72,13 @@ class RadianceField(nn.Module, ABC):
                 "the scene is dynamic: its field needs a time in 0..1 for each position"
             )
         return times
+
+    def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
+        """Ask for densities front to back in a way of the field's own.
+
+        None where it has none: then samplers call `density` in rounds (see `ops.visit.visit`).
+        """
+        del rays, samples, early_stop_eps
 
     def activate(self, raw: Tensor) -> Tensor:
         """Turn raw channels [N, K] into colours in 0..1 and extra channels as they are."""

@@ -9,27 +9,12 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.ops.adam import half_copy
-from nerftrain.ops.contract import contract
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
 from nerftrain.ops.mlp import mlp
 from nerftrain.ops.ngp import truncated_exp as truncated_exp
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
-from nerftrain.types import Contraction
 
 Storage = Literal["float16", "float32"]  # of the numbers that lookups read
-
-
-def unit_positions(positions: Tensor, aabb: Tensor, contraction: Contraction) -> Tensor:
-    """Scale positions [N, 3] to 0..1 on every axis.
-
-    Without contraction that is the box aabb [6]. With it the box's half size is the unit radius
-    that stays as it is, and the rim of all space is 0 and 1.
-    """
-    low, high = aabb[:3], aabb[3:]
-    if contraction == "none":
-        return (positions - low) / (high - low)
-    around = (positions * 2 - (low + high)) / (high - low)
-    return contract(around, contraction) * 0.25 + 0.5
 
 
 class HashEncoding(nn.Module):
@@ -82,6 +67,12 @@ class HashEncoding(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Encode positions [N, 3], or with their times [N, 4]: [N, num_features]."""
         return hash_encode(positions, self.table, self.levels, self._half())
+
+    @property
+    def stored(self) -> Tensor:
+        """The numbers that lookups read: the table, or its copy in half precision."""
+        half = self._half()
+        return self.table.detach() if half is None else half
 
     def _half(self) -> Tensor | None:
         if self.storage == "float32" or self.table.device.type != "cpu":

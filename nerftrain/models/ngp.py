@@ -16,7 +16,9 @@ from nerftrain.models.encodings import (
     SmallMLP,
 )
 from nerftrain.ops.ngp import ngp, ngp_density
-from nerftrain.types import Contraction
+from nerftrain.ops.visit import Visited
+from nerftrain.ops.visit_ngp import DensityField, Grid, can_visit, visit_ngp
+from nerftrain.types import Contraction, Rays, Samples
 
 
 class NGP(RadianceField):
@@ -74,6 +76,21 @@ class NGP(RadianceField):
             moments = torch.cat([unit, self.unit_times(times)[:, None]], -1)
             features = torch.cat([features, self.spacetime(moments)], -1)
         return features
+
+    def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
+        """Ask for densities front to back by one op, where it is compiled for the field."""
+        if self.warp is not None:
+            return None
+        encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
+        field = DensityField(
+            [Grid(encoding.stored, encoding.levels) for encoding in encodings],
+            list(self.density_mlp.weights),
+            self.aabb,
+            self.contraction,
+        )
+        if not can_visit(rays, samples, field):
+            return None
+        return visit_ngp(rays, samples, field, early_stop_eps)
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""

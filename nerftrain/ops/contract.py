@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerftrain.ops import library
+from nerftrain.types import Contraction
 
 Norm = Literal["l2", "linf"]
 
@@ -68,3 +69,16 @@ def contract(positions: Tensor, norm: Norm) -> Tensor:
     if not library.native(positions):
         return contract_reference(positions, norm)
     return _Contract.apply(positions.contiguous(), norm == "linf")
+
+
+def unit_positions(positions: Tensor, aabb: Tensor, contraction: Contraction) -> Tensor:
+    """Scale positions [N, 3] to 0..1 on every axis.
+
+    Without contraction that is the box aabb [6]. With it the box's half size is the unit radius
+    that stays as it is, and the rim of all space is 0 and 1.
+    """
+    low, high = aabb[:3], aabb[3:]
+    if contraction == "none":
+        return (positions - low) / (high - low)
+    around = (positions * 2 - (low + high)) / (high - low)
+    return contract(around, contraction) * 0.25 + 0.5

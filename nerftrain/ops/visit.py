@@ -130,12 +130,18 @@ def _select_pick_fake(
 def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int) -> Visited:
     """Ask a field for the densities of samples, front to back until rays are opaque.
 
+    A `sigma_fn` with a method `visit(samples, early_stop_eps)` is left to it, unless that gives
+    None.
+
     Args:
         samples: of R rays.
         sigma_fn: gives densities [M] at M samples, each ray's in their order.
         early_stop_eps: rays whose transmittance falls below it are done.
         most: samples of a ray in the first round; in each later one they are twice as many.
     """
+    own = getattr(sigma_fn, "visit", None)
+    if own is not None and (whole := own(samples, early_stop_eps)) is not None:
+        return whole
     visited = Visited.nothing(samples)
     while len(now := next_round(samples, visited, early_stop_eps, most)):
         density = sigma_fn(now.t_starts, now.t_ends, now.ray_indices)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.losses import Kind
-from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp, unit_positions
+from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp
 from nerftrain.ops.composite import composite
+from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.histogram import interlevel_loss, invert_cdf
 from nerftrain.ops.march import visible_samples
 from nerftrain.ops.visit import select

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nerftrain.ops import library
 from nerftrain.ops.march import Grid, pack_grid
+from nerftrain.ops.ngp import ngp_density
 from nerftrain.types import Rays, Samples
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -51,6 +52,19 @@ def _compiled_ops() -> Iterator[None]:
     library.set_mode("native")
     yield
     library.set_mode("auto")
+
+
+@pytest.fixture(params=[4, 8, 16, 32], ids=["portable", "avx2", "avx512", "avx512_bf16"])
+def lanes(request: pytest.FixtureRequest) -> int:
+    """Every instruction set that this CPU has."""
+    try:
+        ngp_density(torch.zeros(1, 1), [torch.zeros(1, 1)])
+        torch.ops.nerftrain.use_lanes(request.param)
+    except RuntimeError as error:
+        pytest.skip(f"{request.param} lanes: {str(error).splitlines()[0]}")
+    finally:
+        torch.ops.nerftrain.use_lanes(0)
+    return request.param
 
 
 @pytest.fixture

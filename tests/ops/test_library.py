@@ -483,6 +483,15 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         shape = ([6, 8, 3], [6, 8, 4], 2, BEST)
         inputs = random(7, 6), random(7, 3), *networks
         arguments["ngp_density"] = [(inputs[0], networks[0], shape[0], BEST)]
+        ways = random(3, 3), random(3, 3), random(3)
+        distances = torch.arange(9.0), torch.arange(9.0) + 1, offsets
+        grids = random(157, 2), [4, 4, 4, 9, 9, 9], [0, 125, 157]
+        moving_grids = random(157, 2), [2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157]
+        for more, num_inputs in (((random(0, 2), [], []), 4), (moving_grids, 8)):
+            mlp_of = random(5 * num_inputs), [num_inputs, 5]
+            ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
+            visits = arguments.setdefault("visit_ngp", [])
+            visits.append((*ways, *distances, *grids, *more, *ends))
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
@@ -497,6 +506,7 @@ CPU_ONLY = (
     "ngp_density",
     "ngp_fwd",
     "ngp_bwd",
+    "visit_ngp",
 )
 
 

@@ -17,19 +17,6 @@ TOLERANCE = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 3e-2}
 OF_GRADIENTS = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 1e-1}
 
 
-@pytest.fixture(params=[4, 8, 16, 32], ids=["portable", "avx2", "avx512", "avx512_bf16"])
-def lanes(request: pytest.FixtureRequest) -> int:
-    """Every instruction set that this CPU has."""
-    try:
-        ngp_density(torch.zeros(1, 1), [torch.zeros(1, 1)])
-        torch.ops.nerftrain.use_lanes(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"{request.param} lanes: {str(error).splitlines()[0]}")
-    finally:
-        torch.ops.nerftrain.use_lanes(0)
-    return request.param
-
-
 def inputs(shape: tuple[int, ...], num: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     num_features, width, layers, geometry, channels, degree = shape
     generator = torch.Generator().manual_seed(0)

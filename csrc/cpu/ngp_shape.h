@@ -1,0 +1,16 @@
+// What the operators of Instant-NGP's MLPs share.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "ngp.h"
+
+namespace nerftrain {
+
+// The kernels that serve a call's wish (see isa.h).
+const NgpKernels& ngp_kernels(int64_t lanes);
+
+// Throws where there are none or too many layers.
+MlpShape mlp_shape(const std::vector<int64_t>& widths);
+
+}  // namespace nerftrain

@@ -1,0 +1,125 @@
+"""The fused visit of Instant-NGP's densities: against the unfused one, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nerftrain.ops.hash_encoding import HashLevels
+from nerftrain.ops.visit import UNSEEN, Visited
+from nerftrain.ops.visit_ngp import DensityField, Grid, visit_ngp, visit_ngp_reference
+from nerftrain.types import Contraction, Rays, Samples
+
+STILL = HashLevels.geometric(3, 4, 40, 10)
+MOVING = HashLevels.geometric(2, 4, 20, 10, (2, 5))
+TOLERANCE = {4: 1e-4, 8: 1e-4, 16: 1e-4, 32: 6e-2}  # of bfloat16's eight bits
+
+
+def field(
+    contraction: Contraction = "none",
+    moves: bool = False,
+    stored: torch.dtype = torch.float32,
+    num_features: int = 4,
+) -> DensityField:
+    """Densities that differ by a factor of thousands from place to place."""
+    generator = torch.Generator().manual_seed(0)
+    grids = [
+        Grid(torch.randn(levels.offsets[-1], num_features, generator=generator).to(stored), levels)
+        for levels in ((STILL, MOVING) if moves else (STILL,))
+    ]
+    num_inputs = sum(len(grid.levels.resolutions) * num_features for grid in grids)
+    weights = [torch.randn(n, k, generator=generator) for n, k in ((16, num_inputs), (5, 16))]
+    weights[1][0] *= 0.7
+    return DensityField(grids, weights, torch.tensor([-1.0, -1, -1, 1, 1.5, 2]), contraction)
+
+
+def along(samples: Samples, make_rays) -> Rays:
+    num_rays = len(samples.offsets) - 1
+    rays = make_rays(num_rays)
+    return replace(rays, times=torch.linspace(0, 1, num_rays))
+
+
+def assert_equal(actual: Visited, expected: Visited, tolerance: float) -> None:
+    """What both have asked for is the same, and both have asked for all that can be seen."""
+    both = (actual.density != UNSEEN) & (expected.density != UNSEEN)
+    ratio = (actual.density[both] + 1e-6) / (expected.density[both] + 1e-6)
+    assert float((ratio - 1).abs().mean()) < tolerance
+    assert actual.num_evaluated == int((actual.density != UNSEEN).sum()) == int(actual.num.sum())
+
+
+@pytest.mark.parametrize("contraction", ["none", "l2", "linf"])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_densities_are_those_of_the_unfused_ops(
+    lanes, make_samples, make_rays, contraction, moves, stored
+):
+    samples = make_samples(num_rays=400)
+    what = (along(samples, make_rays), samples, field(contraction, moves, stored))
+    actual, expected = visit_ngp(*what, 0.0, lanes), visit_ngp_reference(*what, 0.0)
+    assert UNSEEN not in actual.density  # no ray is ever opaque to a threshold of zero
+    assert_equal(actual, expected, TOLERANCE[lanes])
+    assert torch.equal(actual.num, samples.offsets.diff())
+    if lanes < 32:
+        for name in ("transmittance", "sum_alpha"):
+            torch.testing.assert_close(
+                getattr(actual, name), getattr(expected, name), rtol=1e-3, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("num_features", [2, 4, 8])
+@pytest.mark.parametrize("early_stop_eps", [0.02, 0.5])
+@pytest.mark.usefixtures("single_precision")
+def test_rays_end_where_they_are_opaque_and_not_before(
+    make_samples, make_rays, threads, num_features, early_stop_eps
+):
+    samples = make_samples(num_rays=1200, longest=70)  # more than a pool of rays and a round
+    what = (along(samples, make_rays), samples, field(num_features=num_features))
+    whole = visit_ngp(*what, 0.0)
+    for num_threads in (1, 2, 3):
+        threads(num_threads)
+        visited = visit_ngp(*what, early_stop_eps)
+        assert_equal(visited, whole, 1e-6)
+        assert 0 < visited.num_evaluated < 0.8 * len(samples)
+        for ray in range(1200):
+            first, last = samples.offsets[ray : ray + 2].tolist()
+            seen = visited.density[first:last] != UNSEEN
+            num = int(visited.num[ray])
+            assert bool(seen[:num].all())
+            assert not seen[num:].any()
+            left = transmittance(samples, whole.density, first, first + num)
+            assert float(visited.transmittance[ray]) == pytest.approx(left, rel=1e-3, abs=1e-6)
+            assert num == last - first or left < early_stop_eps * 1.001
+            # What lies behind the sample that makes it opaque is less than a round.
+            before = max(num - 32, 0)
+            assert (
+                before == 0
+                or transmittance(samples, whole.density, first, first + before)
+                >= early_stop_eps * 0.999
+            )
+
+
+def transmittance(samples: Samples, density: Tensor, first: int, last: int) -> float:
+    lengths = samples.t_ends[first:last] - samples.t_starts[first:last]
+    return float(torch.exp(-(density[first:last] * lengths).double().sum()))
+
+
+def test_rays_without_samples_see_nothing(make_rays):
+    none = torch.zeros(0)
+    samples = Samples(none, none, none.long(), torch.zeros(6, dtype=torch.int64))
+    visited = visit_ngp(make_rays(5), samples, field(), 0.01)
+    assert visited.num_evaluated == 0
+    assert visited.transmittance.tolist() == [1.0] * 5
+    assert visited.sum_alpha.tolist() == visited.num.tolist() == [0] * 5
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_numbers_of_other_kinds_go_the_unfused_way(make_samples, make_rays):
+    samples = make_samples()
+    rays = along(samples, make_rays)
+    exact = replace(samples, t_starts=samples.t_starts.double(), t_ends=samples.t_ends.double())
+    visited = visit_ngp(rays, exact, field(), 0.0)
+    assert visited.density.dtype == torch.float64
+    assert_equal(visited, visit_ngp(rays, samples, field(), 0.0), 1e-2)
