@@ -37,7 +37,10 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
       "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
-  // Where samples lie and along what they are seen.
+  // Rays through the centres of pixels; where samples lie and along what they are seen.
+  m.def(
+      "pixel_rays(Tensor poses, Tensor intrinsics, Tensor cameras, Tensor x, Tensor y) -> (Tensor origins, "
+      "Tensor directions)");
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "
       "(Tensor, Tensor)");

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from nerftrain.errors import UserError
 from nerftrain.lens import undistort
+from nerftrain.ops import rays as ops
 from nerftrain.types import Cameras, Rays
 
 
@@ -32,23 +33,19 @@ def pixel_rays(
         near: distance at which every ray starts, world units.
         far: distance at which every ray ends.
     """
-    # One row of twelve numbers per ray is gathered once; its columns are views.
-    pose = cameras.poses.flatten(1).index_select(0, camera_indices).unbind(1)
-    fx, fy, cx, cy = cameras.intrinsics.index_select(0, camera_indices).unbind(1)
-    right = (x + 0.5 - cx) / fx  # [R]
-    down = (y + 0.5 - cy) / fy  # [R]
-    if cameras.distortion is not None:
-        right, down = undistort(right, down, cameras.distortion.index_select(0, camera_indices))
-    # The length of (right, -down, -1) is that of the world direction too: rotations keep lengths.
-    scale = torch.rsqrt(right * right + down * down + 1.0)
-    directions = torch.stack(
-        [pose[4 * i] * right - pose[4 * i + 1] * down - pose[4 * i + 2] for i in range(3)], dim=1
-    )
+    if cameras.distortion is None:
+        numbers = cameras.poses, cameras.intrinsics
+        origins, directions = ops.pixel_rays(*numbers, camera_indices, x, y)
+    else:
+        fx, fy, cx, cy = cameras.intrinsics.index_select(0, camera_indices).unbind(1)
+        bent = (x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy  # [R] each
+        straight = undistort(*bent, cameras.distortion.index_select(0, camera_indices))
+        origins, directions = ops.through(cameras.poses.index_select(0, camera_indices), *straight)
     return Rays(
-        origins=torch.stack([pose[3], pose[7], pose[11]], dim=1),
-        directions=directions.mul_(scale[:, None]),
-        near=torch.full_like(scale, near),
-        far=torch.full_like(scale, far),
+        origins=origins,
+        directions=directions,
+        near=origins.new_full((len(origins),), near),
+        far=origins.new_full((len(origins),), far),
         times=None if cameras.times is None else cameras.times[camera_indices],
         cameras=camera_indices,
     )

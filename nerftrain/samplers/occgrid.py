@@ -118,7 +118,7 @@ class OccGrid(Sampler):
         self.occupancy: Tensor
         self.threshold: Tensor
         self.steps: Tensor
-        self._refresh()
+        self._find_visible()
 
     def _live_pixels(self, cameras: Cameras) -> Tensor | None:
         """Find the pixels [P] whose rays may meet a visible cell.
@@ -130,28 +130,36 @@ class OccGrid(Sampler):
         live = ops.live_pixels(cameras, self.visible[0], self.aabb)
         return live.flatten().nonzero().squeeze(1).to(torch.int32)
 
-    def _refresh(self) -> None:
+    def _find_visible(self) -> None:
         self.visible_cells = self.visible.flatten().nonzero().squeeze(1)
-        occupied = (self.occupancy > self.threshold) | (self.occupancy == UNKNOWN)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring what follows from the occupancy up to date; most cells are invisible, so empty."""
+        values = self.occupancy.view(-1)[self.visible_cells]
+        cells = self.visible_cells[(values > self.threshold) | (values == UNKNOWN)]
+        occupied = torch.zeros_like(self.visible)
+        occupied.view(-1)[cells] = True
         for level in range(1, self.settings.num_levels):
             _cover(occupied[level - 1], occupied[level])
+        nested = self.settings.num_levels > 1
+        self.occupied_cells = occupied.flatten().nonzero().squeeze(1) if nested else cells
         self.grid = ops.pack_grid(occupied, self.aabb)
-        self.occupied_cells = occupied.flatten().nonzero().squeeze(1)
         # Before the field has learnt anything every weight is small: the thresholds must not cut
         # all of it off (nerfacc does the same with its alpha_thre). A synchronisation on CUDA, once
         # per update.
-        mean = float(self._mean())
+        mean = float(self._mean(values))
         self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""
         result = super().load_state_dict(*args, **kwargs)
-        self._refresh()
+        self._find_visible()
         return result
 
     def _apply(self, *args: Any, **kwargs: Any) -> OccGrid:
         super()._apply(*args, **kwargs)
-        self._refresh()
+        self._find_visible()
         return self
 
     @torch.no_grad()
@@ -200,7 +208,9 @@ class OccGrid(Sampler):
         old = occupancy[cells] * self.settings.ema_decay
         occupancy[cells] = torch.maximum(old, optical_depth)
         self._keep_what_is_seen(occupancy)
-        self.threshold.copy_(self._mean().clamp(max=self.settings.occ_thre))
+        self.threshold.copy_(
+            self._mean(occupancy[self.visible_cells]).clamp(max=self.settings.occ_thre)
+        )
         self._refresh()
 
     def _density(self, density_fn: DensityFn, cells: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,9 +249,9 @@ class OccGrid(Sampler):
         x, y, z = place.unbind(-1)
         return ((level.long() * n + x) * n + y) * n + z
 
-    def _mean(self) -> Tensor:
+    def _mean(self, values: Tensor) -> Tensor:
         """Average the optical depth per step over the cells that can hold anything."""
-        return self.occupancy.clamp(min=0).sum() / max(len(self.visible_cells), 1)
+        return values.clamp(min=0).sum() / max(len(values), 1)
 
     def _draw_cells(self, step: int, generator: torch.Generator) -> Tensor:
         """Pick cells that can hold anything: in warm-up each of them once, then random ones.

@@ -421,6 +421,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         visited = torch.tensor([1, 0, 3], device=device)
         round_offsets = torch.tensor([0, 2, 2, 4], device=device)
         a_round = starts[:4], starts[:4] + 1
+        pixels = [torch.tensor(x, device=device) for x in ([0, 1, 1], [5, 0, 2], [1, 1, 9])]
         seen = visited.clone(), *(ray.clone() for ray in rays[:2])
         # Out of order, with a gap and without elements.
         chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
@@ -433,6 +434,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "visit_take_": [
                 (density[:4], *a_round, round_offsets, offsets, *seen, density.clone())
             ],
+            "pixel_rays": [(random(2, 3, 4, dtype=dtype), random(2, 4, dtype=dtype), *pixels)],
             "sample_points": [(points, points, *a_round, round_offsets)],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],

@@ -1,0 +1,31 @@
+// Rays through the centres of pixels, of pinhole cameras that look along -z (OpenGL's axes).
+#pragma once
+#include "macros.h"
+
+namespace nerftrain {
+
+template <class T>
+struct PixelRays {
+  static constexpr int64_t kGrain = 1 << 12;
+  const T* poses;          // [C][3][4] camera to world
+  const T* intrinsics;     // [C][4] fx fy cx cy
+  const int64_t* cameras;  // [R]
+  const int64_t* x;        // [R] columns
+  const int64_t* y;        // [R] rows
+  T* origins;              // [R][3]
+  T* directions;           // [R][3] of unit length
+
+  NT_HD void operator()(int64_t r) const {
+    const T *pose = poses + 12 * cameras[r], *lens = intrinsics + 4 * cameras[r];
+    const T right = (T(x[r]) + T(0.5) - lens[2]) / lens[0], down = (T(y[r]) + T(0.5) - lens[3]) / lens[1];
+    // The length of (right, -down, -1) is that of the world direction too: rotations keep lengths.
+    const T scale = T(1) / sqrt_of(right * right + down * down + T(1));
+    for (int a = 0; a < 3; ++a) {
+      const T* row = pose + 4 * a;
+      origins[3 * r + a] = row[3];
+      directions[3 * r + a] = (row[0] * right - row[1] * down - row[2]) * scale;
+    }
+  }
+};
+
+}  // namespace nerftrain

@@ -1,0 +1,6 @@
+#include "../operators/rays.h"
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
+  m.impl("pixel_rays", TORCH_BOX(&nerftrain::pixel_rays<nerftrain::Cuda>));
+}
