@@ -48,7 +48,9 @@ from nerftrain.ops import (
     points,
     spherical_harmonics,
     visit,
+    visit_ngp,
 )
+from nerftrain.ops import rays as ray_ops
 from nerftrain.rendering import field_functions
 from nerftrain.samplers import jitter, occgrid
 from nerftrain.samplers.occgrid import OccGrid
@@ -60,7 +62,18 @@ BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "l
 ORDER = (*BEFORE, FIELD, *AFTER, "optimiser", "grid update", OTHER)  # as in a step
 LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
-OPS = (march, visit, points, hash_encoding, spherical_harmonics, mlp, ngp, composite)
+OPS = (
+    ray_ops,
+    march,
+    visit,
+    points,
+    hash_encoding,
+    spherical_harmonics,
+    mlp,
+    ngp,
+    visit_ngp,
+    composite,
+)
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 FACADE_SAMPLES = 2**18  # in a step of nerfacc's own examples
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
@@ -315,7 +328,11 @@ def ops(arguments: argparse.Namespace) -> list[Table]:
     )
     figures = ("ms", "reference ms", "ratio")
     columns = ["op", "size", *(f"{d} {f}" for d in ("forward", "backward") for f in figures)]
-    theirs = "The same data; what nerfacc's users would write in torch, without a loop over rays."
+    theirs = (
+        "nerfacc's names on as many samples as its examples take in a step, against what its users "
+        "would write in torch without a loop over rays: on padded rays, or by one running sum "
+        "through all rays, which an infinite density spoils."
+    )
     return [
         Table("Ops against their torch references", note, columns, rows),
         Table("nerfacc's names against torch alone", theirs, columns, facade),
@@ -336,12 +353,15 @@ def op_cases(bench: Bench) -> list[Case]:
     return [*_march_cases(run, data), *_field_cases(run.model, data)]
 
 
-def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
+def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     sampler: Any = run.sampler
     rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
+    train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
+    pixels = train.locate(torch.randint(len(train.pixels), (len(rays),), device=occupied.device))
+    lenses = train.cameras.poses, train.cameras.intrinsics
+    yield Case("pixel_rays", f"R={len(rays)}", (*lenses, *pixels))
     cells = "x".join(map(str, occupied.shape))
     yield Case("pack_grid", cells, (occupied, box))
-    train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
     names, masks = ("poses", "intrinsics", "widths", "heights"), train.masks()
     cameras = type(train.cameras)(*(getattr(train.cameras, name)[few] for name in names))
     place = (box, len(occupied), occupied.shape[1], run.scene.near)
@@ -360,6 +380,10 @@ def _march_cases(run: trainer.Run, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("select", size, (marched, density > density.mean()))
     at = (marched.t_starts, marched.t_ends, marched.ray_indices)
     yield Case("sample_points", size, (rays, *at))
+    grids = [visit_ngp.Grid(run.model.encoding.stored, run.model.encoding.levels)]
+    weights = list(run.model.density_mlp.weights)
+    field = visit_ngp.DensityField(grids, weights, run.model.aabb, run.model.contraction)
+    yield Case("visit_ngp", size, (rays, marched, field, sampler.early_stop_eps))
 
 
 def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
@@ -398,47 +422,69 @@ def _facade_cases(bench: Bench) -> Iterator[Case]:
     packed_info = torch.stack([seen.offsets[:-1], counts], -1)
     size = f"R={rays} N={len(seen)}"
     x = torch.rand_like(seen.t_starts, requires_grad=True)
-    for scan, torch_scan in (("exclusive_sum", _torch_sum), ("exclusive_prod", _torch_prod)):
+    scans = (
+        ("exclusive_sum", "padded rays", _torch_sum),
+        ("exclusive_sum", "one running sum", _torch_sum_of_all),
+        ("exclusive_prod", "padded rays", _torch_prod),
+    )
+    for scan, way, torch_scan in scans:
         pair = getattr(nerfacc, scan), torch_scan
-        yield Case(f"nerfacc.{scan}", size, (x, packed_info), [x], pair)
+        yield Case(f"{scan} / {way}", size, (x, packed_info), [x], pair)
     rgb = torch.rand(len(seen), 3, device=x.device, requires_grad=True)
 
     def rgb_sigma_fn(*_: Tensor) -> tuple[Tensor, Tensor]:
         return rgb, x
 
     where = (seen.t_starts, seen.t_ends, seen.ray_indices, rays, rgb_sigma_fn)
-    yield Case("nerfacc.rendering", size, where, [x, rgb], (nerfacc.rendering, _torch_rendering))
+    for _, way, torch_sum in scans[:2]:
+        pair = nerfacc.rendering, _torch_rendering_by(torch_sum)
+        yield Case(f"rendering / {way}", size, where, [x, rgb], pair)
+
+
+def _padded(x: Tensor, packed_info: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+    """Lay chunks out as rows [R, longest]; and where in them the elements are."""
+    counts = packed_info[:, 1]
+    here = torch.arange(int(counts.max()), device=x.device) < counts[:, None]
+    return x.new_full(here.shape, fill).masked_scatter(here, x), here
 
 
 def _torch_sum(x: Tensor, packed_info: Tensor) -> Tensor:
-    """Sum over all rays in float64, and take what comes before each ray away."""
+    rows, here = _padded(x, packed_info, 0.0)
+    return nn.functional.pad(rows, (1, 0))[:, :-1].cumsum(1)[here]
+
+
+def _torch_prod(x: Tensor, packed_info: Tensor) -> Tensor:
+    rows, here = _padded(x, packed_info, 1.0)
+    return nn.functional.pad(rows, (1, 0), value=1.0)[:, :-1].cumprod(1)[here]
+
+
+def _torch_sum_of_all(x: Tensor, packed_info: Tensor) -> Tensor:
+    """Sum over all rays in float64, and take what comes before each ray away.
+
+    Not what nerfacc's names promise: one infinite element spoils all rays behind it.
+    """
     before = x.double().cumsum(0) - x
     starts, counts = packed_info.unbind(-1)
     own = starts.clamp(max=len(x) - 1).repeat_interleave(counts)
     return (before - before[own]).float()
 
 
-def _torch_prod(x: Tensor, packed_info: Tensor) -> Tensor:
-    """Multiply by padded rows: logarithms would not take a zero."""
-    counts = packed_info[:, 1]
-    here = torch.arange(int(counts.max()), device=x.device) < counts[:, None]
-    rows = torch.ones(here.shape, device=x.device).masked_scatter(here, x)
-    return nn.functional.pad(rows, (1, 0), value=1.0)[:, :-1].cumprod(1)[here]
+def _torch_rendering_by(exclusive_sum: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    def rendering(
+        t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, rays: int, rgb_sigma_fn: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rgb, sigma = rgb_sigma_fn(t_starts, t_ends, ray_indices)
+        counts = torch.bincount(ray_indices, minlength=rays)
+        packed_info = torch.stack([counts.cumsum(0) - counts, counts], -1)
+        optical = sigma * (t_ends - t_starts)
+        weights = torch.exp(-exclusive_sum(optical, packed_info)) * (1 - torch.exp(-optical))
+        middle = (t_starts + t_ends) / 2
+        columns = torch.cat([rgb, torch.ones_like(rgb[:, :1]), middle[:, None]], -1)
+        sums = rgb.new_zeros(rays, 5).index_add(0, ray_indices, weights[:, None] * columns)
+        colors, opacity, depth = sums.split([3, 1, 1], -1)
+        return colors, opacity, depth / opacity.clamp_min(1e-7)
 
-
-def _torch_rendering(
-    t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, rays: int, rgb_sigma_fn: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    rgb, sigma = rgb_sigma_fn(t_starts, t_ends, ray_indices)
-    counts = torch.bincount(ray_indices, minlength=rays)
-    packed_info = torch.stack([counts.cumsum(0) - counts, counts], -1)
-    optical = sigma * (t_ends - t_starts)
-    weights = torch.exp(-_torch_sum(optical, packed_info)) * (1 - torch.exp(-optical))
-    middle = (t_starts + t_ends) / 2
-    columns = torch.cat([rgb, torch.ones_like(rgb[:, :1]), middle[:, None]], -1)
-    sums = rgb.new_zeros(rays, 5).index_add(0, ray_indices, weights[:, None] * columns)
-    colors, opacity, depth = sums.split([3, 1, 1], -1)
-    return colors, opacity, depth / opacity.clamp_min(1e-7)
+    return rendering
 
 
 def _compared(case: Case, repeats: int) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nerftrain import trainer
+from nerftrain import nerfacc, trainer
 from nerftrain.scenes import Scene
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench.py"
@@ -127,7 +127,8 @@ def test_ops_compare_every_op_that_has_a_reference(script: ModuleType, bench: Be
         differentiable = name in ("hash_encode", "spherical_harmonics", "mlp", "ngp", "composite")
         assert all((figure is not None) == differentiable for figure in backward)
     rows = table(document, "nerfacc's names against torch alone")
-    assert set(rows) == {"nerfacc.exclusive_sum", "nerfacc.exclusive_prod", "nerfacc.rendering"}
+    assert {name.partition(" / ")[0] for name in rows} <= set(nerfacc.__all__)
+    assert len(rows) == 5
     assert all(None not in row for row in rows.values())
 
 
@@ -142,8 +143,6 @@ def test_bounds_are_what_kernels_are_measured_against(bench: Bench) -> None:
 
 
 def test_what_is_measured_against_the_facade_is_the_same(script: ModuleType) -> None:
-    from nerftrain import nerfacc
-
     generator = torch.Generator().manual_seed(0)
     counts = torch.tensor([3, 0, 5, 1, 0])
     packed_info = torch.stack([counts.cumsum(0) - counts, counts], -1)
@@ -152,14 +151,15 @@ def test_what_is_measured_against_the_facade_is_the_same(script: ModuleType) -> 
     ends = torch.arange(1, 10) * 0.3
     for function, other in (
         (nerfacc.exclusive_sum, script._torch_sum),
+        (nerfacc.exclusive_sum, script._torch_sum_of_all),
         (nerfacc.exclusive_prod, script._torch_prod),
     ):
         torch.testing.assert_close(function(x, packed_info), other(x, packed_info))
     where = (ends - 0.2, ends, rays, 5, lambda *_: (rgb, x))
-    for ours, others in zip(
-        nerfacc.rendering(*where), script._torch_rendering(*where), strict=False
-    ):
-        torch.testing.assert_close(ours, others)
+    for torch_sum in (script._torch_sum, script._torch_sum_of_all):
+        theirs = script._torch_rendering_by(torch_sum)(*where)
+        for ours, others in zip(nerfacc.rendering(*where), theirs, strict=False):
+            torch.testing.assert_close(ours, others)
 
 
 def test_curve_scores_the_test_split_at_marks_and_at_the_end(bench: Bench) -> None:
