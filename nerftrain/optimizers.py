@@ -66,8 +66,12 @@ def adam(
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"betas={betas}: need two numbers in [0, 1)")
     named = [*model.named_parameters(), *(sampler.named_parameters() if sampler else ())]
-    tables = [p for name, p in named if name.endswith("table")]
-    others = [p for name, p in named if not name.endswith("table")]
+    tables = [p for name, p in named if _is_table(name)]
+    others = [p for name, p in named if not _is_table(name)]
     groups = [{"params": others, "weight_decay": weight_decay, "skip": False}]
     groups += [{"params": tables, "weight_decay": 0.0, "skip": skip_unseen}] if tables else []
     return Adam(groups, {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps})
+
+
+def _is_table(name: str) -> bool:
+    return name.removesuffix(".params").endswith("table")  # tiny-cuda-nn's has that suffix

@@ -201,6 +201,8 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
         report.say(f"resuming {run.run_dir} at step {state.step}")
     else:
         report.say(f"training {run.run_dir}")
+    by, device = run.model.evaluated_by(), run.runtime.torch_device
+    report.say(f"the field is evaluated by {by} on {device}")
     report.write_env(run.run_dir)
     if run.scene.world is not None:
         report.write_world(run.run_dir, run.scene.world)

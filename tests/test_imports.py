@@ -35,6 +35,7 @@ ALTERNATIVES = {"models", "samplers", "scenes"}  # whose files do not know each 
 SHARED = {  # by the alternatives of a package
     "models.dynamic",
     "models.encodings",
+    "models.tcnn",
     "scenes.frames",
     "scenes.images",
     "scenes.photos",

@@ -80,6 +80,10 @@ class RadianceField(nn.Module, ABC):
         """
         del rays, samples, early_stop_eps
 
+    def evaluated_by(self) -> str:
+        """Say who evaluates the field, for the line that training begins with."""
+        return "torch"
+
     def activate(self, raw: Tensor) -> Tensor:
         """Turn raw channels [N, K] into colours in 0..1 and extra channels as they are."""
         if not self.extra_channels:

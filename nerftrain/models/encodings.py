@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.ops.adam import half_copy
-from nerftrain.ops.hash_encoding import HashLevels, hash_encode
-from nerftrain.ops.mlp import mlp
+from nerftrain.ops.hash_encoding import HashLevels, hash_encode, hash_encode_reference
+from nerftrain.ops.mlp import mlp, mlp_reference
 from nerftrain.ops.ngp import truncated_exp as truncated_exp
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
@@ -60,12 +60,16 @@ class HashEncoding(nn.Module):
             num_levels, base_resolution, finest_resolution, log2_table_size, time
         )
         self.num_features = num_levels * features_per_level
+        self.log2_table_size = log2_table_size
         entries = torch.empty(self.levels.offsets[-1], features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(entries)
         self.storage: Storage = storage
+        self.by_torch = False  # whether torch encodes even where there are compiled ops
 
     def forward(self, positions: Tensor) -> Tensor:
         """Encode positions [N, 3], or with their times [N, 4]: [N, num_features]."""
+        if self.by_torch:
+            return hash_encode_reference(positions, self.table, self.levels)
         return hash_encode(positions, self.table, self.levels, self._half())
 
     @property
@@ -134,7 +138,8 @@ class SmallMLP(nn.Module):
         self.weights = nn.ParameterList(
             nn.init.xavier_uniform_(torch.empty(shape)) for shape in shapes
         )
+        self.by_torch = False  # whether torch evaluates even where there are compiled ops
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate x [N, num_inputs]: [N, num_outputs]."""
-        return mlp(x, list(self.weights))
+        return (mlp_reference if self.by_torch else mlp)(x, list(self.weights))

@@ -14,11 +14,18 @@ from nerftrain.models.encodings import (
     DirectionEncoding,
     HashEncoding,
     SmallMLP,
+    truncated_exp,
 )
+from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
+from nerftrain.ops import library
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.visit import Visited
 from nerftrain.ops.visit_ngp import DensityField, Grid, can_visit, visit_ngp
 from nerftrain.types import Contraction, Rays, Samples
+
+# Who evaluates encodings and MLPs: the project's compiled ops where there are any (auto), they or
+# an error (native), torch, or tiny-cuda-nn.
+Backend = Literal["auto", "native", "torch", "tcnn"]
 
 
 class NGP(RadianceField):
@@ -40,6 +47,7 @@ class NGP(RadianceField):
         spacetime: Spacetime,
         warp: Warp,
         extra_channels: dict[str, int] | None,
+        backend: Backend,
         *,
         aabb: Tensor,
         contraction: Contraction = "none",
@@ -47,7 +55,7 @@ class NGP(RadianceField):
     ) -> None:
         """Build the two MLPs on an encoding; aabb [6] is the scene's box.
 
-        Raises UserError for impossible sizes.
+        Raises UserError for impossible sizes, and for a backend that cannot be had.
         """
         super().__init__(extra_channels, aabb, contraction, is_dynamic)
         for name, value in (
@@ -57,15 +65,32 @@ class NGP(RadianceField):
         ):
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
-        self.encoding = encoding
+        if backend == "native" and not library.native(aabb):
+            raise UserError(
+                "model.backend=native: the compiled ops do not serve here: see nerftrain doctor, "
+                "or choose model.backend=auto"
+            )
+        self.backend = backend
+        tiny = backend == "tcnn"
+        self.encoding = TcnnEncoding(encoding) if tiny else encoding
         self.directions = DirectionEncoding(sh_degree)
         moves = motion if is_dynamic else None
         self.warp = WarpField(warp) if moves == "warp" else None
         self.spacetime = spacetime.build() if moves == "spacetime" else None
         encoded = encoding.num_features + (self.spacetime.num_features if self.spacetime else 0)
-        self.density_mlp = SmallMLP(encoded, width, 1, 1 + geometry_features)
+        network = TcnnMLP if tiny else SmallMLP
+        self.density_mlp = network(encoded, width, 1, 1 + geometry_features)
         num_inputs = geometry_features + self.directions.num_features
-        self.color_mlp = SmallMLP(num_inputs, width, color_layers, self.num_channels)
+        self.color_mlp = network(num_inputs, width, color_layers, self.num_channels)
+        for module in self.modules():
+            if isinstance(module, HashEncoding | SmallMLP):
+                module.by_torch = backend == "torch"
+
+    def evaluated_by(self) -> str:
+        """Say who evaluates encodings and MLPs."""
+        if self.backend == "tcnn":
+            return "tiny-cuda-nn"
+        return "compiled ops" if self._fused_weights() and library.native(self.aabb) else "torch"
 
     def _features(self, positions: Tensor, times: Tensor | None) -> Tensor:
         unit = self.unit_positions(positions)
@@ -79,12 +104,13 @@ class NGP(RadianceField):
 
     def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""
-        if self.warp is not None:
-            return None
+        weights = self._fused_weights()
         encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
+        if self.warp is not None or weights is None:
+            return None
         field = DensityField(
-            [Grid(encoding.stored, encoding.levels) for encoding in encodings],
-            list(self.density_mlp.weights),
+            [Grid(e.stored, e.levels) for e in encodings if isinstance(e, HashEncoding)],
+            weights[0],
             self.aabb,
             self.contraction,
         )
@@ -92,9 +118,19 @@ class NGP(RadianceField):
             return None
         return visit_ngp(rays, samples, field, early_stop_eps)
 
+    def _fused_weights(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Name the weights of both MLPs, where the project's own ops evaluate them."""
+        networks = self.density_mlp, self.color_mlp
+        if self.backend == "torch" or not all(isinstance(mlp, SmallMLP) for mlp in networks):
+            return None
+        return list(networks[0].weights), list(networks[1].weights)  # type: ignore[arg-type]
+
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
-        return ngp_density(self._features(positions, times), list(self.density_mlp.weights))
+        features, weights = self._features(positions, times), self._fused_weights()
+        if weights is not None:
+            return ngp_density(features, weights[0])
+        return truncated_exp(self.density_mlp(features)[:, 0] - 1)
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
@@ -104,9 +140,9 @@ class NGP(RadianceField):
         They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
         directions [N, 3].
         """
-        features = self._features(positions, times)
-        density_weights, color_weights = (
-            list(self.density_mlp.weights),
-            list(self.color_mlp.weights),
-        )
-        return ngp(features, directions, density_weights, color_weights, self.directions.degree)
+        features, weights = self._features(positions, times), self._fused_weights()
+        if weights is not None:
+            return ngp(features, directions, *weights, self.directions.degree)
+        geometry = self.density_mlp(features)
+        raw = self.color_mlp(torch.cat([geometry[:, 1:], self.directions(directions)], -1))
+        return self.activate(raw), truncated_exp(geometry[:, 0] - 1)

@@ -1,0 +1,132 @@
+"""Who evaluates the hash grid and its MLPs: compiled ops, torch, or tiny-cuda-nn where it is."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from nerftrain import assemble, compose
+from nerftrain.errors import UserError
+from nerftrain.models.dynamic import Spacetime
+from nerftrain.models.ngp import NGP
+from nerftrain.models.tcnn import TcnnEncoding
+
+SMALL = (
+    "scene=demo",
+    "model=ngp",
+    "model.encoding.log2_table_size=10",
+    "model.encoding.finest_resolution=64",
+    "model.encoding.storage=float32",
+    "sampler.grid.resolution=32",
+    "runtime=cpu",
+)
+
+
+def model(*overrides: str) -> Any:
+    return assemble(compose([*SMALL, *overrides])).model
+
+
+def points() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(50, 3, generator=generator) - 0.5
+    return positions, nn.functional.normalize(torch.randn(50, 3, generator=generator), dim=1)
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_torch_and_compiled_ops_give_the_same_field_and_gradients():
+    figures = []
+    for backend in ("native", "torch"):
+        field = model(f"model.backend={backend}")
+        assert field.evaluated_by() == ("torch" if backend == "torch" else "compiled ops")
+        positions, directions = points()
+        channels, density = field(positions, directions)
+        torch.testing.assert_close(field.density(positions), density)
+        (channels.sum() + density.sum()).backward()
+        gradients = [p.grad for p in field.parameters()]
+        assert all(g is not None for g in gradients)
+        figures.append([channels, density, *gradients])
+    for compiled, by_torch in zip(*figures, strict=True):
+        torch.testing.assert_close(compiled, by_torch, rtol=1e-3, atol=1e-6)
+
+
+def test_compiled_ops_that_do_not_serve_are_an_error_where_they_are_asked_for():
+    with pytest.raises(UserError, match=r"model.backend=native.*doctor"):
+        model("model.backend=native", "runtime.ops=reference")
+    field = model("model.backend=auto", "runtime.ops=reference")
+    assert field.evaluated_by() == "torch"
+
+
+def test_tiny_cuda_nn_without_a_gpu_or_without_the_package_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU.*model.backend=auto"):
+        model("model.backend=tcnn")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    with pytest.raises(InstantiationException, match=r"pip install.*tiny-cuda-nn.*backend=auto"):
+        built()
+
+
+def built() -> NGP:
+    """Build the model alone: no other part may believe that there is a GPU."""
+    config = compose([*SMALL, "model.backend=tcnn"])
+    arguments = {k: v for k, v in config.model.items() if k not in ("name", "hints")}
+    return instantiate(arguments, aabb=torch.tensor([-1.0, -1, -1, 1, 1, 1]))
+
+
+class StandIn(nn.Module):
+    """What tiny-cuda-nn's modules look like from outside: one flat `params`, half precision out."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.num_outputs = config, num_outputs
+        self.params = nn.Parameter(torch.rand(num_inputs * num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype in (torch.float32, torch.float16)
+        return (x.float() @ self.params.view(-1, self.num_outputs)).half()
+
+
+def test_tiny_cuda_nn_gets_what_the_config_says(monkeypatch):
+    def encoding(num_inputs: int, config: dict[str, Any]) -> StandIn:
+        return StandIn(num_inputs, config["n_levels"] * config["n_features_per_level"], config)
+
+    package = SimpleNamespace(Encoding=encoding, Network=StandIn)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tinycudann", package)
+    made = built()
+    assert made.evaluated_by() == "tiny-cuda-nn"
+    grid: Any = made.encoding.table
+    assert grid.config == {
+        "otype": "HashGrid",
+        "n_levels": 8,
+        "n_features_per_level": 4,
+        "log2_hashmap_size": 10,
+        "base_resolution": 16,
+        "per_level_scale": pytest.approx(4 ** (1 / 7)),
+    }
+    networks: Any = made.density_mlp.network, made.color_mlp.network
+    assert [n.config["otype"] for n in networks] == ["FullyFusedMLP"] * 2
+    assert [n.config["n_hidden_layers"] for n in networks] == [1, 2]
+    channels, density = made(*points())
+    assert channels.dtype == density.dtype == torch.float32
+    torch.testing.assert_close(made.density(points()[0]), density)
+    assert ((channels >= 0) & (channels <= 1)).all()
+    (channels.sum() + density.sum()).backward()
+    assert all(p.grad is not None for p in made.parameters())
+    assert made.visit(None, None, 0.1) is None  # type: ignore[arg-type]
+
+
+def test_tiny_cuda_nn_has_no_grid_over_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace())
+
+    grid = Spacetime(2, 2, 10, 4, 8, 2, 4).build()
+    with pytest.raises(UserError, match=r"motion=warp"):
+        TcnnEncoding(grid)
