@@ -28,6 +28,7 @@ class Runtime:
         threads: int | None,
         ops: Literal["auto", "native", "reference"],
         cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"],
+        precision: Literal["float32", "tf32", "bfloat16"],
     ) -> None:
         """Choose; `start` puts the choice into effect.
 
@@ -40,6 +41,7 @@ class Runtime:
         self.device, self.threads = device, threads
         self.ops: library.Mode = ops
         self.cpu_isa: library.CpuIsa = cpu_isa
+        self.precision = precision
 
     @property
     def torch_device(self) -> torch.device:
@@ -61,8 +63,20 @@ class Runtime:
         library.set_mode(self.ops)
         if self.torch_device.type == "cpu" and self.cpu_isa != "auto":
             library.set_cpu_isa(self.cpu_isa)
+        if self.torch_device.type == "cuda":
+            exact = self.precision == "float32"
+            torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.manual_seed(seed)
         _keep_memory()
+
+    def autocast(self) -> torch.autocast:
+        """Return what a training step computes in: with precision=bfloat16 a GPU's products.
+
+        Everything else stays in float32, and as bfloat16 has float32's range, no loss is scaled.
+        """
+        device = self.torch_device.type
+        enabled = device == "cuda" and self.precision == "bfloat16"
+        return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
     def generator(self, seed: int) -> torch.Generator:
         """Make the generator that rays, jitter and backgrounds are drawn from."""

@@ -257,9 +257,10 @@ def _step(run: Run, state: State, scene: Scene) -> tuple[dict[str, Tensor], Tens
     colors = run.background.sample(num_rays, generator)
     batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
     sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
-    samples = sampler.sample(batch.rays, sigma_fn, generator)
-    rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
-    terms = loss_terms(run, batch, samples, rendering)
+    with run.runtime.autocast():
+        samples = sampler.sample(batch.rays, sigma_fn, generator)
+        rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
+        terms = loss_terms(run, batch, samples, rendering)
 
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()

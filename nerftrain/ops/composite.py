@@ -112,9 +112,11 @@ class _Composite(torch.autograd.Function):
 def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited:
     """Composite density [N] and channels [N, K] along their rays.
 
-    Gradients flow to density and channels, not to the intervals. Float32 and float64; an empty ray
-    gives zeros.
+    Gradients flow to density and channels, not to the intervals. Float32 and float64, other numbers
+    become float32; an empty ray gives zeros.
     """
+    density = density if density.dtype == torch.float64 else density.float()
+    channels = channels.to(density.dtype)
     if not library.native(density, channels, samples.offsets):
         return composite_reference(density, channels, samples)
     numbers = (t.to(density.dtype) for t in (density, channels, samples.t_starts, samples.t_ends))

@@ -1,0 +1,56 @@
+"""What products are rounded to: a GPU's choice, the same training around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nerftrain import assemble, compose, trainer
+from nerftrain.runtime import Runtime
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected", "rounds"),
+    [("float32", "highest", False), ("tf32", "high", False), ("bfloat16", "high", True)],
+)
+def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    runtime = Runtime("auto", None, "auto", "auto", precision)
+    runtime.start(0)
+    assert chosen == []  # a CPU's products are left as they are
+    with runtime.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr(Runtime, "torch_device", torch.device("cuda"))
+    runtime.start(0)
+    assert chosen == [expected]
+    calls: list[tuple] = []
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: calls.append((*a, k["enabled"])))
+    runtime.autocast()
+    assert calls == [("cuda", torch.bfloat16, rounds)]
+
+
+@pytest.mark.parametrize("model", ["ngp", "mlp"])
+def test_a_step_in_bfloat16_moves_every_parameter_by_float32_gradients(monkeypatch, model):
+    small = {
+        "ngp": ["model.encoding.log2_table_size=10", "model.backend=torch"],
+        "mlp": ["model.width=16", "model.depth=2"],
+    }
+    overrides = ["scene=demo", "runtime=cpu", f"model={model}", *small[model]]
+    sizes = ["sampler.grid.resolution=32", "trainer.sample_budget=1024"]
+    run = assemble(compose([*overrides, *sizes]))
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)  # what a GPU's would be
+    monkeypatch.setattr(Runtime, "autocast", lambda _: bfloat16)
+    state = trainer.State(run)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.01
+    terms, rgb, _, _ = trainer._step(run, state, run.scene)
+    assert rgb.dtype == torch.float32
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    for old, parameter in zip(before, run.model.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+        assert not torch.equal(old, parameter)
