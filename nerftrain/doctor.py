@@ -16,6 +16,7 @@ import torch
 
 from nerftrain import __version__
 from nerftrain.errors import UserError
+from nerftrain.ops import toolkit
 from nerftrain.paths import cache_dir
 
 # Of a processor's flags, those for which nerftrain or torch has code of its own.
@@ -84,6 +85,8 @@ def faults() -> Iterator[str]:
             "there is an NVIDIA GPU but this torch has no CUDA. Install one that has: "
             "https://pytorch.org/get-started/locally"
         )
+    elif misfit := toolkit.torch_misfit(torch.version.cuda, toolkit.driver_cuda()):
+        yield misfit
     for device in _devices():
         if reason := native_fault(device):
             yield f"the compiled {device} ops do not work, slow torch references serve: {reason}"

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 
 from nerftrain.errors import UserError
+from nerftrain.ops import toolkit
 from nerftrain.paths import cache_dir, data_dir
 
 Mode = Literal["auto", "native", "reference"]
@@ -190,6 +191,8 @@ def build(device_type: str, architectures: tuple[int, ...] | None = None) -> Pat
     plan = _Plan(device_type, architectures)
     if (built := plan.built()) is not None:
         return built
+    if plan.cuda and (reason := plan.misfit()):
+        raise BuildError(reason)
     plan.target.parent.mkdir(parents=True, exist_ok=True)
     _say(
         f"nerftrain: compiling the {device_type.upper()} ops "
@@ -246,6 +249,10 @@ class _Plan:
             if path.exists() and names >= set(self.architectures):
                 return path
         return None
+
+    def misfit(self) -> str | None:
+        """Say why what the CUDA compiler makes would not run here, if it would not."""
+        return toolkit.nvcc_misfit(str(self.compiler), self.architectures, toolkit.driver_cuda())
 
     def _key(self) -> str:
         digest = hashlib.sha256()
