@@ -110,6 +110,13 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
       "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
       "int lanes) -> (Tensor, Tensor, Tensor, Tensor)");
+  // What rays see of it there: channels, opacity, depth and distortion of each ray, and the samples visited.
+  m.def(
+      "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "
+      "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
+      "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
+      "int lanes, Tensor color_weights, int[] color_widths, int degree, float alpha_thre, float min_weight) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.
   m.def("use_lanes(int lanes) -> int");
 }

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
-from nerftrain.ops.composite import composite
+from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.points import sample_points
 from nerftrain.ops.visit import Visited
+from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
@@ -91,6 +92,16 @@ def render(
     """
     channels, density = rgb_sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
     out = composite(density, channels, samples)
+    return _over(out, background, extra_channels, out.weights)
+
+
+def _over(
+    out: Composited | Drawn,
+    background: Tensor,
+    extra_channels: dict[str, int] | None,
+    weights: Tensor,
+) -> Rendering:
+    """Lay what rays see over a background."""
     through = (1 - out.opacity)[:, None] * background
     widths = list((extra_channels or {}).values())
     extras = out.channels[:, NUM_COLORS:].split(widths, -1) if widths else ()
@@ -100,7 +111,7 @@ def render(
         depth=out.depth,
         distortion=out.distortion,
         extras=dict(zip(extra_channels or {}, extras, strict=True)),
-        weights=out.weights,
+        weights=weights,
     )
 
 
@@ -126,6 +137,12 @@ def _render_chunks(
 ) -> Iterator[Rendering]:
     for first in range(0, len(rays), CHUNK):
         chunk = rays[first : first + CHUNK]
+        marched = sampler.marched(chunk)
+        drawn = marched and model.draw(chunk, *marched)
+        if drawn:
+            none = drawn.opacity.new_empty(0)
+            yield _over(drawn, background, model.extra_channels, none)
+            continue
         sigma_fn, rgb_sigma_fn = field_functions(model, chunk)
         samples = sampler.sample(chunk, sigma_fn)
         yield render(samples, rgb_sigma_fn, background, model.extra_channels)

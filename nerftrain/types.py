@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -95,6 +95,14 @@ class Samples(_Tensors):
         return self.t_starts.shape[0]
 
 
+class Thresholds(NamedTuple):
+    """Which samples are seen at all."""
+
+    early_stop_eps: float  # a ray ends where its transmittance falls below it
+    alpha_thre: float  # samples of less opacity are skipped
+    min_weight: float  # and those of less weight
+
+
 @dataclass(frozen=True)
 class Batch(_Tensors):
     """Rays and what only the loss needs: the colour each should have over its background."""
@@ -113,4 +121,4 @@ class Rendering(_Tensors):
     depth: Tensor  # [R] sum of weight times distance, not divided by the opacity
     distortion: Tensor  # [R] mip-NeRF 360 eq. 15, in units of distance
     extras: dict[str, Tensor]  # name -> [R, k]
-    weights: Tensor  # [N]
+    weights: Tensor  # [N]; of an image none

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
-from nerftrain import rendering
+from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
 from nerftrain.rendering import Background, field_functions, render, render_image
 from nerftrain.samplers.uniform import Uniform
@@ -107,3 +108,32 @@ def test_backgrounds_are_what_they_say() -> None:
     colors = Background("random", "white").sample(1000, generator)
     assert 0.45 < colors.mean() < 0.55
     assert len(colors.unique(dim=0)) == 1000
+
+
+@pytest.mark.parametrize("extra", [None, {"semantics": 2}])
+@pytest.mark.usefixtures("single_precision")
+def test_an_image_drawn_by_one_op_is_the_one_that_samples_make(monkeypatch, extra):
+    small = [
+        "model.encoding.log2_table_size=10",
+        "model.encoding.finest_resolution=64",
+        "sampler.grid.resolution=32",
+        "sampler.steps_per_diagonal=64",
+        "trainer.sample_budget=1024",
+    ]
+    run = assemble(compose(["scene=demo", "model=ngp", "runtime=cpu", *small]))
+    config = {k: v for k, v in run.config["model"].items() if k not in ("name", "hints")}
+    model = instantiate(config, aabb=run.scene.aabb, extra_channels=extra)
+    model.density_mlp.weights[1].data[0] += 0.3  # or nothing is opaque
+    background = torch.tensor([0.2, 0.5, 0.9])
+    where = (run.scene, run.scene.splits["train"].cameras, 0, model, run.sampler, background)
+    drawn = render_image(*where)
+    asked: list[int] = []
+    monkeypatch.setattr(type(model), "draw", lambda *_: asked.append(1))
+    made = render_image(*where)
+    assert asked
+    assert 0.05 < float(made.opacity.mean()) < 0.95
+    for name in ("rgb", "opacity", "depth"):
+        torch.testing.assert_close(getattr(drawn, name), getattr(made, name), rtol=1e-3, atol=2e-3)
+    assert drawn.extras.keys() == made.extras.keys() == (extra or {}).keys()
+    for name in extra or {}:
+        torch.testing.assert_close(drawn.extras[name], made.extras[name], rtol=1e-3, atol=2e-3)

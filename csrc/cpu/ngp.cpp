@@ -20,7 +20,7 @@ MlpShape mlp_shape(const std::vector<int64_t>& widths) {
   return shape;
 }
 
-static NgpShape ngp_shape(const std::vector<int64_t>& density, const std::vector<int64_t>& color, int64_t degree) {
+NgpShape ngp_shape(const std::vector<int64_t>& density, const std::vector<int64_t>& color, int64_t degree) {
   const NgpShape shape{mlp_shape(density), mlp_shape(color), int(degree)};
   if (degree < 1 || degree > 4) throw std::runtime_error("ngp: harmonics of degree 1 to 4");
   if (shape.color.widths[0] != shape.num_geometry() + degree * degree)

@@ -1,6 +1,7 @@
-// Instant-NGP's densities at packed samples, front to back until nothing behind them can be seen: points, encodings,
-// density MLP and transmittance for a pool of rays at a time. The pool takes a new ray for each that ends, so batches
-// stay full however few samples of a ray are asked for at once, and nothing in between leaves the cache.
+// Instant-NGP's densities at packed samples, front to back until nothing behind them can be seen, and what rays see of
+// them: points, encodings, MLPs and compositing for a pool of rays at a time. The pool takes a new ray for each that
+// ends, so batches stay full however few samples of a ray are asked for at once, and nothing in between leaves the
+// cache.
 #include <algorithm>
 
 #include "../common/contract.h"
@@ -46,13 +47,20 @@ struct StoredGrid {
   }
 };
 
-struct VisitNgp {
+// A ray on its way.
+struct Walk {
+  int64_t ray, next, last, now;  // samples next to come, behind the last one, and taken in this round
+  float transmittance = 1.f, sum_alpha = 0.f, seen = 1.f;  // the last: the transmittance of the samples that are drawn
+};
+
+struct NgpAlongRays {
   const float* origins;     // [R][3]
   const float* directions;  // [R][3]
   const float* times;       // [R] or none: the field is static
   const float* t_starts;    // [N]
   const float* t_ends;      // [N]
   const int64_t* offsets;   // [R + 1]
+  int64_t num_rays;
   const StoredGrid& still;
   const StoredGrid* moving;  // of space and time, or none
   NgpShape shape;
@@ -63,34 +71,24 @@ struct VisitNgp {
   const HashKernels& hash;
   const NgpKernels& ngp;
   const CompositeKernels& composite;
-  float* density;        // [N]
-  int64_t* num;          // [R]
-  float* transmittance;  // [R]
-  float* sum_alpha;      // [R]
 
-  // A ray on its way.
-  struct Walk {
-    int64_t ray, next, last, now;  // samples next to come, behind the last one, and taken in this round
-    float transmittance, sum_alpha;
-  };
+  int64_t num_features() const { return still.width() + (moving ? moving->width() : 0); }
 
   // What one thread works in.
   struct Batch {
     float *positions, *moments, *features, *parts, *starts, *ends, *sigma, *kept, *scratch;
 
-    static int64_t floats(const VisitNgp& visit) {
-      const int64_t widths = visit.still.width() + (visit.moving ? visit.moving->width() : 0);
-      return kBatch * (3 + 4 + 2 * widths + 4) + visit.ngp.scratch_floats(visit.shape);
+    static int64_t floats(const NgpAlongRays& field) {
+      return kBatch * (3 + 4 + 2 * field.num_features() + 4) + field.ngp.scratch_floats(field.shape);
     }
 
-    Batch(const VisitNgp& visit, float* at) {
-      const int64_t widths = visit.still.width() + (visit.moving ? visit.moving->width() : 0);
+    Batch(const NgpAlongRays& field, float* at) {
       const auto take = [&](int64_t floats) {
         float* taken = at;
         at += kBatch * floats;
         return taken;
       };
-      positions = take(3), moments = take(4), features = take(widths), parts = take(widths);
+      positions = take(3), moments = take(4), features = take(field.num_features()), parts = take(field.num_features());
       starts = take(1), ends = take(1), sigma = take(1), kept = take(1);
       scratch = at;
     }
@@ -145,58 +143,186 @@ struct VisitNgp {
     composite.run(batch.sigma, batch.starts, batch.ends, batch.kept, 0, n);
   }
 
-  // Takes a round in: whether the ray goes on.
-  bool take(Walk& walk, const float* sigma, const float* kept) const {
-    for (int64_t i = 0; i < walk.now; ++i) {
-      density[walk.next + i] = sigma[i];
-      walk.transmittance *= kept[i];
-      walk.sum_alpha += 1.f - kept[i];
+  // Leads rays [begin, end) through their samples. The sink takes each ray's part of a round in, says whether the ray
+  // goes on, and is told when a round is over and when a ray is.
+  template <class Sink>
+  void lead(int64_t begin, int64_t end, const Batch& batch, Sink& sink) const {
+    Walk pool[kPool];
+    int64_t active = 0;
+    for (;;) {
+      for (; active < kPool && begin < end; ++begin) {
+        pool[active] = {begin, offsets[begin], offsets[begin + 1], 0};
+        if (pool[active].next < pool[active].last)
+          ++active;
+        else
+          sink.finish(pool[active]);
+      }
+      if (!active) return;
+      const int64_t n = gather(pool, active, std::min(kBatch / active, kMostOfARay), batch);
+      evaluate(n, batch);
+      int64_t left = 0, first = 0;
+      for (Walk* walk = pool; walk < pool + active; ++walk) {
+        sink.take(*walk, batch, first);
+        first += walk->now;
+        walk->next += walk->now;
+        if (walk->next < walk->last && walk->transmittance >= early_stop_eps)
+          pool[left++] = *walk;
+        else
+          sink.finish(*walk);
+      }
+      sink.flush(batch);
+      active = left;
     }
-    walk.next += walk.now;
-    return walk.next < walk.last && walk.transmittance >= early_stop_eps;
   }
 
+  // Calls run(first ray, last ray, room) on all threads; parts have about as many samples each.
+  template <class Run>
+  void each(const Tensor& like, int64_t room_floats, const Run& run) const {
+    const Ranges ranges(offsets[num_rays]);
+    const auto first_ray = [&](int64_t part) {
+      if (part == ranges.parts) return num_rays;
+      return std::lower_bound(offsets, offsets + num_rays, offsets[num_rays] * part / ranges.parts) - offsets;
+    };
+    Tensor rooms = make(like, {ranges.parts, room_floats});
+    float* room = write<float>(rooms);
+    ranges.each([&](int64_t part, int64_t, int64_t) {
+      run(first_ray(part), first_ray(part + 1), room + part * room_floats);
+    });
+  }
+};
+
+// Densities as they are found.
+struct VisitSink {
+  const int64_t* offsets;
+  float* density;        // [N]
+  int64_t* num;          // [R]
+  float* transmittance;  // [R]
+  float* sum_alpha;      // [R]
+
+  void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) const {
+    for (int64_t i = 0; i < walk.now; ++i) {
+      density[walk.next + i] = batch.sigma[first + i];
+      walk.transmittance *= batch.kept[first + i];
+      walk.sum_alpha += 1.f - batch.kept[first + i];
+    }
+  }
+  void flush(const NgpAlongRays::Batch&) const {}
   void finish(const Walk& walk) const {
     num[walk.ray] = walk.next - offsets[walk.ray];
     transmittance[walk.ray] = walk.transmittance;
     sum_alpha[walk.ray] = walk.sum_alpha;
     std::fill(density + walk.next, density + walk.last, kUnseen);
   }
+};
 
-  void rays(int64_t begin, int64_t end, float* room) const {
-    const Batch batch(*this, room);
-    Walk pool[kPool];
-    int64_t active = 0;
-    for (;;) {
-      for (; active < kPool && begin < end; ++begin) {
-        pool[active] = {begin, offsets[begin], offsets[begin + 1], 0, 1.f, 0.f};
-        if (pool[active].next < pool[active].last)
-          ++active;
-        else
-          finish(pool[active]);
-      }
-      if (!active) return;
-      const int64_t n = gather(pool, active, std::min(kBatch / active, kMostOfARay), batch);
-      evaluate(n, batch);
-      int64_t left = 0, first = 0;
-      for (int64_t a = 0; a < active; ++a) {
-        const int64_t now = pool[a].now;
-        if (take(pool[a], batch.sigma + first, batch.kept + first))
-          pool[left++] = pool[a];
-        else
-          finish(pool[a]);
-        first += now;
-      }
-      active = left;
+// What rays see: VisibleSamples of common/march.h leave out what is not seen, CompositeForward of common/composite.h
+// sums the rest.
+struct RenderSink {
+  const NgpAlongRays& field;
+  float alpha_thre, min_weight;
+  float* channels;    // [R][K], zeros
+  float* opacity;     // [R]
+  float* depth;       // [R]
+  float* distortion;  // [R]
+  int64_t* num;       // [R]
+  float *features, *views, *drawn, *sigma, *scratch;  // [kBatch] samples that are seen, and the networks' room
+  int64_t num_seen = 0;
+  struct Seen {
+    int64_t ray;
+    float weight;
+  } seen[kBatch];
+
+  static int64_t floats(const NgpAlongRays& field) {
+    return kBatch * (field.num_features() + 3 + field.shape.num_channels() + 1) +
+           field.ngp.scratch_floats(field.shape);
+  }
+
+  RenderSink(const NgpAlongRays& field, float alpha_thre, float min_weight, float* channels, float* opacity,
+             float* depth, float* distortion, int64_t* num, float* at)
+      : field(field),
+        alpha_thre(alpha_thre),
+        min_weight(min_weight),
+        channels(channels),
+        opacity(opacity),
+        depth(depth),
+        distortion(distortion),
+        num(num) {
+    features = at;
+    views = features + kBatch * field.num_features();
+    drawn = views + kBatch * 3;
+    sigma = drawn + kBatch * field.shape.num_channels();
+    scratch = sigma + kBatch;
+  }
+
+  void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
+    const int64_t width = field.num_features(), r = walk.ray;
+    if (walk.next == field.offsets[r]) opacity[r] = depth[r] = distortion[r] = 0.f;
+    for (int64_t i = first; i < first + walk.now; ++i) {
+      const float kept = batch.kept[i], alpha = 1.f - kept;
+      const bool reached = walk.transmittance >= field.early_stop_eps;
+      const bool visible = reached && alpha >= alpha_thre && walk.transmittance * alpha >= min_weight;
+      walk.transmittance *= kept;
+      if (!visible) continue;
+      const float dt = batch.ends[i] - batch.starts[i], mid = (batch.starts[i] + batch.ends[i]) * 0.5f;
+      const float w = walk.seen * alpha;
+      walk.seen *= kept;
+      distortion[r] += 2.f * w * (mid * opacity[r] - depth[r]) + w * w * dt * (1.f / 3.f);
+      opacity[r] += w;
+      depth[r] += w * mid;
+      std::copy_n(batch.features + i * width, width, features + num_seen * width);
+      std::copy_n(field.directions + 3 * r, 3, views + 3 * num_seen);
+      seen[num_seen++] = {r, w};
     }
   }
 
-  // The first ray of a part: parts have about as many samples each.
-  int64_t first_ray(int64_t part, int64_t parts, int64_t num_rays) const {
-    if (part == parts) return num_rays;
-    return std::lower_bound(offsets, offsets + num_rays, offsets[num_rays] * part / parts) - offsets;
+  void flush(const NgpAlongRays::Batch&) {
+    const int64_t k_end = field.shape.num_channels();
+    field.ngp.forward(field.shape, field.weights, features, views, drawn, sigma, 0, num_seen, scratch);
+    for (int64_t i = 0; i < num_seen; ++i)
+      for (int64_t k = 0; k < k_end; ++k) channels[seen[i].ray * k_end + k] += seen[i].weight * drawn[i * k_end + k];
+    num_seen = 0;
+  }
+
+  void finish(const Walk& walk) const {
+    num[walk.ray] = walk.next - field.offsets[walk.ray];
+    if (field.offsets[walk.ray] == walk.last) opacity[walk.ray] = depth[walk.ray] = distortion[walk.ray] = 0.f;
   }
 };
+
+// Calls run with the field as the operators' arguments describe it.
+template <class Run>
+void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts,
+              const Tensor& t_ends, const Tensor& offsets, const Tensor& table, const std::vector<int64_t>& resolutions,
+              const std::vector<int64_t>& level_offsets, const Tensor& moving_table,
+              const std::vector<int64_t>& moving_resolutions, const std::vector<int64_t>& moving_offsets,
+              const NgpShape& shape, const NgpWeights& weights, const Tensor& box, int64_t contraction,
+              double early_stop_eps, int64_t lanes, const Run& run) {
+  const StoredGrid still(3, table, resolutions, level_offsets);
+  const bool moves = moving_table.numel() > 0;
+  const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;
+  const float* corners = read<float>(box);
+  const NgpAlongRays field{read<float>(origins),
+                           read<float>(directions),
+                           read_or_none<float>(times),
+                           read<float>(t_starts),
+                           read<float>(t_ends),
+                           read<int64_t>(offsets),
+                           offsets.size(0) - 1,
+                           still,
+                           moves ? &moving : nullptr,
+                           shape,
+                           weights,
+                           {corners[0], corners[1], corners[2]},
+                           {corners[3], corners[4], corners[5]},
+                           int(contraction),
+                           float(early_stop_eps),
+                           kernels_for(0, hash_portable, hash_avx2, hash_avx512),
+                           ngp_kernels(lanes),
+                           kernels_for(0, composite_portable, composite_avx2, composite_avx512)};
+  if (shape.num_features() != field.num_features())
+    throw std::runtime_error("ngp: the density MLP takes the encodings' features");
+  run(field);
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> visit_ngp(
     const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts, const Tensor& t_ends,
@@ -204,49 +330,56 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> visit_ngp(
     const Tensor& moving_table, std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
     const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
     int64_t lanes) {
-  const int64_t num_rays = offsets.size(0) - 1, num_samples = t_starts.size(0);
-  const StoredGrid still(3, table, resolutions, level_offsets);
-  const bool moves = moving_table.numel() > 0;
-  const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;
-  const float nothing = 0.f, *corners = read<float>(box);
+  const int64_t num_rays = offsets.size(0) - 1;
+  Tensor density = make(t_starts, {t_starts.size(0)}), num = make(offsets, {num_rays});
+  Tensor transmittance = make(t_starts, {num_rays}), sum_alpha = make(t_starts, {num_rays});
+  const VisitSink sink{read<int64_t>(offsets), write<float>(density), write<int64_t>(num), write<float>(transmittance),
+                       write<float>(sum_alpha)};
+  const float nothing = 0.f;
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
-  if (shape.num_features() != still.width() + (moves ? moving.width() : 0))
-    throw std::runtime_error("visit_ngp: the density MLP takes the encodings' features");
-  Tensor density = make(t_starts, {num_samples}), num = make(offsets, {num_rays});
-  Tensor transmittance = make(t_starts, {num_rays}), sum_alpha = make(t_starts, {num_rays});
-  const VisitNgp visit{read<float>(origins),
-                       read<float>(directions),
-                       read_or_none<float>(times),
-                       read<float>(t_starts),
-                       read<float>(t_ends),
-                       read<int64_t>(offsets),
-                       still,
-                       moves ? &moving : nullptr,
-                       shape,
-                       {read<float>(weights), &nothing},
-                       {corners[0], corners[1], corners[2]},
-                       {corners[3], corners[4], corners[5]},
-                       int(contraction),
-                       float(early_stop_eps),
-                       kernels_for(0, hash_portable, hash_avx2, hash_avx512),
-                       ngp_kernels(lanes),
-                       kernels_for(0, composite_portable, composite_avx2, composite_avx512),
-                       write<float>(density),
-                       write<int64_t>(num),
-                       write<float>(transmittance),
-                       write<float>(sum_alpha)};
-  const Ranges ranges(num_samples);
-  const int64_t room = VisitNgp::Batch::floats(visit);
-  Tensor rooms = make(t_starts, {ranges.parts, room});
-  float* at = write<float>(rooms);
-  ranges.each([&](int64_t part, int64_t, int64_t) {
-    visit.rays(visit.first_ray(part, ranges.parts, num_rays), visit.first_ray(part + 1, ranges.parts, num_rays),
-               at + part * room);
-  });
+  with_ngp(origins, directions, times, t_starts, t_ends, offsets, table, resolutions, level_offsets, moving_table,
+           moving_resolutions, moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction,
+           early_stop_eps, lanes, [&](const NgpAlongRays& field) {
+             field.each(t_starts, NgpAlongRays::Batch::floats(field), [&](int64_t begin, int64_t end, float* room) {
+               field.lead(begin, end, NgpAlongRays::Batch(field, room), sink);
+             });
+           });
   return {density, num, transmittance, sum_alpha};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
+    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts, const Tensor& t_ends,
+    const Tensor& offsets, const Tensor& table, std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets,
+    const Tensor& moving_table, std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
+    const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
+    int64_t lanes, const Tensor& color_weights, std::vector<int64_t> color_widths, int64_t degree, double alpha_thre,
+    double min_weight) {
+  const NgpShape shape = ngp_shape(widths, color_widths, degree);
+  const int64_t num_rays = offsets.size(0) - 1, k_end = shape.num_channels();
+  Tensor channels = torch::stable::new_zeros(t_starts, std::vector<int64_t>{num_rays, k_end});
+  Tensor opacity = make(t_starts, {num_rays}), depth = make(t_starts, {num_rays});
+  Tensor distortion = make(t_starts, {num_rays}), num = make(offsets, {num_rays});
+  float *to_channels = write<float>(channels), *to_opacity = write<float>(opacity), *to_depth = write<float>(depth);
+  float* to_distortion = write<float>(distortion);
+  int64_t* to_num = write<int64_t>(num);
+  with_ngp(origins, directions, times, t_starts, t_ends, offsets, table, resolutions, level_offsets, moving_table,
+           moving_resolutions, moving_offsets, shape, {read<float>(weights), read<float>(color_weights)}, box,
+           contraction, early_stop_eps, lanes, [&](const NgpAlongRays& field) {
+             const int64_t batch_floats = NgpAlongRays::Batch::floats(field);
+             const int64_t room_floats = batch_floats + RenderSink::floats(field);
+             field.each(t_starts, room_floats, [&](int64_t begin, int64_t end, float* room) {
+               RenderSink sink(field, float(alpha_thre), float(min_weight), to_channels, to_opacity, to_depth,
+                               to_distortion, to_num, room + batch_floats);
+               field.lead(begin, end, NgpAlongRays::Batch(field, room), sink);
+             });
+           });
+  return {channels, opacity, depth, distortion, num};
 }
 
 }  // namespace nerftrain
 
-STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) { m.impl("visit_ngp", TORCH_BOX(&nerftrain::visit_ngp)); }
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
+  m.impl("visit_ngp", TORCH_BOX(&nerftrain::visit_ngp));
+  m.impl("render_ngp", TORCH_BOX(&nerftrain::render_ngp));
+}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.visit import Visited
-from nerftrain.types import Contraction, Rays, Samples
+from nerftrain.ops.visit_ngp import Drawn
+from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 NUM_COLORS = 3
 
@@ -79,6 +80,13 @@ class RadianceField(nn.Module, ABC):
         None where it has none: then samplers call `density` in rounds (see `ops.visit.visit`).
         """
         del rays, samples, early_stop_eps
+
+    def draw(self, rays: Rays, samples: Samples, thresholds: Thresholds) -> Drawn | None:
+        """Find what rays see of samples, without gradients, in a way of the field's own.
+
+        None where it has none: then `rendering` asks for densities, then for channels.
+        """
+        del rays, samples, thresholds
 
     def evaluated_by(self) -> str:
         """Say who evaluates the field, for the line that training begins with."""

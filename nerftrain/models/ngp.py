@@ -20,8 +20,16 @@ from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
 from nerftrain.ops import library
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.visit import Visited
-from nerftrain.ops.visit_ngp import DensityField, Grid, can_visit, visit_ngp
-from nerftrain.types import Contraction, Rays, Samples
+from nerftrain.ops.visit_ngp import (
+    ColorField,
+    DensityField,
+    Drawn,
+    Grid,
+    can_visit,
+    render_ngp,
+    visit_ngp,
+)
+from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 # Who evaluates encodings and MLPs: the project's compiled ops where there are any (auto), they or
 # an error (native), torch, or tiny-cuda-nn.
@@ -104,19 +112,26 @@ class NGP(RadianceField):
 
     def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""
+        field = self._along_rays(rays, samples)
+        return None if field is None else visit_ngp(rays, samples, field, early_stop_eps)
+
+    def draw(self, rays: Rays, samples: Samples, thresholds: Thresholds) -> Drawn | None:
+        """Find what rays see by one op, where it is compiled for the field."""
+        field, weights = self._along_rays(rays, samples), self._fused_weights()
+        if field is None or weights is None:
+            return None
+        color = ColorField(weights[1], self.directions.degree)
+        return render_ngp(rays, samples, field, color, thresholds)
+
+    def _along_rays(self, rays: Rays, samples: Samples) -> DensityField | None:
+        """Describe the density to the ops that follow rays, where they are compiled for it."""
         weights = self._fused_weights()
         encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
         if self.warp is not None or weights is None:
             return None
-        field = DensityField(
-            [Grid(e.stored, e.levels) for e in encodings if isinstance(e, HashEncoding)],
-            weights[0],
-            self.aabb,
-            self.contraction,
-        )
-        if not can_visit(rays, samples, field):
-            return None
-        return visit_ngp(rays, samples, field, early_stop_eps)
+        grids = [Grid(e.stored, e.levels) for e in encodings if isinstance(e, HashEncoding)]
+        field = DensityField(grids, weights[0], self.aabb, self.contraction)
+        return field if can_visit(rays, samples, field) else None
 
     def _fused_weights(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """Name the weights of both MLPs, where the project's own ops evaluate them."""

@@ -1,28 +1,30 @@
-"""Instant-NGP's densities along rays, front to back until they are opaque, fused on the CPU.
+"""Instant-NGP along rays, front to back until they are opaque, fused on the CPU.
 
 What `visit` does by an op per stage and round (points, encoding, density MLP, transmittance) is
 done for a few hundred rays at a time: nothing in between leaves the cache, and as rays that end
 make room for others, so few samples of a ray are asked for at once that little lies behind where
-it ends.
+it ends. Where no gradient is asked for, what rays see is found in the same way.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nerftrain.ops import library
+from nerftrain.ops.composite import composite_reference
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
+from nerftrain.ops.march import visible_samples_reference
 from nerftrain.ops.mlp import BEST
-from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference
+from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
-from nerftrain.ops.visit import Visited, visit
-from nerftrain.types import Contraction, Rays, Samples
+from nerftrain.ops.visit import Visited, select_reference, visit
+from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
 CONTRACTIONS: tuple[Contraction, ...] = ("none", "l2", "linf")  # by their numbers
@@ -45,26 +47,63 @@ class DensityField(NamedTuple):
     contraction: Contraction
 
 
+class ColorField(NamedTuple):
+    """What makes Instant-NGP's channels."""
+
+    weights: Sequence[Tensor]  # [out, in] of each layer of the colour MLP
+    sh_degree: int  # of the directions' harmonics
+
+
+class Drawn(NamedTuple):
+    """What R rays see, as `composite` names it."""
+
+    channels: Tensor  # [R, K]
+    opacity: Tensor  # [R]
+    depth: Tensor  # [R]
+    distortion: Tensor  # [R]
+    num_evaluated: int  # densities that were asked for
+
+
 def visit_ngp_reference(
     rays: Rays, samples: Samples, field: DensityField, early_stop_eps: float
 ) -> Visited:
     """Visit by torch (see `visit_ngp`)."""
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        points, _, times = sample_points_reference(rays, t_starts, t_ends, ray_indices)
-        places = [unit_positions(points, field.box, field.contraction)]
-        if times is not None:
-            places.append(torch.cat([places[0], times[:, None]], -1))
-        features = [
-            hash_encode_reference(
-                places[grid.levels.num_axes - 3], grid.stored.float(), grid.levels
-            )
-            for grid in field.grids
-        ]
-        inputs = torch.cat(features, -1).to(field.weights[0].dtype)
+        inputs = _features(rays, Samples(t_starts, t_ends, ray_indices, samples.offsets), field)
         return ngp_density_reference(inputs, field.weights)
 
     return visit(samples, sigma_fn, early_stop_eps, ROUND)
+
+
+def render_ngp_reference(
+    rays: Rays, samples: Samples, field: DensityField, color: ColorField, thresholds: Thresholds
+) -> Drawn:
+    """Render by torch (see `render_ngp`)."""
+    visited = visit_ngp_reference(rays, samples, field, thresholds.early_stop_eps)
+    visible = visible_samples_reference(samples, visited.density, *thresholds)
+    seen = select_reference(samples, visible)
+    directions = rays.directions[seen.ray_indices]
+    networks = (field.weights, color.weights)
+    channels, density = ngp_reference(
+        _features(rays, seen, field), directions, *networks, color.sh_degree
+    )
+    out = composite_reference(density, channels, seen)
+    sums = (out.channels, out.opacity, out.depth, out.distortion)
+    return Drawn(*sums, visited.num_evaluated)
+
+
+def _features(rays: Rays, samples: Samples, field: DensityField) -> Tensor:
+    at = (samples.t_starts, samples.t_ends, samples.ray_indices)
+    points, _, times = sample_points_reference(rays, *at)
+    places = [unit_positions(points, field.box, field.contraction)]
+    if times is not None:
+        places.append(torch.cat([places[0], times[:, None]], -1))
+    features = [
+        hash_encode_reference(places[grid.levels.num_axes - 3], grid.stored.float(), grid.levels)
+        for grid in field.grids
+    ]
+    return torch.cat(features, -1).to(field.weights[0].dtype)
 
 
 @library.fake("visit_ngp")
@@ -76,8 +115,16 @@ def _visit_ngp_fake(
     return torch.empty_like(t_starts), offsets.new_empty(num_rays), *rows
 
 
+@library.fake("render_ngp")
+def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    t_starts, offsets, color_widths = arguments[3], arguments[5], arguments[19]
+    num_rays, make = offsets.shape[0] - 1, t_starts.new_empty
+    rows = make(num_rays), make(num_rays), make(num_rays)
+    return make(num_rays, color_widths[-1]), *rows, offsets.new_empty(num_rays)
+
+
 def can_visit(rays: Rays, samples: Samples, field: DensityField) -> bool:
-    """Say whether `visit_ngp` is compiled for these."""
+    """Say whether `visit_ngp` and `render_ngp` are compiled for these."""
     numbers = (rays.origins, rays.directions, samples.t_starts, samples.t_ends, *field.weights)
     fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
     grids = all(grid.stored.shape[1] in FEATURES for grid in field.grids)
@@ -103,14 +150,54 @@ def visit_ngp(
     """
     if not can_visit(rays, samples, field):
         return visit_ngp_reference(rays, samples, field, early_stop_eps)
+    density, num, transmittance, sum_alpha = torch.ops.nerftrain.visit_ngp(
+        *_arguments(rays, samples, field), early_stop_eps, lanes
+    )
+    return Visited(density, num, transmittance, sum_alpha, int(num.sum()))
+
+
+@torch.no_grad()
+def render_ngp(
+    rays: Rays,
+    samples: Samples,
+    field: DensityField,
+    color: ColorField,
+    thresholds: Thresholds,
+    lanes: int = BEST,
+) -> Drawn:
+    """Visit samples as `visit_ngp` does and composite those that can be seen, without gradients.
+
+    Args:
+        rays: R rays; with times [R] where a grid has four axes.
+        samples: of these.
+        field: what makes the density.
+        color: what makes the channels.
+        thresholds: what cannot be seen (see `visible_samples`).
+        lanes: which instruction set multiplies (see `mlp`).
+    """
+    if not can_visit(rays, samples, field) or len(color.weights) > MAX_LAYERS:
+        return render_ngp_reference(rays, samples, field, color, thresholds)
+    channels, opacity, depth, distortion, num = torch.ops.nerftrain.render_ngp(
+        *_arguments(rays, samples, field),
+        thresholds.early_stop_eps,
+        lanes,
+        _flat(color.weights),
+        _widths(color.weights),
+        color.sh_degree,
+        thresholds.alpha_thre,
+        thresholds.min_weight,
+    )
+    return Drawn(channels, opacity, depth, distortion, int(num.sum()))
+
+
+def _arguments(rays: Rays, samples: Samples, field: DensityField) -> tuple[Any, ...]:
     none = rays.origins.new_empty(0)
     grids = [
         (g.stored, list(itertools.chain(*g.levels.cells)), list(g.levels.offsets))
         for g in field.grids
     ]
     still, moving = grids if len(grids) > 1 else (grids[0], (none, [], []))
-    widths = [field.weights[0].shape[1], *(weight.shape[0] for weight in field.weights)]
-    density, num, transmittance, sum_alpha = torch.ops.nerftrain.visit_ngp(
+    return (
         rays.origins.contiguous(),
         rays.directions.contiguous(),
         none if rays.times is None or len(grids) == 1 else rays.times.contiguous(),
@@ -119,11 +206,16 @@ def visit_ngp(
         samples.offsets,
         *still,
         *moving,
-        torch.cat([weight.reshape(-1) for weight in field.weights]),
-        widths,
+        _flat(field.weights),
+        _widths(field.weights),
         field.box,
         CONTRACTIONS.index(field.contraction),
-        early_stop_eps,
-        lanes,
     )
-    return Visited(density, num, transmittance, sum_alpha, int(num.sum()))
+
+
+def _flat(weights: Sequence[Tensor]) -> Tensor:
+    return torch.cat([weight.reshape(-1) for weight in weights])
+
+
+def _widths(weights: Sequence[Tensor]) -> list[int]:
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]

@@ -16,7 +16,16 @@ from nerftrain.losses import Kind
 from nerftrain.ops.points import sample_points
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.spacing import to_distance
-from nerftrain.types import Batch, Contraction, DensityFn, Rays, Rendering, Samples, SigmaFn
+from nerftrain.types import (
+    Batch,
+    Contraction,
+    DensityFn,
+    Rays,
+    Rendering,
+    Samples,
+    SigmaFn,
+    Thresholds,
+)
 
 
 class Sampler(nn.Module, ABC):
@@ -43,6 +52,13 @@ class Sampler(nn.Module, ABC):
 
         They are stratified where a generator is given (training).
         """
+
+    def marched(self, rays: Rays) -> tuple[Samples, Thresholds] | None:
+        """Place samples without asking the field, and say which of them would count.
+
+        None where a sampler has to ask it.
+        """
+        del rays
 
     def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Name what the last call of `sample` adds to the loss: by default there is nothing."""

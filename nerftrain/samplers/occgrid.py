@@ -19,7 +19,7 @@ from nerftrain.ops import march as ops
 from nerftrain.ops.points import sample_points
 from nerftrain.ops.visit import UNSEEN, select, visit
 from nerftrain.samplers import Sampler, check_counts, jitter
-from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn
+from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Thresholds
 
 # Rays are evaluated front to back in rounds of so many samples: what lies behind a surface is never
 # evaluated, and a round is long enough to keep the field's batches large.
@@ -180,6 +180,12 @@ class OccGrid(Sampler):
             alpha_thre, min_weight = min(alpha_thre, mean), min(min_weight, mean)
         thresholds = (self.early_stop_eps, alpha_thre, min_weight)
         return select(samples, ops.visible_samples(samples, visited.density, *thresholds))
+
+    @torch.no_grad()
+    def marched(self, rays: Rays) -> tuple[Samples, Thresholds]:
+        """Place samples in occupied cells; what else would be left out is for the thresholds."""
+        samples = ops.march(rays, jitter(rays, None), self.grid, self._march_so_far())
+        return samples, Thresholds(self.early_stop_eps, self._alpha_thre, self._min_weight)
 
     def _march_so_far(self) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.

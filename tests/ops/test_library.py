@@ -494,6 +494,9 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
             visits = arguments.setdefault("visit_ngp", [])
             visits.append((*ways, *distances, *grids, *more, *ends))
+            color = random(3 * 5), [5, 3], 1, 0.1, 0.1
+            draws = arguments.setdefault("render_ngp", [])
+            draws.append((*visits[-1], *color))
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
@@ -509,6 +512,7 @@ CPU_ONLY = (
     "ngp_fwd",
     "ngp_bwd",
     "visit_ngp",
+    "render_ngp",
 )
 
 

@@ -10,8 +10,17 @@ from torch import Tensor
 
 from nerftrain.ops.hash_encoding import HashLevels
 from nerftrain.ops.visit import UNSEEN, Visited
-from nerftrain.ops.visit_ngp import DensityField, Grid, visit_ngp, visit_ngp_reference
-from nerftrain.types import Contraction, Rays, Samples
+from nerftrain.ops.visit_ngp import (
+    ColorField,
+    DensityField,
+    Drawn,
+    Grid,
+    render_ngp,
+    render_ngp_reference,
+    visit_ngp,
+    visit_ngp_reference,
+)
+from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 STILL = HashLevels.geometric(3, 4, 40, 10)
 MOVING = HashLevels.geometric(2, 4, 20, 10, (2, 5))
@@ -34,6 +43,12 @@ def field(
     weights = [torch.randn(n, k, generator=generator) for n, k in ((16, num_inputs), (5, 16))]
     weights[1][0] *= 0.7
     return DensityField(grids, weights, torch.tensor([-1.0, -1, -1, 1, 1.5, 2]), contraction)
+
+
+def colors(num_channels: int = 3, degree: int = 2) -> ColorField:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((16, 4 + degree**2), (num_channels, 16))
+    return ColorField([torch.randn(n, k, generator=generator) for n, k in shapes], degree)
 
 
 def along(samples: Samples, make_rays) -> Rays:
@@ -123,3 +138,53 @@ def test_numbers_of_other_kinds_go_the_unfused_way(make_samples, make_rays):
     visited = visit_ngp(rays, exact, field(), 0.0)
     assert visited.density.dtype == torch.float64
     assert_equal(visited, visit_ngp(rays, samples, field(), 0.0), 1e-2)
+
+
+@pytest.mark.parametrize("contraction", ["none", "linf"])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("num_channels", [3, 5])
+def test_what_rays_see_is_what_the_unfused_ops_composite(
+    lanes, make_samples, make_rays, contraction, moves, num_channels
+):
+    samples = make_samples(num_rays=700, longest=60)
+    what = along(samples, make_rays), samples, field(contraction, moves), colors(num_channels)
+    thresholds = Thresholds(0.01, 0.0, 0.0)  # none that a rounded density could cross
+    actual = render_ngp(*what, thresholds, lanes)
+    expected = render_ngp_reference(*what, thresholds)
+    assert actual.channels.shape == (700, num_channels)
+    assert 0.1 < float(expected.opacity.mean()) < 0.99
+    loose = {"rtol": 0.1, "atol": 0.15} if lanes == 32 else {"rtol": 1e-3, "atol": 1e-3}
+    for name in Drawn._fields[:3]:
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), **loose)
+    if lanes < 32:
+        torch.testing.assert_close(actual.distortion, expected.distortion, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_samples_that_are_not_seen_are_left_out_of_what_rays_see(make_samples, make_rays, threads):
+    samples = make_samples(num_rays=900, longest=60)
+    what = along(samples, make_rays), samples, field(), colors()
+    whole = render_ngp(*what, Thresholds(0.0, 0.0, 0.0))
+    images = []
+    for thresholds in (Thresholds(0.0, 0.3, 0.0), Thresholds(0.0, 0.0, 0.2)):
+        for num_threads in (1, 3):
+            threads(num_threads)
+            images.append(render_ngp(*what, thresholds))
+        expected = render_ngp_reference(*what, thresholds)
+        near = (images[-1].opacity - expected.opacity).abs() < 1e-3
+        # A sample at the very threshold may fall to either side.
+        assert float(near.float().mean()) > 0.98
+        torch.testing.assert_close(
+            images[-1].channels[near], expected.channels[near], rtol=1e-3, atol=1e-3
+        )
+        assert float(images[-1].opacity.mean()) < float(whole.opacity.mean()) - 0.01
+    assert torch.equal(images[0].channels, images[1].channels)  # whatever the threads
+
+
+def test_rays_without_samples_see_nothing_at_all(make_rays):
+    none = torch.zeros(0)
+    samples = Samples(none, none, none.long(), torch.zeros(6, dtype=torch.int64))
+    drawn = render_ngp(make_rays(5), samples, field(), colors(), Thresholds(0.01, 0.0, 0.0))
+    assert drawn.channels.tolist() == [[0.0] * 3] * 5
+    for name in Drawn._fields[1:4]:
+        assert getattr(drawn, name).tolist() == [0.0] * 5
