@@ -319,7 +319,8 @@ def test_broken_yaml_is_one_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "size"),
     [
-        (["scene=lego", "trainer.max_seconds=60"], 17),
+        (["scene=lego", "trainer.max_seconds=15"], 17),
+        (["scene=lego", "trainer.max_seconds=60"], 18),
         (["scene=lego", "trainer.max_seconds=300"], 18),
         (["scene=lego", "trainer.max_seconds=null"], 19),
         (["scene=mip360/garden", "trainer.max_seconds=60"], 18),  # which names its own time
@@ -336,7 +337,11 @@ def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nerftrain.composition._has_gpu", lambda: True)
     overrides = ["scene=lego", "trainer.max_seconds=60"]
     assert compose(overrides).model.encoding.log2_table_size == 19
-    assert compose([*overrides, "runtime=cpu"]).model.encoding.log2_table_size == 17
+    assert compose([*overrides, "runtime=cpu"]).model.encoding.log2_table_size == 18
+    layouts = [
+        compose([*overrides, *more]).model.encoding.num_levels for more in ([], ["runtime=cpu"])
+    ]
+    assert layouts == [8, 6]
     assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 18
 
 
