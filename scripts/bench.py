@@ -502,8 +502,9 @@ def _compared(case: Case, repeats: int) -> Row:
 
 def op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return an op and the torch reference above it."""
-    module = next(module for module in OPS if hasattr(module, f"{case.op}_reference"))
-    pair = getattr(module, case.op), getattr(module, f"{case.op}_reference")
+    names = case.op, f"{case.op}_reference"
+    module = next(module for module in OPS if all(hasattr(module, name) for name in names))
+    pair = getattr(module, names[0]), getattr(module, names[1])
     if case.op == "pack_grid":  # whose reference takes no box
         return pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
     if case.op == "take":  # which counts what it has taken: every call is a first one

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../common/composite.h"
+
 namespace nerftrain {
 
 struct CompositeKernels {
@@ -9,6 +11,9 @@ struct CompositeKernels {
   // kept = exp(-density (t_ends - t_starts)) for samples [begin, end).
   void (*run)(const float* density, const float* t_starts, const float* t_ends, float* kept, int64_t begin,
               int64_t end);
+  // Along rays [begin, end).
+  void (*forward)(const CompositeForward<float>&, int64_t begin, int64_t end);
+  void (*backward)(const CompositeBackward<float>&, int64_t begin, int64_t end);
 };
 
 extern const CompositeKernels composite_portable, composite_avx2, composite_avx512;

@@ -1,3 +1,3 @@
 #include "composite_kernel.h"
 
-const nerftrain::CompositeKernels nerftrain::composite_avx2 = {"avx2", run};
+const nerftrain::CompositeKernels nerftrain::composite_avx2 = {"avx2", run, forward, backward};

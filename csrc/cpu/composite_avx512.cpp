@@ -1,3 +1,3 @@
 #include "composite_kernel.h"
 
-const nerftrain::CompositeKernels nerftrain::composite_avx512 = {"avx512", run};
+const nerftrain::CompositeKernels nerftrain::composite_avx512 = {"avx512", run, forward, backward};

@@ -1,3 +1,3 @@
 #include "composite_kernel.h"
 
-const nerftrain::CompositeKernels nerftrain::composite_portable = {"portable", run};
+const nerftrain::CompositeKernels nerftrain::composite_portable = {"portable", run, forward, backward};

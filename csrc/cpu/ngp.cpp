@@ -1,10 +1,9 @@
 // Instant-NGP's two MLPs on the CPU; kernels in ngp_kernel.h.
-#include "ngp_shape.h"
-
 #include <stdexcept>
 
 #include "../operators/tensors.h"
 #include "isa.h"
+#include "ngp_shape.h"
 #include "ranges.h"
 
 namespace nerftrain {

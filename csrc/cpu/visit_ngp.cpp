@@ -14,7 +14,7 @@
 
 namespace nerftrain {
 
-constexpr int64_t kPool = 256;        // rays
+constexpr int64_t kPool = 256;         // rays
 constexpr int64_t kBatch = 4 * kPool;  // samples
 constexpr int64_t kMostOfARay = 32;    // of these, where few rays are left
 constexpr float kUnseen = -1.f;        // the density of a sample that was not asked for
@@ -185,9 +185,8 @@ struct NgpAlongRays {
     };
     Tensor rooms = make(like, {ranges.parts, room_floats});
     float* room = write<float>(rooms);
-    ranges.each([&](int64_t part, int64_t, int64_t) {
-      run(first_ray(part), first_ray(part + 1), room + part * room_floats);
-    });
+    ranges.each(
+        [&](int64_t part, int64_t, int64_t) { run(first_ray(part), first_ray(part + 1), room + part * room_floats); });
   }
 };
 
@@ -220,11 +219,11 @@ struct VisitSink {
 struct RenderSink {
   const NgpAlongRays& field;
   float alpha_thre, min_weight;
-  float* channels;    // [R][K], zeros
-  float* opacity;     // [R]
-  float* depth;       // [R]
-  float* distortion;  // [R]
-  int64_t* num;       // [R]
+  float* channels;                                    // [R][K], zeros
+  float* opacity;                                     // [R]
+  float* depth;                                       // [R]
+  float* distortion;                                  // [R]
+  int64_t* num;                                       // [R]
   float *features, *views, *drawn, *sigma, *scratch;  // [kBatch] samples that are seen, and the networks' room
   int64_t num_seen = 0;
   struct Seen {
@@ -233,8 +232,7 @@ struct RenderSink {
   } seen[kBatch];
 
   static int64_t floats(const NgpAlongRays& field) {
-    return kBatch * (field.num_features() + 3 + field.shape.num_channels() + 1) +
-           field.ngp.scratch_floats(field.shape);
+    return kBatch * (field.num_features() + 3 + field.shape.num_channels() + 1) + field.ngp.scratch_floats(field.shape);
   }
 
   RenderSink(const NgpAlongRays& field, float alpha_thre, float min_weight, float* channels, float* opacity,
