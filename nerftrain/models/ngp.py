@@ -126,17 +126,23 @@ class NGP(RadianceField):
     def _along_rays(self, rays: Rays, samples: Samples) -> DensityField | None:
         """Describe the density to the ops that follow rays, where they are compiled for it."""
         weights = self._fused_weights()
-        encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
-        if self.warp is not None or weights is None:
+        if self.warp is not None or weights is None or self._is_changed():
             return None
-        grids = [Grid(e.stored, e.levels) for e in encodings if isinstance(e, HashEncoding)]
+        encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
+        grids = [Grid(e.stored, e.levels) for e in encodings if type(e) is HashEncoding]
         field = DensityField(grids, weights[0], self.aabb, self.contraction)
-        return field if can_visit(rays, samples, field) else None
+        known = len(grids) == len(encodings) and can_visit(rays, samples, field)
+        return field if known else None
+
+    def _is_changed(self) -> bool:
+        """Tell whether a subclass evaluates the field in another way."""
+        parts = ("density", "forward", "_features", "unit_positions", "activate")
+        return any(getattr(type(self), part) is not getattr(NGP, part) for part in parts)
 
     def _fused_weights(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """Name the weights of both MLPs, where the project's own ops evaluate them."""
         networks = self.density_mlp, self.color_mlp
-        if self.backend == "torch" or not all(isinstance(mlp, SmallMLP) for mlp in networks):
+        if self.backend == "torch" or not all(type(mlp) is SmallMLP for mlp in networks):
             return None
         return list(networks[0].weights), list(networks[1].weights)  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -71,6 +72,7 @@ ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 _logger = logging.getLogger(__name__)
 _mode: Mode = "auto"
+_loading = threading.RLock()
 _fakes: dict[str, Callable[..., Any]] = {}
 
 
@@ -154,7 +156,8 @@ def native(*tensors: torch.Tensor) -> bool:
 
 
 def _why_not(device_type: str) -> str | None:
-    return _load(device_type)
+    with _loading:  # or each thread that is among the first would compile for itself
+        return _load(device_type)
 
 
 # torch.compile calls it instead of tracing into the build: torch.compiler.assume_constant_result,

@@ -17,6 +17,7 @@ from nerftrain.errors import UserError
 from nerftrain.models.dynamic import Spacetime
 from nerftrain.models.ngp import NGP
 from nerftrain.models.tcnn import TcnnEncoding
+from nerftrain.types import Rays, Samples, Thresholds
 
 SMALL = (
     "scene=demo",
@@ -24,6 +25,8 @@ SMALL = (
     "model.encoding.log2_table_size=10",
     "model.encoding.finest_resolution=64",
     "model.encoding.storage=float32",
+    "model.color_layers=2",
+    "model.encoding.num_levels=8",
     "sampler.grid.resolution=32",
     "runtime=cpu",
 )
@@ -130,3 +133,28 @@ def test_tiny_cuda_nn_has_no_grid_over_time(monkeypatch):
     grid = Spacetime(2, 2, 10, 4, 8, 2, 4).build()
     with pytest.raises(UserError, match=r"motion=warp"):
         TcnnEncoding(grid)
+
+
+def test_ops_along_rays_leave_fields_that_others_have_changed_alone():
+    class Denser(NGP):
+        def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+            return 2 * super().density(positions, times)
+
+    positions, directions = points()
+    ones = torch.ones(50)
+    rays = Rays(positions, directions, 0 * ones, ones)
+    samples = Samples(0 * ones, ones, torch.arange(50), torch.arange(51))
+    made = model()
+    assert made.visit(rays, samples, 0.1) is not None
+    assert made.draw(rays, samples, Thresholds(0.1, 0.0, 0.0)) is not None
+    made.__class__ = Denser
+    assert made.visit(rays, samples, 0.1) is None
+    assert made.draw(rays, samples, Thresholds(0.1, 0.0, 0.0)) is None
+
+    class Rotated(type(made.encoding)):
+        def forward(self, positions: Tensor) -> Tensor:
+            return super().forward(positions.flip(1))
+
+    made = model()
+    made.encoding.__class__ = Rotated
+    assert made.visit(rays, samples, 0.1) is None

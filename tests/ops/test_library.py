@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -570,3 +572,20 @@ def test_ops_may_be_compiled_before_the_library_is_loaded_and_imported_after_it(
     assert result.stdout.split("\n")[:2] == ["torch.Size([3, 16])", "torch.Size([3, 2])"], (
         result.stderr
     )
+
+
+def test_threads_that_need_the_ops_at_once_compile_them_once(monkeypatch):
+    builds: list[str] = []
+
+    def build(device_type: str) -> Path:
+        builds.append(device_type)
+        time.sleep(0.2)
+        raise library.BuildError("no compiler")
+
+    monkeypatch.setattr(library, "build", build)
+    monkeypatch.setattr(library, "_load", functools.cache(library._load.__wrapped__))
+    library.set_mode("auto")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(library.native, [torch.zeros(1)] * 4)) == [False] * 4
+    library.set_mode("native")
+    assert builds == ["cpu"]
