@@ -131,7 +131,8 @@ def test_a_dynamic_field_without_times_says_what_it_needs(variant: str) -> None:
 
 @pytest.mark.parametrize("motion", ["spacetime", "warp"])
 def test_a_static_ngp_has_the_parameters_that_it_has_without_time(motion: str) -> None:
-    model = make([*NGP, f"model.motion={motion}"], is_dynamic=False)
+    sizes = ["model.encoding.num_levels=8", "model.color_layers=2"]
+    model = make([*NGP, *sizes, f"model.motion={motion}"], is_dynamic=False)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert shapes == {
         "encoding.table": (model.encoding.levels.offsets[-1], 4),
