@@ -137,9 +137,10 @@ def _render_chunks(
 ) -> Iterator[Rendering]:
     for first in range(0, len(rays), CHUNK):
         chunk = rays[first : first + CHUNK]
-        marched = sampler.marched(chunk)
-        drawn = marched and model.draw(chunk, *marched)
-        if drawn:
+        draw = model.drawing(chunk)
+        marched = None if draw is None else sampler.marched(chunk)
+        if draw is not None and marched is not None:
+            drawn = draw(*marched)
             none = drawn.opacity.new_empty(0)
             yield _over(drawn, background, model.extra_channels, none)
             continue

@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
 from nerftrain.rendering import Background, field_functions, render, render_image
+from nerftrain.samplers import occgrid
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
@@ -128,7 +129,7 @@ def test_an_image_drawn_by_one_op_is_the_one_that_samples_make(monkeypatch, extr
     where = (run.scene, run.scene.splits["train"].cameras, 0, model, run.sampler, background)
     drawn = render_image(*where)
     asked: list[int] = []
-    monkeypatch.setattr(type(model), "draw", lambda *_: asked.append(1))
+    monkeypatch.setattr(type(model), "drawing", lambda *_: asked.append(1))
     made = render_image(*where)
     assert asked
     assert 0.05 < float(made.opacity.mean()) < 0.95
@@ -137,3 +138,15 @@ def test_an_image_drawn_by_one_op_is_the_one_that_samples_make(monkeypatch, extr
     assert drawn.extras.keys() == made.extras.keys() == (extra or {}).keys()
     for name in extra or {}:
         torch.testing.assert_close(drawn.extras[name], made.extras[name], rtol=1e-3, atol=2e-3)
+
+
+def test_rays_are_marched_once_whoever_draws_them(monkeypatch):
+    """A march is a quarter of a view: one that nobody draws from would be lost."""
+    run = assemble(compose(["scene=demo", "model=mlp", "runtime=cpu", "model.width=16"]))
+    marches: list[int] = []
+    march = occgrid.ops.march
+    monkeypatch.setattr(occgrid.ops, "march", lambda *a: marches.append(1) or march(*a))
+    background = torch.ones(3)
+    where = (run.scene, run.scene.splits["train"].cameras, 0, run.model, run.sampler, background)
+    render_image(*where)
+    assert len(marches) == -(-200 * 200 // rendering.CHUNK)

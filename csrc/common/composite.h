@@ -97,8 +97,7 @@ struct CompositeBackward {
     for (int64_t k = 0; k < K; ++k) own[k] = at(v_channels, r * K + k);
     const T total_w = opacity[r], total_wm = depth[r];
     T behind = 0, sum_w = 0, sum_wm = 0;  // over the samples behind
-    // What leaves the last sample: exact to a rounding of what arrives there, which saves an exponential per ray.
-    T leaving = first < last ? arriving[last - 1] - weights[last - 1] : T(0);
+    T leaving = first < last ? arriving[last - 1] * in.kept_of(last - 1) : T(0);
     for (int64_t i = last - 1; i >= first; --i) {
       const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
       T q = v_sum_w + v_sum_wm * mid;

@@ -17,7 +17,7 @@ namespace nerftrain {
 constexpr int64_t kPool = 256;         // rays
 constexpr int64_t kBatch = 4 * kPool;  // samples
 constexpr int64_t kMostOfARay = 32;    // of these, where few rays are left
-constexpr float kUnseen = -1.f;        // the density of a sample that was not asked for
+constexpr float kUnseen = -1.f;        // UNSEEN of nerftrain/ops/visit.py
 
 // A hash encoding, its table in float32 or in half precision.
 struct StoredGrid {
@@ -98,14 +98,14 @@ struct NgpAlongRays {
   void place(int64_t ray, float start, float end, float* to) const {
     const float middle = (start + end) * 0.5f;
     const float *origin = origins + 3 * ray, *direction = directions + 3 * ray;
-    float around[3];
-    for (int a = 0; a < 3; ++a) {
-      const float x = origin[a] + middle * direction[a];
-      to[a] = (x - low[a]) / (high[a] - low[a]);
-      around[a] = (x * 2 - (low[a] + high[a])) / (high[a] - low[a]);
+    float x[3];
+    for (int a = 0; a < 3; ++a) x[a] = origin[a] + middle * direction[a];
+    if (!contraction) {
+      for (int a = 0; a < 3; ++a) to[a] = (x[a] - low[a]) / (high[a] - low[a]);
+      return;
     }
-    if (!contraction) return;
-    ContractForward<float>{around, contraction == 2, to}(0);
+    for (int a = 0; a < 3; ++a) x[a] = (x[a] * 2 - (low[a] + high[a])) / (high[a] - low[a]);
+    ContractForward<float>{x, contraction == 2, to}(0);
     for (int a = 0; a < 3; ++a) to[a] = to[a] * 0.25f + 0.5f;
   }
 
@@ -297,6 +297,8 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
               double early_stop_eps, int64_t lanes, const Run& run) {
   const StoredGrid still(3, table, resolutions, level_offsets);
   const bool moves = moving_table.numel() > 0;
+  if (moves && times.size(0) != offsets.size(0) - 1)
+    throw std::runtime_error("ngp: a grid of space and time needs a time for each ray");
   const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;
   const float* corners = read<float>(box);
   const NgpAlongRays field{read<float>(origins),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 NUM_COLORS = 3
+Draw = Callable[[Samples, Thresholds], Drawn]
 
 
 class RadianceField(nn.Module, ABC):
@@ -81,12 +83,12 @@ class RadianceField(nn.Module, ABC):
         """
         del rays, samples, early_stop_eps
 
-    def draw(self, rays: Rays, samples: Samples, thresholds: Thresholds) -> Drawn | None:
-        """Find what rays see of samples, without gradients, in a way of the field's own.
+    def drawing(self, rays: Rays) -> Draw | None:
+        """Offer a way of the field's own to find what rays see of samples, without gradients.
 
         None where it has none: then `rendering` asks for densities, then for channels.
         """
-        del rays, samples, thresholds
+        del rays
 
     def evaluated_by(self) -> str:
         """Say who evaluates the field, for the line that training begins with."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.models import RadianceField
+from nerftrain.models import Draw, RadianceField
 from nerftrain.models.dynamic import Spacetime, Warp, WarpField
 from nerftrain.models.encodings import (
     DirectionEncoding,
@@ -23,13 +23,12 @@ from nerftrain.ops.visit import Visited
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
-    Drawn,
     Grid,
     can_visit,
     render_ngp,
     visit_ngp,
 )
-from nerftrain.types import Contraction, Rays, Samples, Thresholds
+from nerftrain.types import Contraction, Rays, Samples
 
 # Who evaluates encodings and MLPs: the project's compiled ops where there are any (auto), they or
 # an error (native), torch, or tiny-cuda-nn.
@@ -112,26 +111,29 @@ class NGP(RadianceField):
 
     def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""
-        field = self._along_rays(rays, samples)
+        field = self._along_rays(rays)
         return None if field is None else visit_ngp(rays, samples, field, early_stop_eps)
 
-    def draw(self, rays: Rays, samples: Samples, thresholds: Thresholds) -> Drawn | None:
+    def drawing(self, rays: Rays) -> Draw | None:
         """Find what rays see by one op, where it is compiled for the field."""
-        field, weights = self._along_rays(rays, samples), self._fused_weights()
+        field, weights = self._along_rays(rays), self._fused_weights()
         if field is None or weights is None:
             return None
         color = ColorField(weights[1], self.directions.degree)
-        return render_ngp(rays, samples, field, color, thresholds)
+        return lambda samples, thresholds: render_ngp(rays, samples, field, color, thresholds)
 
-    def _along_rays(self, rays: Rays, samples: Samples) -> DensityField | None:
+    def _along_rays(self, rays: Rays) -> DensityField | None:
         """Describe the density to the ops that follow rays, where they are compiled for it."""
         weights = self._fused_weights()
         if self.warp is not None or weights is None or self._is_changed():
             return None
-        encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
+        encodings = [self.encoding]
+        if self.spacetime is not None:
+            self.unit_times(rays.times)
+            encodings.append(self.spacetime)
         grids = [Grid(e.stored, e.levels) for e in encodings if type(e) is HashEncoding]
         field = DensityField(grids, weights[0], self.aabb, self.contraction)
-        known = len(grids) == len(encodings) and can_visit(rays, samples, field)
+        known = len(grids) == len(encodings) and can_visit(rays, field)
         return field if known else None
 
     def _is_changed(self) -> bool:

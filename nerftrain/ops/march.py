@@ -23,9 +23,8 @@ from nerftrain.types import Cameras, Rays, Samples
 
 MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
-NEAR_RADII = (
-    4.0  # cells that are nearer, in their radii, look so large that all pixels may see them
-)
+# Cells that are nearer, in their radii, look so large that all pixels may see them.
+NEAR_RADII = 4.0
 
 
 @dataclass(frozen=True)

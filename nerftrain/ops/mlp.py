@@ -67,6 +67,14 @@ def mlp(x: Tensor, weights: Sequence[Tensor], lanes: int = BEST) -> Tensor:
     fused = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= 8
     if not fused or not library.native(x):
         return mlp_reference(x, weights)
-    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-    flat = torch.cat([w.reshape(-1) for w in weights])
-    return _Mlp.apply(x.contiguous(), flat, widths, lanes)
+    return _Mlp.apply(x.contiguous(), flat(weights), widths(weights), lanes)
+
+
+def flat(weights: Sequence[Tensor]) -> Tensor:
+    """Lay the weights [out, in] of layers side by side, as the compiled ops read them."""
+    return torch.cat([weight.reshape(-1) for weight in weights])
+
+
+def widths(weights: Sequence[Tensor]) -> list[int]:
+    """List the numbers of inputs, of each hidden layer and of outputs."""
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerftrain.ops import library
-from nerftrain.ops.mlp import BEST, mlp
+from nerftrain.ops.mlp import BEST, flat, mlp, widths
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
 NUM_COLORS = 3
@@ -143,7 +143,7 @@ def ngp_density(features: Tensor, weights: Sequence[Tensor], lanes: int = BEST) 
     if torch.is_grad_enabled() or not _fused(features, weights):
         return ngp_density_reference(features, weights)
     return torch.ops.nerftrain.ngp_density(
-        features.contiguous(), _flat(weights), _widths(weights), lanes
+        features.contiguous(), flat(weights), widths(weights), lanes
     )
 
 
@@ -175,8 +175,8 @@ def ngp(
     return _Ngp.apply(
         features.contiguous(),
         directions.contiguous(),
-        *(_flat(weights) for weights in networks),
-        *(_widths(weights) for weights in networks),
+        *(flat(weights) for weights in networks),
+        *(widths(weights) for weights in networks),
         sh_degree,
         lanes,
     )
@@ -185,11 +185,3 @@ def ngp(
 def _fused(x: Tensor, weights: Sequence[Tensor]) -> bool:
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= MAX_LAYERS
     return fits and library.native(x)
-
-
-def _flat(weights: Sequence[Tensor]) -> Tensor:
-    return torch.cat([weight.reshape(-1) for weight in weights])
-
-
-def _widths(weights: Sequence[Tensor]) -> list[int]:
-    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]

@@ -20,7 +20,7 @@ from nerftrain.ops.composite import composite_reference
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
 from nerftrain.ops.march import visible_samples_reference
-from nerftrain.ops.mlp import BEST
+from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
 from nerftrain.ops.visit import Visited, select_reference, visit
@@ -123,9 +123,10 @@ def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return make(num_rays, color_widths[-1]), *rows, offsets.new_empty(num_rays)
 
 
-def can_visit(rays: Rays, samples: Samples, field: DensityField) -> bool:
-    """Say whether `visit_ngp` and `render_ngp` are compiled for these."""
-    numbers = (rays.origins, rays.directions, samples.t_starts, samples.t_ends, *field.weights)
+def can_visit(rays: Rays, field: DensityField) -> bool:
+    """Say whether `visit_ngp` and `render_ngp` are compiled for these (samples are float32)."""
+    times = [] if rays.times is None else [rays.times]
+    numbers = (rays.origins, rays.directions, *times, *field.weights)
     fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
     grids = all(grid.stored.shape[1] in FEATURES for grid in field.grids)
     return rays.origins.device.type == "cpu" and fits and grids and library.native(*numbers)
@@ -148,7 +149,7 @@ def visit_ngp(
         early_stop_eps: rays whose transmittance falls below it are done.
         lanes: which instruction set multiplies (see `mlp`).
     """
-    if not can_visit(rays, samples, field):
+    if samples.t_starts.dtype != torch.float32 or not can_visit(rays, field):
         return visit_ngp_reference(rays, samples, field, early_stop_eps)
     density, num, transmittance, sum_alpha = torch.ops.nerftrain.visit_ngp(
         *_arguments(rays, samples, field), early_stop_eps, lanes
@@ -175,14 +176,15 @@ def render_ngp(
         thresholds: what cannot be seen (see `visible_samples`).
         lanes: which instruction set multiplies (see `mlp`).
     """
-    if not can_visit(rays, samples, field) or len(color.weights) > MAX_LAYERS:
+    few = len(color.weights) <= MAX_LAYERS and samples.t_starts.dtype == torch.float32
+    if not few or not can_visit(rays, field):
         return render_ngp_reference(rays, samples, field, color, thresholds)
     channels, opacity, depth, distortion, num = torch.ops.nerftrain.render_ngp(
         *_arguments(rays, samples, field),
         thresholds.early_stop_eps,
         lanes,
-        _flat(color.weights),
-        _widths(color.weights),
+        flat(color.weights),
+        widths(color.weights),
         color.sh_degree,
         thresholds.alpha_thre,
         thresholds.min_weight,
@@ -206,16 +208,8 @@ def _arguments(rays: Rays, samples: Samples, field: DensityField) -> tuple[Any, 
         samples.offsets,
         *still,
         *moving,
-        _flat(field.weights),
-        _widths(field.weights),
+        flat(field.weights),
+        widths(field.weights),
         field.box,
         CONTRACTIONS.index(field.contraction),
     )
-
-
-def _flat(weights: Sequence[Tensor]) -> Tensor:
-    return torch.cat([weight.reshape(-1) for weight in weights])
-
-
-def _widths(weights: Sequence[Tensor]) -> list[int]:
-    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]

@@ -146,10 +146,12 @@ def test_ops_along_rays_leave_fields_that_others_have_changed_alone():
     samples = Samples(0 * ones, ones, torch.arange(50), torch.arange(51))
     made = model()
     assert made.visit(rays, samples, 0.1) is not None
-    assert made.draw(rays, samples, Thresholds(0.1, 0.0, 0.0)) is not None
+    draw = made.drawing(rays)
+    assert draw is not None
+    assert draw(samples, Thresholds(0.1, 0.0, 0.0)).opacity.shape == (50,)
     made.__class__ = Denser
     assert made.visit(rays, samples, 0.1) is None
-    assert made.draw(rays, samples, Thresholds(0.1, 0.0, 0.0)) is None
+    assert made.drawing(rays) is None
 
     class Rotated(type(made.encoding)):
         def forward(self, positions: Tensor) -> Tensor:

@@ -188,3 +188,10 @@ def test_rays_without_samples_see_nothing_at_all(make_rays):
     assert drawn.channels.tolist() == [[0.0] * 3] * 5
     for name in Drawn._fields[1:4]:
         assert getattr(drawn, name).tolist() == [0.0] * 5
+
+
+def test_a_grid_over_time_without_times_is_refused(make_samples, make_rays):
+    samples = make_samples()
+    rays = make_rays(len(samples.offsets) - 1)
+    with pytest.raises(RuntimeError, match="needs a time for each ray"):
+        visit_ngp(rays, samples, field(moves=True), 0.1)
