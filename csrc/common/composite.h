@@ -88,8 +88,8 @@ struct CompositeBackward {
 
   NT_HD static T at(const T* values, int64_t i) { return values ? values[i] : T(0); }
 
-  // K channels; 0: as many as there are. Whether there are gradients of what each sample has.
-  template <int K, bool kOfSamples>
+  // K channels; 0: as many as there are. Few losses look at more than channels and opacity: kMore is whether one does.
+  template <int K, bool kMore>
   NT_HD void along(int64_t r) const {
     const int64_t first = in.offsets[r], last = in.offsets[r + 1], k_end = K ? K : in.num_channels;
     const T v_sum_w = at(v_opacity, r), v_sum_wm = at(v_depth, r), v_spread = at(v_distortion, r);
@@ -100,9 +100,9 @@ struct CompositeBackward {
     T leaving = first < last ? arriving[last - 1] * in.kept_of(last - 1) : T(0);
     for (int64_t i = last - 1; i >= first; --i) {
       const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5), w = weights[i];
-      T q = v_sum_w + v_sum_wm * mid;
-      if (kOfSamples) q += at(v_weights, i);
-      if (v_spread != T(0)) {
+      T q = v_sum_w;
+      if (kMore) q += at(v_weights, i) + v_sum_wm * mid;
+      if (kMore && v_spread != T(0)) {
         const T spread = mid * (total_w - T(2) * sum_w - w) - (total_wm - T(2) * sum_wm - w * mid);
         q += v_spread * (T(2) * spread + T(2) / T(3) * w * dt);
       }
@@ -112,22 +112,24 @@ struct CompositeBackward {
         v_sample_channels[i * k_end + k] = w * v;
       }
       T inner = leaving * q - behind;
-      if (kOfSamples && v_alphas) inner += in.kept_of(i) * v_alphas[i];
+      if (kMore && v_alphas) inner += in.kept_of(i) * v_alphas[i];
       v_density[i] = dt * inner;
       leaving = arriving[i];
       behind += w * q;
-      if (kOfSamples) behind += leaving * at(v_arriving, i);
-      sum_w += w;
-      sum_wm += w * mid;
+      if (kMore) {
+        behind += leaving * at(v_arriving, i);
+        sum_w += w;
+        sum_wm += w * mid;
+      }
     }
   }
 
   NT_HD void operator()(int64_t r) const {
-    const bool of_samples = v_weights || v_alphas || v_arriving;
+    const bool more = v_depth || v_distortion || v_weights || v_alphas || v_arriving;
     if (in.num_channels == 3)
-      of_samples ? along<3, true>(r) : along<3, false>(r);
+      more ? along<3, true>(r) : along<3, false>(r);
     else
-      of_samples ? along<0, true>(r) : along<0, false>(r);
+      more ? along<0, true>(r) : along<0, false>(r);
   }
 };
 

@@ -1,24 +1,30 @@
 #include "../operators/scan.h"
 
+#include <algorithm>
+
 #include "backend.h"
 
 namespace nerftrain {
 
 // Where each ray's samples begin among those in the order of their rays: int64 [R + 1], which never decrease, whatever
-// the indices. One pass that leaps over samples of one ray.
+// the indices: each range of rays stays between the samples that bisection finds for its ends. One pass that leaps over
+// samples of one ray.
 Tensor ray_offsets(const Tensor& ray_indices, int64_t num_rays) {
-  constexpr int64_t kLeap = 16;
+  constexpr int64_t kLeap = 16, kRays = 2048;
   Tensor offsets = make(ray_indices, {num_rays + 1});
   const int64_t* rays = read<int64_t>(ray_indices);
   int64_t* begin = write<int64_t>(offsets);
   const int64_t num_samples = ray_indices.size(0);
-  int64_t next = 0;  // the first ray whose beginning is not known
-  for (int64_t i = 0; i < num_samples && next <= num_rays; ++i) {
-    while (i + kLeap <= num_samples && rays[i + kLeap - 1] < next) i += kLeap;
-    if (i < num_samples)
-      for (; next <= rays[i] && next <= num_rays; ++next) begin[next] = i;
-  }
-  for (; next <= num_rays; ++next) begin[next] = num_samples;
+  torch::stable::parallel_for(0, num_rays + 1, kRays, [&](int64_t next, int64_t last) {
+    int64_t i = std::lower_bound(rays, rays + num_samples, next) - rays;
+    const int64_t stop = last > num_rays ? num_samples : std::lower_bound(rays, rays + num_samples, last) - rays;
+    for (; i < stop && next < last; ++i) {
+      while (i + kLeap <= stop && rays[i + kLeap - 1] < next) i += kLeap;
+      if (i < stop)
+        for (; next <= rays[i] && next < last; ++next) begin[next] = i;
+    }
+    for (; next < last; ++next) begin[next] = stop;
+  });
   return offsets;
 }
 

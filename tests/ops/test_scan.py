@@ -197,7 +197,7 @@ def test_a_ray_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 15, 16, 17, 200])
-@pytest.mark.parametrize("num_rays", [0, 1, 7, 90])
+@pytest.mark.parametrize("num_rays", [0, 1, 7, 90, 9000])
 def test_rays_begin_where_bisection_finds_them(device, num_samples, num_rays):
     generator = torch.Generator().manual_seed(0)
     for highest in (1, max(num_rays, 1), 200):  # few rays, all, and some beyond the last
@@ -209,10 +209,12 @@ def test_rays_begin_where_bisection_finds_them(device, num_samples, num_rays):
 
 def test_rays_out_of_order_begin_within_the_samples(device):
     generator = torch.Generator().manual_seed(0)
-    offsets = ray_offsets(torch.randint(-3, 60, (500,), generator=generator).to(device), 50)
-    assert (offsets.diff() >= 0).all()
-    assert int(offsets[0]) >= 0
-    assert int(offsets[-1]) <= 500
+    for num_rays in (50, 9000):  # the latter in ranges of their own
+        rays = torch.randint(-3, num_rays + 10, (500,), generator=generator)
+        offsets = ray_offsets(rays.to(device), num_rays)
+        assert (offsets.diff() >= 0).all()
+        assert int(offsets[0]) >= 0
+        assert int(offsets[-1]) <= 500
 
 
 @pytest.mark.parametrize("num_values", range(10))
