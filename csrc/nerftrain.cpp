@@ -22,8 +22,8 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, int max_samples) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "float alpha_thre, float min_weight) -> Tensor");
+      "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor least, "
+      "float early_stop_eps) -> Tensor");
   // Visiting samples front to back: how many of each ray are next, which these are, what was found there; and keeping
   // those that are wanted.
   m.def("visit_count(Tensor offsets, Tensor num, Tensor transmittance, float early_stop_eps, int most) -> Tensor");
@@ -92,6 +92,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "adam_with_copy_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
       "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
+  m.def(
+      "adam_placed_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
+      "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, bool skip) -> ()");
   // A small MLP in float32, on the CPU only: elsewhere the vendor's matrix library serves.
   m.def("mlp_fwd(Tensor x, Tensor weights, int[] widths, int lanes) -> Tensor");
   m.def("mlp_bwd(Tensor x, Tensor weights, Tensor v_y, int[] widths, int lanes) -> (Tensor, Tensor)");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,15 +16,27 @@ from nerftrain.types import Rays, Rendering, Samples
 Kind = Literal["huber", "l2"]
 
 
-def color_loss(kind: Kind, prediction: Tensor, target: Tensor) -> Tensor:
-    """Average the error of colours [R, 3].
+def color_loss(
+    kind: Kind, prediction: Tensor, target: Tensor, whole: Tensor | None = None
+) -> Tensor:
+    """Average the error of colours [R, 3], of those rays alone that are `whole` [R].
 
     It is smooth L1 (Huber with delta 1) or half the squared error. The two differ beyond an error
     of one only, so one learning rate serves both.
     """
+    how = "mean" if whole is None else "none"
     if kind == "huber":
-        return functional.smooth_l1_loss(prediction, target)
-    return 0.5 * functional.mse_loss(prediction, target)
+        error = functional.smooth_l1_loss(prediction, target, reduction=how)
+    else:
+        error = 0.5 * functional.mse_loss(prediction, target, reduction=how)
+    return error if whole is None else mean_of_whole(error.mean(1), whole)
+
+
+def mean_of_whole(values: Tensor, whole: Tensor | None) -> Tensor:
+    """Average values [R] over the rays that are whole [R]; None: over all."""
+    if whole is None:
+        return values.mean()
+    return torch.where(whole, values, 0.0).sum() / whole.sum().clamp(min=1)
 
 
 def distortion_loss(rendering: Rendering, samples: Samples, rays: Rays, kind: Spacing) -> Tensor:
@@ -34,4 +47,5 @@ def distortion_loss(rendering: Rendering, samples: Samples, rays: Rays, kind: Sp
     """
     near, far = (bound.index_select(0, samples.ray_indices) for bound in (rays.near, rays.far))
     starts, ends = (to_share(kind, t, near, far) for t in (samples.t_starts, samples.t_ends))
-    return distortion(rendering.weights, starts, ends, samples.offsets).mean()
+    spread = distortion(rendering.weights, starts, ends, samples.offsets)
+    return mean_of_whole(spread, samples.whole)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.ops.adam import AdamRates, adam_step
+from nerftrain.ops.adam import AdamRates, adam_step, adam_step_placed
 
 
 class Adam(torch.optim.Optimizer):
@@ -17,11 +18,22 @@ class Adam(torch.optim.Optimizer):
     def __init__(self, params: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
         """Take parameter groups; defaults are lr, betas, eps, weight_decay and skip."""
         super().__init__(params, defaults)
+        self._rates: dict[int, Tensor] = {}  # of groups whose parameters lie on a GPU, []
+
+    def place_rates(self) -> None:
+        """Put the learning rates where steps on a GPU read them, recorded ones too."""
+        for number, group in enumerate(self.param_groups):
+            device = group["params"][0].device
+            if device.type == "cpu":
+                continue
+            if number not in self._rates:
+                self._rates[number] = torch.zeros((), device=device)
+            self._rates[number].fill_(group["lr"])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every parameter that has a gradient."""
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             beta1, beta2 = group["betas"]
             rates = AdamRates(
                 lr=group["lr"],
@@ -38,9 +50,17 @@ class Adam(torch.optim.Optimizer):
                 if not state:  # all or, where memory runs out, nothing
                     moments = torch.zeros_like(parameter), torch.zeros_like(parameter)
                     state.update(step=0, mean=moments[0], variance=moments[1])
-                state["step"] += 1
                 moments = state["mean"], state["variance"]
-                adam_step(parameter, parameter.grad, *moments, rates, state["step"])
+                if parameter.device.type == "cpu":
+                    state["step"] = int(state["step"]) + 1
+                    adam_step(parameter, parameter.grad, *moments, rates, state["step"])
+                    continue
+                if number not in self._rates:
+                    self.place_rates()
+                steps = torch.as_tensor(state["step"], dtype=torch.float32)
+                state["step"] = steps = steps.to(parameter.device)
+                placed = self._rates[number], steps.add_(1)
+                adam_step_placed(parameter, parameter.grad, *moments, rates, placed)
 
 
 def adam(

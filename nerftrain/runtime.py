@@ -29,6 +29,7 @@ class Runtime:
         ops: Literal["auto", "native", "reference"],
         cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"],
         precision: Literal["float32", "tf32", "bfloat16"],
+        cuda_graph: bool,
     ) -> None:
         """Choose; `start` puts the choice into effect.
 
@@ -42,6 +43,7 @@ class Runtime:
         self.ops: library.Mode = ops
         self.cpu_isa: library.CpuIsa = cpu_isa
         self.precision = precision
+        self.cuda_graph = cuda_graph
 
     @property
     def torch_device(self) -> torch.device:
@@ -56,6 +58,12 @@ class Runtime:
             )
         cuda = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if cuda else "cpu")
+
+    @property
+    def has_fixed_rooms(self) -> bool:
+        """Tell whether samples lie in buffers of fixed sizes: a GPU is not asked for numbers."""
+        device = self.torch_device
+        return device.type == "cuda" and library.native(torch.empty(0, device=device))
 
     def start(self, seed: int) -> None:
         """Set threads, ops and seeds for this process."""

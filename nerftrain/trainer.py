@@ -6,9 +6,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.errors import RunError, UserError
-from nerftrain.losses import Kind, color_loss, distortion_loss
+from nerftrain.losses import Kind, color_loss, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
+from nerftrain.ops.adam import refresh_half_copies
+from nerftrain.optimizers import Adam
+from nerftrain.recording import Counts, Pace, Recorder, own_stream
 from nerftrain.rendering import Background, field_functions, render
 from nerftrain.runtime import Runtime
 from nerftrain.samplers import Sampler
@@ -35,6 +39,9 @@ MIN_RAYS = 64
 MIN_BUDGET = 1024  # samples of a step
 FILM_PIXELS = 800  # the longer side of the video at the end, at most
 GROWTH = 1.2  # of the number of rays from step to step, at most
+# Where a GPU is not asked for numbers: what of its buffers is to be full, how far off the number of
+# rays may be, and what it is a multiple of.
+FILL, LEEWAY, RAYS_APART = 0.95, 0.1, 64
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,17 @@ class Run:
     run_dir: Path
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a step was, in tensors whose numbers nobody need know yet."""
+
+    terms: dict[str, Tensor]  # of the loss, []
+    rgb: Tensor  # [R, 3]
+    target: Tensor  # [R, 3]
+    whole: Tensor | None  # [R], the rays that count; None: all
+    counted: Tensor  # [3] int64: rays that count, samples, densities without gradient
+
+
 class State:
     """What changes from step to step besides weights, optimiser and sampler."""
 
@@ -116,6 +134,7 @@ class State:
         self.num_rays = float(min(FIRST_RAYS, run.settings.max_rays))
         self.sample_budget = run.settings.sample_budget  # less where memory has run out
         self.best_psnr = float("-inf")
+        self.bad: dict[str, Tensor] = {}  # whether a term of the loss has not been a number
         self.generator = run.runtime.generator(run.seed)
         parameters = run.model.named_parameters() if run.settings.ema_decay else ()
         self.ema = {name: p.detach().clone() for name, p in parameters}
@@ -128,14 +147,25 @@ class State:
         by_seconds = self.seconds / settings.max_seconds if settings.max_seconds else 0.0
         return min(1.0, max(self.step / settings.steps, by_seconds))
 
-    def follow_budget(self, settings: Settings, num_samples: int, num_evaluated: int) -> None:
+    def follow_budget(self, settings: Settings, counts: Counts | None, leaps: bool) -> None:
         """Choose the next number of rays so that a step has sample_budget samples with gradients.
 
         Densities without gradient cost about a quarter of such a sample: four times the budget is
-        their limit.
+        their limit. In leaps it stays as it is until it would be off by far, for what a GPU has
+        recorded is of one number of rays; then counts come late, and those of another number, or
+        None, change nothing.
         """
-        fit = self.sample_budget / max(num_samples, num_evaluated / 4, 1.0)
-        self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
+        if counts is None or (leaps and counts.drawn != int(self.num_rays)):
+            return
+        fit = self.sample_budget / max(counts.samples, counts.evaluated / 4, 1.0)
+        if not leaps:
+            self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
+        else:
+            # That share of the rays drawn has found room: a few too many cost less than too few.
+            target = fit * counts.whole / counts.drawn * FILL
+            if 1 - LEEWAY < target < 1 + LEEWAY:
+                return
+            self.num_rays = RAYS_APART * round(self.num_rays * min(target, 2.0) / RAYS_APART)
         self.num_rays = min(max(self.num_rays, MIN_RAYS), settings.max_rays)
 
     def make_do(self) -> None:
@@ -150,6 +180,13 @@ class State:
             )
         self.sample_budget //= 2
         self.num_rays = max(self.num_rays / 2, MIN_RAYS)
+
+    def notice(self, terms: dict[str, Tensor]) -> None:
+        """Remember which terms of the loss have not been numbers."""
+        for name, term in terms.items():
+            if name not in self.bad:
+                self.bad[name] = torch.zeros_like(term, dtype=torch.bool)
+            self.bad[name].logical_or_(term.detach().isfinite().logical_not())
 
     def follow_weights(self, run: Run) -> None:
         """Move the averaged weights towards the weights."""
@@ -222,11 +259,15 @@ def loop(run: Run, state: State, journal: Journal) -> None:
     A step that does not fit into a GPU's memory is tried again with half the samples. Raises
     RunError where the GPU fails.
     """
-    settings, optimizer = run.settings, run.optimizer
-    scene = run.scene.to(run.runtime.torch_device)
+    settings, optimizer, sampler = run.settings, run.optimizer, run.sampler
+    device, fixed = run.runtime.torch_device, run.runtime.has_fixed_rooms
+    scene = run.scene.to(device)
     base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     run.model.train()
-    with _interruptible() as interrupted:
+    take = partial(_step, run, state, scene)
+    steps = Recorder(take, state.generator, sampler, _why_not_recorded(run))
+    pace = Pace(device)
+    with _interruptible() as interrupted, own_stream(device):
         while state.progress(settings) < 1:
             started = time.perf_counter()
 
@@ -235,30 +276,56 @@ def loop(run: Run, state: State, journal: Journal) -> None:
                 group["initial_lr"], group["lr"] = rate, rate * factor
 
             try:
-                terms, rgb, target, num_samples = _step(run, state, scene)
+                _bring_up_to_date(run)
+                room = state.sample_budget if fixed else None
+                taken = steps.step(int(state.num_rays), room, sampler.phase())
+                sampler.update(state.step, run.model.density, state.generator)
             except RuntimeError as error:
+                steps.forget()
                 _after_fault(run, state, error)
                 continue
 
             state.step += 1
-            state.follow_budget(settings, num_samples, run.sampler.num_evaluated)
+            counts = pace.passed(len(taken.rgb), taken.counted)
+            state.follow_budget(settings, counts, leaps=fixed)
             state.seconds += time.perf_counter() - started
-            journal.after_step(terms, rgb, target, num_samples)
+            if journal.is_due() or state.progress(settings) >= 1:
+                state.seconds += pace.settle()
+            journal.after_step(taken, counts)
 
             if interrupted.is_set():
                 journal.interrupt()
                 raise KeyboardInterrupt
 
 
-def _step(run: Run, state: State, scene: Scene) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
-    """Take one step: the loss's terms, the colours and what they should be, samples trained on."""
+def _why_not_recorded(run: Run) -> str | None:
+    """Say why steps are launched kernel by kernel; None: they can be recorded."""
+    if run.runtime.torch_device.type != "cuda" or not run.runtime.has_fixed_rooms:
+        return "there is no GPU with compiled ops"
+    if not run.runtime.cuda_graph:
+        return "runtime.cuda_graph=false"
+    if not isinstance(run.optimizer, Adam):
+        return "the optimizer takes its rate from the host"
+    return None
+
+
+def _bring_up_to_date(run: Run) -> None:
+    """Put what the host has changed where a recorded step reads it."""
+    if isinstance(run.optimizer, Adam):
+        run.optimizer.place_rates()
+    refresh_half_copies([*run.model.parameters(), *run.sampler.parameters()])
+
+
+def _step(
+    run: Run, state: State, scene: Scene, num_rays: int, room: int | None, _phase: Hashable
+) -> Taken:
+    """Take one step, with samples in buffers of fixed sizes where there is a room."""
     model, sampler, optimizer, generator = run.model, run.sampler, run.optimizer, state.generator
-    num_rays = int(state.num_rays)
     colors = run.background.sample(num_rays, generator)
     batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
     sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
     with run.runtime.autocast():
-        samples = sampler.sample(batch.rays, sigma_fn, generator)
+        samples = sampler.sample(batch.rays, sigma_fn, generator, room)
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
 
@@ -266,8 +333,25 @@ def _step(run: Run, state: State, scene: Scene) -> tuple[dict[str, Tensor], Tens
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     state.follow_weights(run)
-    sampler.update(state.step, model.density, generator)
-    return terms, rendering.rgb.detach(), batch.target, len(samples)
+    state.notice(terms)
+    return Taken(
+        {name: term.detach() for name, term in terms.items()},
+        rendering.rgb.detach(),
+        batch.target,
+        samples.whole,
+        _count(num_rays, samples, sampler.num_evaluated, asked=room is None),
+    )
+
+
+def _count(num_rays: int, samples: Samples, num_evaluated: int | Tensor, asked: bool) -> Tensor:
+    """Count rays that count, samples and densities: [3], on the host where it was asked anyway."""
+    if asked:
+        return torch.tensor([num_rays, len(samples), int(num_evaluated)])
+    last = samples.offsets[-1]
+    whole = last.new_full((), num_rays) if samples.whole is None else samples.whole.sum()
+    known = isinstance(num_evaluated, Tensor)
+    evaluated = num_evaluated if known else last.new_full((), num_evaluated)
+    return torch.stack([whole, last, evaluated])
 
 
 def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
@@ -294,7 +378,8 @@ def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
 def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:
     """Name every term of the loss, weights included: their sum is what is minimised."""
     settings = run.settings
-    terms = {"color": color_loss(settings.loss, rendering.rgb, batch.target)}
+    error = color_loss(settings.loss, rendering.rgb, batch.target, samples.whole)
+    terms = {"color": error}
     if settings.distortion_weight > 0:
         spread = distortion_loss(rendering, samples, batch.rays, settings.distortion_spacing)
         terms["distortion"] = settings.distortion_weight * spread
@@ -336,9 +421,8 @@ class Journal:
         run.logger.open(run.run_dir, state.step or None)
         self.curve = report.Curve(run.run_dir, state.step)
         self.progress = report.Progress(run.settings.steps, run.settings.max_seconds)
-        self.bad: dict[str, Tensor] = {}
         self.last_evaluated = self.last_saved = self.last_seconds = state.seconds
-        self.rays = self.samples = 0
+        self.rays = self.samples = self.steps = 0  # counted since the last row
 
     def __enter__(self) -> Journal:
         return self
@@ -347,34 +431,33 @@ class Journal:
         self.progress.close()
         self.curve.close()
 
-    def after_step(
-        self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor, num_samples: int
-    ) -> None:
+    def is_due(self) -> bool:
+        """Tell whether `after_step` will look at numbers."""
+        return self.state.step % self.intervals.log == 0 or self._due_to("evaluate", "checkpoint")
+
+    def _due_to(self, *what: str) -> bool:
+        lasts = {"evaluate": self.last_evaluated, "checkpoint": self.last_saved}
+        waits = {"evaluate": self.intervals.evaluate_seconds}
+        waits["checkpoint"] = self.intervals.checkpoint_seconds
+        seconds = self.state.seconds
+        return any((wait := waits[name]) and seconds - lasts[name] >= wait for name in what)
+
+    def after_step(self, taken: Taken, counts: Counts | None) -> None:
         """Log, evaluate and save as often as the settings say."""
-        for name, term in terms.items():
-            self.bad[name] = (
-                self.bad.get(name, torch.zeros_like(term, dtype=torch.bool))
-                | ~term.detach().isfinite()
-            )
-        self.rays += len(rgb)
-        self.samples += num_samples
-        settings, state = self.intervals, self.state
-        if state.step % settings.log == 0:
-            self._log(terms, rgb, target)
-        if (
-            settings.evaluate_seconds
-            and state.seconds - self.last_evaluated >= settings.evaluate_seconds
-        ):
-            self.last_evaluated = state.seconds
+        if counts is not None:
+            self.rays += counts.whole
+            self.samples += counts.samples
+            self.steps += 1
+        if self.state.step % self.intervals.log == 0:
+            self._log(taken)
+        if self._due_to("evaluate"):
+            self.last_evaluated = self.state.seconds
             self._evaluate()
-        if (
-            settings.checkpoint_seconds
-            and state.seconds - self.last_saved >= settings.checkpoint_seconds
-        ):
+        if self._due_to("checkpoint"):
             self._try_to_save("last")
 
     def _stop_if_bad(self) -> None:
-        for name, bad in self.bad.items():
+        for name, bad in self.state.bad.items():
             if bool(bad):  # a synchronisation on CUDA
                 where = f"the last good state is in {self.run.run_dir / checkpoint.FOLDER}"
                 raise RunError(
@@ -382,17 +465,19 @@ class Journal:
                     f"try a lower optimizer.lr ({where}, if any was saved)"
                 )
 
-    def _log(self, terms: dict[str, Tensor], rgb: Tensor, target: Tensor) -> None:
+    def _log(self, taken: Taken) -> None:
         self._stop_if_bad()
         state = self.state
         seconds = max(state.seconds - self.last_seconds, 1e-9)
         figures: dict[str, float | None] = {
-            f"loss/{name}": float(term.detach()) for name, term in terms.items()
+            f"loss/{name}": float(term) for name, term in taken.terms.items()
         }
-        figures["loss"] = sum(float(term.detach()) for term in terms.values())
-        figures["psnr"] = -10 * float((rgb - target).square().mean().clamp(min=1e-10).log10())
+        figures["loss"] = sum(float(term) for term in taken.terms.values())
+        error = mean_of_whole((taken.rgb - taken.target).square().mean(1), taken.whole)
+        figures["psnr"] = -10 * float(error.clamp(min=1e-10).log10())
         figures["lr"] = self.run.optimizer.param_groups[0]["lr"]
-        figures["rays"], figures["samples"] = len(rgb), self.samples / max(self.rays, 1) * len(rgb)
+        steps = max(self.steps, 1)
+        figures["rays"], figures["samples"] = self.rays / steps, self.samples / steps
         figures["rays_per_second"], figures["samples_per_second"] = (
             self.rays / seconds,
             self.samples / seconds,
@@ -401,7 +486,7 @@ class Journal:
         self.curve.write(state.step, state.seconds, **figures)
         self.run.logger.scalars(figures, state.step, state.seconds)
         self.progress.update(state.step, state.seconds, figures)
-        self.last_seconds, self.rays, self.samples = state.seconds, 0, 0
+        self.last_seconds, self.rays, self.samples, self.steps = state.seconds, 0, 0, 0
 
     def _evaluate(self) -> None:
         self._stop_if_bad()

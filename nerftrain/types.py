@@ -84,12 +84,17 @@ class Rays(_Tensors):
 
 @dataclass(frozen=True)
 class Samples(_Tensors):
-    """Intervals along rays, all rays' samples back to back, front to back within a ray."""
+    """Intervals along rays, all rays' samples back to back, front to back within a ray.
+
+    In buffers of a fixed size, `room`, rows from offsets[R] on are nobody's: intervals of no length
+    at the origin of ray 0. Rays that have not found room are left out whole.
+    """
 
     t_starts: Tensor  # [N]
     t_ends: Tensor  # [N]
     ray_indices: Tensor  # [N] int64, non-decreasing
     offsets: Tensor  # [R + 1] int64; ray r owns offsets[r] : offsets[r + 1]
+    whole: Tensor | None = None  # [R] bool, the rays that have found room; None: all
 
     def __len__(self) -> int:
         return self.t_starts.shape[0]

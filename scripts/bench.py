@@ -51,6 +51,7 @@ from nerftrain.ops import (
     visit_ngp,
 )
 from nerftrain.ops import rays as ray_ops
+from nerftrain.recording import Counts
 from nerftrain.rendering import field_functions
 from nerftrain.samplers import jitter, occgrid
 from nerftrain.samplers.occgrid import OccGrid
@@ -115,12 +116,19 @@ class Tally:
     def __init__(self, run: trainer.Run, state: trainer.State, num_steps: int) -> None:
         self.run, self.state, self.num_steps = run, state, num_steps
         self.counts: Counter[str] = Counter()
+        self.num_counted = 0  # steps
         self.clock = [state.seconds]  # the trainer's, before and after every step
 
-    def after_step(self, _terms: object, rgb: Tensor, _target: object, num_samples: int) -> None:
+    def is_due(self) -> bool:
+        """Wait for a GPU at the end, so that all of its time is counted."""
+        return len(self.clock) >= self.num_steps
+
+    def after_step(self, _taken: object, counts: Counts | None) -> None:
         """Count a step."""
-        densities = self.run.sampler.num_evaluated
-        self.counts.update(rays=len(rgb), samples=num_samples, densities=densities)
+        if counts is not None:  # a GPU's come late
+            whole, samples, densities = counts.whole, counts.samples, counts.evaluated
+            self.counts.update(rays=whole, samples=samples, densities=densities)
+            self.num_counted += 1
         self.clock.append(self.state.seconds)
         if len(self.clock) > self.num_steps:
             raise EnoughError
@@ -147,8 +155,11 @@ class Bench:
     def train(self, num_steps: int, stages: Stages | None = None) -> Tally:
         """Train num_steps more steps by the trainer's own loop; time its stages where asked to."""
         tally = Tally(self.run, self.state, num_steps)
+        runtime = self.run.runtime
+        recorded, runtime.cuda_graph = runtime.cuda_graph, runtime.cuda_graph and stages is None
         with suppress(EnoughError), stages.measuring(self.run, tally) if stages else ExitStack():
             trainer.loop(self.run, self.state, tally)  # type: ignore[arg-type]
+        runtime.cuda_graph = recorded
         return tally
 
     @torch.no_grad()
@@ -277,7 +288,8 @@ def _throughput(plain: Tally, timed: Tally, memory: int | None) -> Table:
     rows: list[Row] = [("ms per step", mean), ("ms per step, median", median(plain.milliseconds))]
     rows.append(("ms per step while stages were timed", mean_timed))
     names = ("rays", "samples with gradient", "densities without gradient")
-    each = [(n, c / plain.num_steps) for n, c in zip(names, plain.counts.values(), strict=True)]
+    counted = max(plain.num_counted, 1)
+    each = [(n, c / counted) for n, c in zip(names, plain.counts.values(), strict=False)]
     rows += [(f"{name} per step", count) for name, count in each]
     rows += [(f"{name} per second", count / mean * 1000) for name, count in each]
     rows.append(("peak memory of the process, GiB", None if memory is None else memory / 2**30))
@@ -664,7 +676,11 @@ def curve(arguments: argparse.Namespace) -> list[Table]:
             marks[:] = [mark for mark in marks if mark > state.seconds]
             score(arguments.views)
 
-    trainer.loop(run, state, SimpleNamespace(after_step=after_step))  # type: ignore[arg-type]
+    def is_due() -> bool:
+        return bool(marks) and state.seconds >= marks[0]
+
+    journal = SimpleNamespace(is_due=is_due, after_step=after_step)
+    trainer.loop(run, state, journal)  # type: ignore[arg-type]
     score(None)
     note = (
         f"Test split on {run.background.evaluation}, {_choices(run)}, seed {run.seed}; evaluation "

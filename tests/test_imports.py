@@ -21,6 +21,7 @@ LAYERS = [
         "losses",
         "metrics",
         "optimizers",
+        "recording",
         "runtime",
         "schedules",
         "models.encodings",

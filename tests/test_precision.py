@@ -17,7 +17,7 @@ def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    runtime = Runtime("auto", None, "auto", "auto", precision)
+    runtime = Runtime("auto", None, "auto", "auto", precision, True)
     runtime.start(0)
     assert chosen == []  # a CPU's products are left as they are
     with runtime.autocast():
@@ -46,9 +46,10 @@ def test_a_step_in_bfloat16_moves_every_parameter_by_float32_gradients(monkeypat
     before = [p.detach().clone() for p in run.model.parameters()]
     for group in run.optimizer.param_groups:
         group["lr"] = 0.01
-    terms, rgb, _, _ = trainer._step(run, state, run.scene)
-    assert rgb.dtype == torch.float32
-    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    taken = trainer._step(run, state, run.scene, 64, None, None)
+    assert taken.rgb.dtype == torch.float32
+    terms = taken.terms.values()
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms)
     for old, parameter in zip(before, run.model.parameters(), strict=True):
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,12 +112,12 @@ def test_a_step_that_does_not_fit_into_memory_is_tried_again_with_half_the_sampl
 ) -> None:
     run, step, faults = make_run("run", "trainer.steps=10"), trainer._step, [3, 3, 7]
 
-    def stumbling(run: Run, state: State, scene: Scene) -> object:
+    def stumbling(run: Run, state: State, scene: Scene, *key: Any) -> object:
         if faults and state.step == faults[0]:
             faults.pop(0)
             raise torch.OutOfMemoryError("CUDA out of memory")
         budgets.append(state.sample_budget)
-        return step(run, state, scene)
+        return step(run, state, scene, *key)
 
     budgets: list[int] = []
     monkeypatch.setattr(trainer, "_step", stumbling)
@@ -157,6 +158,9 @@ class _InterruptAt:
         self.journal.after_step(*args)  # type: ignore[arg-type]
         if self.journal.state.step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
+
+    def is_due(self) -> bool:
+        return self.journal.is_due()
 
     def interrupt(self) -> None:
         self.journal.interrupt()

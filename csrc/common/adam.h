@@ -1,6 +1,7 @@
 // Adam (arXiv:1412.6980, algorithm 1) that leaves entries without a gradient alone, moments included: a hash table's
 // entry moves when it is seen, not on the momentum of when it was last seen (as in tiny-cuda-nn).
 #pragma once
+#include "half.h"
 #include "macros.h"
 
 namespace nerftrain {
@@ -28,6 +29,27 @@ struct AdamEntry {
     mean[i] = stay ? m : new_m;
     variance[i] = stay ? v : new_v;
     parameter[i] = stay ? p : new_p;
+  }
+};
+
+// The same where the learning rate and the step lie in memory: what is recorded once serves every step. A copy in half
+// precision, where there is one, follows.
+template <class T>
+struct AdamPlaced {
+  AdamEntry<T> entry;  // without rates
+  const float* lr;     // [1]
+  const float* step;   // [1] from 1
+  Half* copy;
+
+  // 1 - beta^step, which for a beta next to one is the small difference of numbers next to one.
+  NT_HD static T bias(T beta, T step) { return beta > T(0) ? -expm1_of(step * log_of(beta)) : T(1); }
+
+  NT_HD void operator()(int64_t i) const {
+    AdamEntry<T> now = entry;
+    now.rate = T(*lr) / bias(entry.beta1, T(*step));
+    now.correction = T(1) / sqrt_of(bias(entry.beta2, T(*step)));
+    now(i);
+    if (copy) copy[i] = half_of(float(entry.parameter[i]));
   }
 };
 

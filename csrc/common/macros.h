@@ -26,6 +26,12 @@ NT_HD T max_of(T a, T b) {
 NT_HD float exp_of(float x) { return expf(x); }
 NT_HD double exp_of(double x) { return exp(x); }
 
+NT_HD float expm1_of(float x) { return expm1f(x); }
+NT_HD double expm1_of(double x) { return expm1(x); }
+
+NT_HD float log_of(float x) { return logf(x); }
+NT_HD double log_of(double x) { return log(x); }
+
 NT_HD float sqrt_of(float x) { return sqrtf(x); }
 NT_HD double sqrt_of(double x) { return sqrt(x); }
 

@@ -276,12 +276,12 @@ struct VisibleSamples {
   const T* t_starts;       // [N]
   const T* t_ends;         // [N]
   const int64_t* offsets;  // [R + 1]
+  const T* least;          // [2] opacity and weight
   T early_stop_eps;
-  T alpha_thre;
-  T min_weight;
   bool* visible;  // [N]
 
   NT_HD void operator()(int64_t r) const {
+    const T alpha_thre = least[0], min_weight = least[1];
     T transmittance = 1;
     for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
       if (transmittance < early_stop_eps) {  // and so it stays: what lies behind need not be known

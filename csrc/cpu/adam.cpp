@@ -35,5 +35,6 @@ void adam_with_copy_(const Tensor& parameter, const Tensor& gradient, const Tens
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("adam_", TORCH_BOX(&nerftrain::adam_<nerftrain::CpuAdam>));
+  m.impl("adam_placed_", TORCH_BOX(&nerftrain::adam_placed_<nerftrain::Cpu>));
   m.impl("adam_with_copy_", TORCH_BOX(&nerftrain::adam_with_copy_));
 }

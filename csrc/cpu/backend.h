@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
+
 namespace nerftrain {
 
 // Fewer elements than this are not worth waking another thread for. Bodies that do little have a kGrain of their own:
@@ -23,6 +25,14 @@ struct Cpu {
     torch::stable::parallel_for(0, n, grain_of<Body>(kGrain), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(i);
     });
+  }
+
+  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets) {
+    const int64_t num_rows = packed.size(0), num_rays = offsets.size(0) - 1;
+    const int64_t first = num_rays < 0 ? 0 : offsets.const_data_ptr<int64_t>()[num_rays];
+    if (first >= num_rows) return;
+    const size_t row_bytes = size_t(packed.numel() / num_rows) * packed.element_size();
+    std::memset(static_cast<char*>(packed.mutable_data_ptr()) + first * row_bytes, 0, (num_rows - first) * row_bytes);
   }
 
   // Levels inside blocks of samples: a level's table stays in the cache while a block reads it.

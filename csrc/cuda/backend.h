@@ -54,6 +54,13 @@ struct Cuda {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  // All of it: how much is nobody's only the GPU knows.
+  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor&) {
+    torch::stable::accelerator::DeviceGuard guard(packed.get_device_index());
+    const size_t bytes = size_t(packed.numel()) * packed.element_size();
+    STD_CUDA_CHECK(cudaMemsetAsync(packed.mutable_data_ptr(), 0, bytes, stream_of(packed)));
+  }
+
   template <class Body>
   static void scatter(const torch::stable::Tensor& like, int64_t n, const Body& body) {
     for_each(like, n, body.levels.num_levels, body);

@@ -1,4 +1,6 @@
 #pragma once
+#include <stdexcept>
+
 #include "../common/adam.h"
 #include "tensors.h"
 
@@ -34,6 +36,23 @@ void adam_(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, 
   const auto run = [&](auto zero) {
     Backend::for_each(parameter, parameter.numel(),
                       adam_entry<decltype(zero)>(parameter, gradient, mean, variance, rates));
+  };
+  is_double(parameter) ? run(0.0) : run(0.f);
+}
+
+template <class Backend>
+void adam_placed_(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance,
+                  const Tensor& copy, const Tensor& lr, const Tensor& step, double beta1, double beta2, double eps,
+                  double weight_decay, bool skip) {
+  if (copy.numel() && (copy.numel() != parameter.numel() || copy.scalar_type() != ScalarType::Half))
+    throw std::runtime_error("adam: the copy must have the parameter's shape, in half precision");
+  const AdamRates rates{0, beta1, beta2, eps, weight_decay, 1, skip};
+  Half* to = copy.numel() ? static_cast<Half*>(copy.mutable_data_ptr()) : nullptr;
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const AdamPlaced<T> body{adam_entry<T>(parameter, gradient, mean, variance, rates), read<float>(lr),
+                             read<float>(step), to};
+    Backend::for_each(parameter, parameter.numel(), body);
   };
   is_double(parameter) ? run(0.0) : run(0.f);
 }

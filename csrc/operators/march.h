@@ -97,8 +97,9 @@ std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tens
                                                const Tensor& offsets, int64_t num_samples) {
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
                                     step, cone_angle, max_steps, max_samples);
-  Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
-  Tensor ray_indices = make(origins, {num_samples}, ScalarType::Long);
+  Tensor t_starts = make_packed<Backend>(origins, {num_samples}, offsets);
+  Tensor t_ends = make_packed<Backend>(origins, {num_samples}, offsets);
+  Tensor ray_indices = make_packed<Backend>(offsets, {num_samples}, offsets);
   const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),
                         write<int64_t>(ray_indices)};
   Backend::for_each(origins, origins.size(0), body);
@@ -107,18 +108,19 @@ std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tens
 
 template <class Backend, class T>
 void visible_samples_as(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-                        double early_stop_eps, double alpha_thre, double min_weight, Tensor& visible) {
-  const VisibleSamples<T> body{read<T>(density),  read<T>(t_starts), read<T>(t_ends), read<int64_t>(offsets),
-                               T(early_stop_eps), T(alpha_thre),     T(min_weight),   write<bool>(visible)};
+                        const Tensor& least, double early_stop_eps, Tensor& visible) {
+  const VisibleSamples<T> body{read<T>(density), read<T>(t_starts),  read<T>(t_ends), read<int64_t>(offsets),
+                               read<T>(least),   T(early_stop_eps), write<bool>(visible)};
   Backend::for_each(density, offsets.size(0) - 1, body);
 }
 
+// least: [2], of the opacity and of the weight.
 template <class Backend>
 Tensor visible_samples(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-                       double early_stop_eps, double alpha_thre, double min_weight) {
-  Tensor visible = make(density, {density.size(0)}, ScalarType::Bool);
+                       const Tensor& least, double early_stop_eps) {
+  Tensor visible = make_packed<Backend>(density, {density.size(0)}, ScalarType::Bool, offsets);
   const auto run = is_double(density) ? visible_samples_as<Backend, double> : visible_samples_as<Backend, float>;
-  run(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, min_weight, visible);
+  run(density, t_starts, t_ends, offsets, least, early_stop_eps, visible);
   return visible;
 }
 

@@ -5,7 +5,8 @@ Optionally it leaves entries without a gradient alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ def _adam_with_copy_fake(parameter: Tensor, *_: object) -> None:
     return None
 
 
+@library.fake("adam_placed_")
+def _adam_placed_fake(parameter: Tensor, *_: object) -> None:
+    return None
+
+
 class _HalfCopy:
     """A parameter in half precision, and the version of the parameter that it is a copy of."""
 
@@ -61,15 +67,25 @@ class _HalfCopy:
 
 
 def half_copy(parameter: Tensor) -> Tensor:
-    """Return a parameter in half precision, made anew only where it has changed meanwhile.
+    """Return a parameter in half precision, copied anew only where it has changed meanwhile.
 
-    `adam_step` keeps it up to date as it goes, where it has the numbers in hand.
+    `adam_step` keeps it up to date as it goes, where it has the numbers in hand. It stays where it
+    is in memory, so that a recorded step goes on reading it.
     """
-    copy = _fresh_copy(parameter)
-    if copy is None:
-        parameter._half_copy = made = _HalfCopy(parameter)  # type: ignore[attr-defined]
-        return made.numbers
-    return copy
+    copy: _HalfCopy | None = getattr(parameter, "_half_copy", None)
+    if copy is None or copy.numbers.device != parameter.device:
+        parameter._half_copy = copy = _HalfCopy(parameter)  # type: ignore[attr-defined]
+    elif copy.version != parameter._version:
+        copy.numbers.copy_(parameter.detach())
+        copy.version = parameter._version
+    return copy.numbers
+
+
+def refresh_half_copies(parameters: Iterable[Tensor]) -> None:
+    """Bring all half-precision copies up to date that anyone has asked for."""
+    for parameter in parameters:
+        if hasattr(parameter, "_half_copy"):
+            half_copy(parameter)
 
 
 def _fresh_copy(parameter: Tensor) -> Tensor | None:
@@ -101,3 +117,29 @@ def adam_step(
         torch.ops.nerftrain.adam_(*tensors, *numbers)
     else:  # no other device has copies
         torch.ops.nerftrain.adam_with_copy_(*tensors, copy, *numbers)
+
+
+@torch.no_grad()
+def adam_step_placed(
+    parameter: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    rates: AdamRates,
+    placed: tuple[Tensor, Tensor],
+) -> None:
+    """Do what `adam_step` does, at a learning rate and a step that only the device knows.
+
+    Both are float32, []: `rates.lr` is not looked at. So a recorded step goes on with other rates.
+    """
+    lr, step = placed
+    if not library.native(parameter, gradient):
+        known = replace(rates, lr=float(lr))
+        adam_reference(parameter, gradient, mean, variance, known, int(step))
+        return
+    copy = _fresh_copy(parameter)
+    none = parameter.new_empty(0, dtype=torch.float16)
+    tensors = parameter.detach(), gradient.contiguous(), mean, variance
+    copies = none if copy is None else copy
+    numbers = rates.beta1, rates.beta2, rates.eps, rates.weight_decay, rates.skip
+    torch.ops.nerftrain.adam_placed_(*tensors, copies, lr, step, *numbers)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from nerftrain.errors import UserError
 from nerftrain.ops import library
+from nerftrain.ops.rooms import fit, padded, used_rows
 from nerftrain.types import Cameras, Rays, Samples
 
 MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
@@ -273,7 +274,11 @@ def _cut_at_walls(rays: Rays, grid: Grid, settings: March) -> tuple[Samples, Ten
 
 
 def visible_samples_reference(
-    samples: Samples, density: Tensor, early_stop_eps: float, alpha_thre: float, min_weight: float
+    samples: Samples,
+    density: Tensor,
+    early_stop_eps: float,
+    alpha_thre: float | Tensor,
+    min_weight: float | Tensor,
 ) -> Tensor:
     """Find the samples that are seen by torch (see `visible_samples`)."""
     optical = density.double() * (samples.t_ends.double() - samples.t_starts.double())
@@ -283,7 +288,7 @@ def visible_samples_reference(
     transmittance = torch.exp(-(before - before[first]) if len(samples) else -before)
     alpha = 1 - torch.exp(-optical)
     seen = (transmittance >= early_stop_eps) & (alpha >= alpha_thre)
-    return seen & (transmittance * alpha >= min_weight)
+    return seen & (transmittance * alpha >= min_weight) & used_rows(samples)
 
 
 def _offsets(counts: Tensor) -> Tensor:
@@ -452,7 +457,9 @@ def live_pixels(cameras: Cameras, cells: Tensor, aabb: tuple[float, ...]) -> Ten
     return live[:, :height, :width]
 
 
-def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
+def march(
+    rays: Rays, jitter: Tensor, grid: Grid, settings: March, room: int | None = None
+) -> Samples:
     """March rays through a grid to the samples whose midpoints lie in occupied cells.
 
     There is no gradient.
@@ -462,18 +469,23 @@ def march(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> Samples:
         jitter: [R] in 0..1, the share of a step by which a ray's lattice is shifted.
         grid: the cells that are occupied.
         settings: the steps.
+        room: rows of the samples' buffers, whole rays that do not fit are left out; None: as many
+            as there are, which a GPU has to be asked.
     """
-    return march_to(rays, jitter, grid, settings)[0]
+    return march_to(rays, jitter, grid, settings, room)[0]
 
 
-def march_to(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> tuple[Samples, Tensor]:
+def march_to(
+    rays: Rays, jitter: Tensor, grid: Grid, settings: March, room: int | None = None
+) -> tuple[Samples, Tensor]:
     """March as `march` does, and tell where each ray's march ended: [R].
 
     That is behind its last sample where it may have no more, else where it leaves all boxes or
     comes to its end; a ray that meets nothing stays at its near distance.
     """
     if not library.native(rays.origins, rays.directions, jitter, grid.cells):
-        return march_to_reference(rays, jitter, grid, settings)
+        samples, ends = march_to_reference(rays, jitter, grid, settings)
+        return samples if room is None else padded(samples, room), ends
     tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
     inputs = [t.contiguous() for t in tensors]
     steps = (
@@ -487,29 +499,40 @@ def march_to(rays: Rays, jitter: Tensor, grid: Grid, settings: March) -> tuple[S
     )
     if rays.origins.device.type == "cpu":
         *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
-        return Samples(*packed), ends
+        samples = Samples(*packed)
+        return samples if room is None else padded(samples, room), ends
     counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
-    offsets = _offsets(counts)
-    num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
+    offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
+    # Without a room a synchronisation on CUDA: the size of what follows.
+    num_samples = int(offsets[-1]) if room is None else room
     t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_write(
         *inputs, *steps, offsets, num_samples
     )
-    return Samples(t_starts, t_ends, ray_indices, offsets), ends
+    return Samples(t_starts, t_ends, ray_indices, offsets, whole), ends
 
 
 @torch.no_grad()
 def visible_samples(
-    samples: Samples, density: Tensor, early_stop_eps: float, alpha_thre: float, min_weight: float
+    samples: Samples,
+    density: Tensor,
+    early_stop_eps: float,
+    alpha_thre: float | Tensor,
+    min_weight: float | Tensor,
 ) -> Tensor:
     """Find the samples that are seen: [N] bool.
 
     A sample is seen where the transmittance in front of it is at least `early_stop_eps`, its
-    opacity at least `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`. Density is
-    [N].
+    opacity at least `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`; the last
+    two are numbers, or tensors [] that only the device knows. Density is [N].
     """
     thresholds = (early_stop_eps, alpha_thre, min_weight)
     if not library.native(density, samples.offsets):
         return visible_samples_reference(samples, density, *thresholds)
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
-    return torch.ops.nerftrain.visible_samples(*inputs, *thresholds)
+    if isinstance(alpha_thre, Tensor) or isinstance(min_weight, Tensor):
+        least = torch.stack([torch.as_tensor(t, device=density.device) for t in thresholds[1:]])
+    else:
+        least = torch.tensor([alpha_thre, min_weight], device=density.device)
+    least = least.to(density.dtype)
+    return torch.ops.nerftrain.visible_samples(*inputs, least, early_stop_eps)

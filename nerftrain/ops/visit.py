@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.ops import library
+from nerftrain.ops.rooms import both, fit, padded
 from nerftrain.types import Samples, SigmaFn
 
 
@@ -78,7 +79,7 @@ def select_reference(samples: Samples, keep: Tensor) -> Samples:
     before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
     torch.cumsum(keep, 0, out=before[1:])
     picked = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
-    return Samples(*picked, before[samples.offsets])
+    return Samples(*picked, before[samples.offsets], samples.whole)
 
 
 def _offsets(counts: Tensor) -> Tensor:
@@ -175,12 +176,19 @@ def take(samples: Samples, visited: Visited, now: Samples, density: Tensor) -> N
     )
 
 
-def select(samples: Samples, keep: Tensor) -> Samples:
-    """Keep the samples where `keep` [N] is true, packed again."""
+def select(samples: Samples, keep: Tensor, room: int | None = None) -> Samples:
+    """Keep the samples where `keep` [N] is true, packed again.
+
+    With a room they are as `march` gives them with one.
+    """
     if not library.native(samples.t_starts, keep):
-        return select_reference(samples, keep)
-    offsets = _offsets(torch.ops.nerftrain.select_count(keep, samples.offsets))
-    num_samples = int(offsets[-1])  # a synchronisation on CUDA: the size of what follows
+        kept = select_reference(samples, keep)
+        return kept if room is None else padded(kept, room)
+    counts = torch.ops.nerftrain.select_count(keep, samples.offsets)
+    offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
+    # Without a room a synchronisation on CUDA: the size of what follows.
+    num_samples = int(offsets[-1]) if room is None else room
     times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
     picked = torch.ops.nerftrain.select_pick(keep, *times, samples.offsets, offsets, num_samples)
-    return Samples(picked[0], picked[1], picked[2], offsets)
+    whole = samples.whole if whole is None else both(samples.whole, whole)
+    return Samples(picked[0], picked[1], picked[2], offsets, whole)

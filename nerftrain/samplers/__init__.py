@@ -6,7 +6,9 @@ They learn where space is empty.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,10 @@ class Sampler(nn.Module, ABC):
     training `cameras`, their `masks`, and `make_field`, which makes another model like the run's.
     """
 
-    num_evaluated: int = 0  # densities that the last call of `sample` asked for
+    # Densities that the last call of `sample` asked for; with a room only the device may know.
+    num_evaluated: int | Tensor = 0
+    last: Any = None  # what the last call in training found, for `update`
+    recorded: tuple[str, ...] = ("num_evaluated", "last")  # what a call leaves behind
     live_pixels: Tensor | None  # [P] integers, of the training images; None: all
 
     def __init__(self) -> None:
@@ -46,11 +51,23 @@ class Sampler(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+        self,
+        rays: Rays,
+        sigma_fn: SigmaFn,
+        generator: torch.Generator | None = None,
+        room: int | None = None,
     ) -> Samples:
         """Place samples along rays; gradients do not flow through them.
 
-        They are stratified where a generator is given (training).
+        They are stratified where a generator is given (training). With a `room` the device is
+        asked nothing: samples come in buffers whose size follows from the room and the number of
+        rays, and rays that do not fit are left out whole.
+        """
+
+    def phase(self) -> Hashable:
+        """Name the choices of the host that the next call of `sample` in training depends on.
+
+        While it stays the same, a step can be recorded and replayed.
         """
 
     def marched(self, rays: Rays) -> tuple[Samples, Thresholds] | None:
@@ -105,14 +122,21 @@ class Ways:
         return to_distance(kind, shares, self.enter, self.leave)
 
 
-def find_ways(rays: Rays, aabb: Tensor, contraction: Contraction) -> Ways:
-    """Find where rays enter and leave the box aabb [6]; near and far where space has no bounds."""
+def find_ways(rays: Rays, aabb: Tensor, contraction: Contraction, everyone: bool = False) -> Ways:
+    """Find where rays enter and leave the box aabb [6]; near and far where space has no bounds.
+
+    With `everyone` the device need not be asked which rays meet it: the others stay at near.
+    """
     enter, leave = rays.near, rays.far
     if contraction == "none":
         inverse = 1 / torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
         walls = (aabb.view(2, 1, 3) - rays.origins) * inverse  # [2, R, 3]
         enter = torch.maximum(walls.amin(0).amax(-1), enter)
         leave = torch.minimum(walls.amax(0).amin(-1), leave)
+    if everyone:
+        met = enter < leave
+        enter, leave = torch.where(met, enter, rays.near), torch.where(met, leave, rays.near)
+        return Ways(torch.arange(len(rays), device=enter.device), rays, enter, leave)
     hit = (enter < leave).nonzero().squeeze(1)  # a synchronisation on CUDA: how many there are
     return Ways(hit, rays[hit], enter[hit], leave[hit])
 

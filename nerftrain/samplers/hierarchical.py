@@ -50,10 +50,17 @@ class Hierarchical(Sampler):
         self._rendered: Composited | None = None  # by the coarse network, at the last training call
 
     def sample(
-        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+        self,
+        rays: Rays,
+        sigma_fn: SigmaFn,
+        generator: torch.Generator | None = None,
+        room: int | None = None,
     ) -> Samples:
-        """Place num_coarse + num_fine + 1 intervals on each ray that meets the scene."""
-        ways = find_ways(rays, self.aabb, self.contraction)
+        """Place num_coarse + num_fine + 1 intervals on each ray that meets the scene.
+
+        With a room the other rays have as many, of no length.
+        """
+        ways = find_ways(rays, self.aabb, self.contraction, everyone=room is not None)
         edges = self._stratified(ways.rays, generator)
         coarse = pack(ways.distances(self.spacing, edges), ways.hit, len(rays))
         weights = self._coarse_weights(rays, coarse, generator is not None).view(

@@ -7,7 +7,8 @@ is occupied where it exceeds min(mean, occ_thre).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
 from nerftrain.ops.points import sample_points
+from nerftrain.ops.rooms import used_rows
 from nerftrain.ops.visit import UNSEEN, select, visit
 from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Thresholds
@@ -26,6 +28,10 @@ from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Threshol
 ROUND = 16
 
 FIRST_STRIDE = 4.0  # the factor on the steps of training rays at first; it falls to 1 in warm-up
+# With a room, how many samples are marched for each that is trained on: the trainer draws as many
+# rays as fit both.
+MARCHED = 4
+
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
 
 
@@ -59,6 +65,8 @@ class GridSettings:
 class OccGrid(Sampler):
     """A multi-level occupancy grid that learns from the field where there is anything to see."""
 
+    recorded = (*Sampler.recorded, "num_marched")
+
     def __init__(
         self,
         grid: GridSettings,
@@ -91,10 +99,12 @@ class OccGrid(Sampler):
                 raise UserError(f"{name}={value}: must not be negative")
         self.settings = grid
         self.is_dynamic = cameras.times is not None
-        self.num_marched = 0  # samples in occupied cells at the last call
+        self.num_marched: int | Tensor = 0  # samples in occupied cells at the last call
         # What the last call in training found where.
-        self._looked_at: tuple[Rays, Samples, Tensor] | None = None
+        self.last: tuple[Rays, Samples, Tensor] | None = None
+        self._steps = 0  # `steps`, where no device need be asked
         self.aabb = tuple(aabb.tolist())
+        self.grid = ops.pack_grid(torch.zeros(grid.num_levels, 16, 16, 16).bool(), self.aabb)
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
         self.early_stop_eps, self.alpha_thre, self.min_weight = (
@@ -137,23 +147,37 @@ class OccGrid(Sampler):
     def _refresh(self) -> None:
         """Bring what follows from the occupancy up to date; most cells are invisible, so empty."""
         values = self.occupancy.view(-1)[self.visible_cells]
-        cells = self.visible_cells[(values > self.threshold) | (values == UNKNOWN)]
+        on = (values > self.threshold) | (values == UNKNOWN)
         occupied = torch.zeros_like(self.visible)
-        occupied.view(-1)[cells] = True
+        occupied.view(-1)[self.visible_cells] = on
         for level in range(1, self.settings.num_levels):
             _cover(occupied[level - 1], occupied[level])
-        nested = self.settings.num_levels > 1
-        self.occupied_cells = occupied.flatten().nonzero().squeeze(1) if nested else cells
-        self.grid = ops.pack_grid(occupied, self.aabb)
+        # Cells that a finer level covers are drawn too.
+        if self.settings.num_levels > 1:
+            on = occupied.view(-1)[self.visible_cells]
+        self.occupied_before = on.cumsum(0, dtype=torch.int32)
+        self._keep_grid(ops.pack_grid(occupied, self.aabb))
         # Before the field has learnt anything every weight is small: the thresholds must not cut
-        # all of it off (nerfacc does the same with its alpha_thre). A synchronisation on CUDA, once
-        # per update.
-        mean = float(self._mean(values))
-        self._alpha_thre, self._min_weight = min(self.alpha_thre, mean), min(self.min_weight, mean)
+        # all of it off (nerfacc does the same with its alpha_thre).
+        mean = self._mean(values)
+        self._alpha_thre.copy_(mean.clamp(max=self.alpha_thre))
+        self._min_weight.copy_(mean.clamp(max=self.min_weight))
+
+    def _keep_grid(self, grid: ops.Grid) -> None:
+        """Write a grid over the last one, which a recorded step goes on reading, where it was."""
+        last = self.grid
+        if last.cells.shape != grid.cells.shape or last.cells.device != grid.cells.device:
+            self.grid = grid
+            self._alpha_thre, self._min_weight = self.threshold.clone(), self.threshold.clone()
+            return
+        last.cells.copy_(grid.cells)
+        last.blocks.copy_(grid.blocks)
+        self.grid = replace(grid, cells=last.cells, blocks=last.blocks)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""
         result = super().load_state_dict(*args, **kwargs)
+        self._steps = int(self.steps)
         self._find_visible()
         return result
 
@@ -162,30 +186,51 @@ class OccGrid(Sampler):
         self._find_visible()
         return self
 
+    def phase(self) -> Hashable:
+        """Name the stride of the march, which shrinks in warm-up."""
+        return self._march_so_far().step
+
     @torch.no_grad()
     def sample(
-        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+        self,
+        rays: Rays,
+        sigma_fn: SigmaFn,
+        generator: torch.Generator | None = None,
+        room: int | None = None,
     ) -> Samples:
-        """Place samples in occupied cells, front to back until nothing behind them can be seen."""
-        samples = ops.march(rays, jitter(rays, generator), self.grid, self._march_so_far())
-        self.num_marched = len(samples)
-        visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
-        self.num_evaluated = visited.num_evaluated
-        alpha_thre, min_weight = self._alpha_thre, self._min_weight
+        """Place samples in occupied cells, front to back until nothing behind them can be seen.
+
+        With a room the density of all of them is asked for at once, for which of them lie behind a
+        surface only the device knows.
+        """
+        at = jitter(rays, generator)
+        if room is None:
+            samples = ops.march(rays, at, self.grid, self._march_so_far())
+            visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
+            density, num_evaluated = visited.density, visited.num_evaluated
+            num_marched, sum_alpha = len(samples), visited.sum_alpha.sum()
+        else:
+            samples = ops.march(rays, at, self.grid, self._march_so_far(), MARCHED * room)
+            density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
+            num_marched = num_evaluated = samples.offsets[-1]
+            sum_alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends)).sum()
+        self.num_marched, self.num_evaluated = num_marched, num_evaluated
+        thresholds = self._alpha_thre, self._min_weight
         if generator is not None:
-            self._looked_at = (rays, samples, visited.density)
+            self.last = (rays, samples, density)
             # A field that fades faster than the grid forgets would lose all samples, and with them
-            # every gradient that could bring it back. A synchronisation on CUDA.
-            mean = float(visited.sum_alpha.sum()) / max(len(samples), 1)
-            alpha_thre, min_weight = min(alpha_thre, mean), min(min_weight, mean)
-        thresholds = (self.early_stop_eps, alpha_thre, min_weight)
-        return select(samples, ops.visible_samples(samples, visited.density, *thresholds))
+            # every gradient that could bring it back.
+            mean = sum_alpha / max_of_count(num_marched)
+            thresholds = tuple(torch.minimum(threshold, mean) for threshold in thresholds)
+        keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
+        return select(samples, keep, room)
 
     @torch.no_grad()
     def marched(self, rays: Rays) -> tuple[Samples, Thresholds]:
         """Place samples in occupied cells; what else would be left out is for the thresholds."""
         samples = ops.march(rays, jitter(rays, None), self.grid, self._march_so_far())
-        return samples, Thresholds(self.early_stop_eps, self._alpha_thre, self._min_weight)
+        thresholds = float(self._alpha_thre), float(self._min_weight)
+        return samples, Thresholds(self.early_stop_eps, *thresholds)
 
     def _march_so_far(self) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
@@ -193,7 +238,7 @@ class OccGrid(Sampler):
         Without it the first seconds go by on a few rays of very many samples. An image rendered
         during warm-up shows what was learnt at these steps by these steps.
         """
-        warm = min(1.0, int(self.steps) / max(self.settings.warmup_steps, 1))
+        warm = min(1.0, self._steps / max(self.settings.warmup_steps, 1))
         stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm
         cone_angle = self.march.cone_angle * stride
         return ops.March(self.march.step * stride, cone_angle, self.march.max_steps)
@@ -205,14 +250,15 @@ class OccGrid(Sampler):
         These are random ones, and after warm-up occupied ones too.
         """
         self.steps.fill_(step + 1)
+        self._steps = step + 1
         if (step + 1) % self.settings.update_every:
             return
         cells = self._draw_cells(step, generator)
         optical_depth = self._density(density_fn, cells, generator) * self.march.step
         occupancy = self.occupancy.view(-1)
-        # Below zero, and so the lesser, where unknown.
-        old = occupancy[cells] * self.settings.ema_decay
-        occupancy[cells] = torch.maximum(old, optical_depth)
+        # Below zero, and so the lesser, where unknown. A cell that was drawn twice fades once.
+        occupancy[cells] = occupancy[cells] * self.settings.ema_decay
+        occupancy.scatter_reduce_(0, cells, optical_depth, "amax")
         self._keep_what_is_seen(occupancy)
         self.threshold.copy_(
             self._mean(occupancy[self.visible_cells]).clamp(max=self.settings.occ_thre)
@@ -235,15 +281,18 @@ class OccGrid(Sampler):
         A random point seldom meets the matter in a cell that is mostly empty, such as one at the
         rim of a thin surface; rays that see it do. And a cell that they found empty is known.
         """
-        if self._looked_at is None:
+        if self.last is None:
             return
-        rays, samples, density = self._looked_at
-        rows = (density != UNSEEN).nonzero().squeeze(1)
-        looked_at = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
+        rays, samples, density = self.last
+        looked_at = (samples.t_starts, samples.t_ends, samples.ray_indices)
+        if samples.whole is None:
+            rows = (density != UNSEEN).nonzero().squeeze(1)
+            looked_at = tuple(column[rows] for column in looked_at)
+            depth = density[rows] * self.march.step
+        else:
+            depth = torch.where(used_rows(samples), density * self.march.step, UNKNOWN)
         positions, _, _ = sample_points(rays, *looked_at)
-        depth = density[rows] * self.march.step
         occupancy.scatter_reduce_(0, self._cells_at(positions), depth, "amax")
-        self._looked_at = None
 
     def _cells_at(self, points: Tensor) -> Tensor:
         """Find the finest cells [M] that hold points [M, 3] of the outermost box."""
@@ -270,15 +319,21 @@ class OccGrid(Sampler):
             num = min(max(num, -(-total * settings.update_every // settings.warmup_steps)), total)
             first = torch.tensor(step // settings.update_every * num, device=device)
             return self._spread(first, num)
-        num_random = num // 2 if len(self.occupied_cells) else num
         start = torch.randint(max(total, 1), (1,), generator=generator, device=device)
-        random = self._spread(start, num_random)
-        if num == num_random:
-            return random
-        picks = torch.randint(
-            len(self.occupied_cells), (num - num_random,), generator=generator, device=device
+        return torch.cat(
+            [self._spread(start, num // 2), self._draw_occupied(num - num // 2, generator)]
         )
-        return torch.cat([random, self.occupied_cells[picks]]).unique()
+
+    def _draw_occupied(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draw occupied cells, any of them where there are none, without counting them here."""
+        before = self.occupied_before  # [V] how many of the visible cells up to each are occupied
+        if not len(before):
+            return self.visible_cells
+        each = torch.arange(num, device=before.device)
+        lots = torch.rand(num, generator=generator, device=before.device, dtype=torch.float64)
+        which = ((each + lots) / num * before[-1]).int() + 1
+        places = torch.searchsorted(before, which).clamp(max=len(before) - 1)
+        return self.visible_cells[places]
 
     def _spread(self, first: Tensor, num: int) -> Tensor:
         """Pick num visible cells, spread out; ranges one after the other never pick one twice."""
@@ -301,8 +356,14 @@ class OccGrid(Sampler):
 
         `marched` counts those in occupied cells, `evaluated` those whose density was asked for.
         """
-        shares = {"occupied": len(self.occupied_cells) / self.occupancy.numel()}
+        occupied = float(self.occupied_before[-1]) if len(self.occupied_before) else 0.0
+        shares = {"occupied": occupied / self.occupancy.numel()}
         return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
+
+
+def max_of_count(num: int | Tensor) -> int | Tensor:
+    """Give a number of samples to divide by: at least one."""
+    return num.clamp(min=1) if isinstance(num, Tensor) else max(num, 1)
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:

@@ -9,7 +9,9 @@ radiance field finds, and no gradient flows from one level to another.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,17 +145,35 @@ class Proposal(Sampler):
         self.register_buffer("last_learnt", torch.full((), -1, dtype=torch.int64))
         self.step: Tensor
         self.last_learnt: Tensor
+        self._step, self._last_learnt = 0, -1  # the same, where no device need be asked
         self._levels: list[Histogram] = []  # of the last call in training, where it taught
         self._fog: list[Tensor] = []  # the sum of each level's weights then
         self._final: Histogram | None = None
         self._num_taught = 0  # rays
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load fields and buffers, and count on from there."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._step, self._last_learnt = int(self.step), int(self.last_learnt)
+        return result
+
+    def phase(self) -> Hashable:
+        """Tell whether proposal fields learn and how their weights are annealed."""
+        return self._is_due(self._step), self.teaching.anneal(self._step)
+
     def sample(
-        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+        self,
+        rays: Rays,
+        sigma_fn: SigmaFn,
+        generator: torch.Generator | None = None,
+        room: int | None = None,
     ) -> Samples:
-        """Place samples level by level; rays and samples that nobody sees are left out."""
-        ways = find_ways(rays, self.aabb, self.contraction)
-        step = int(self.step)
+        """Place samples level by level; rays and samples that nobody sees are left out.
+
+        With a room all rays are followed to the end: which ones are worth it is not asked.
+        """
+        ways = find_ways(rays, self.aabb, self.contraction, everyone=room is not None)
+        step = self._step
         teach = generator is not None and self._is_due(step)
         power = self.teaching.anneal(step) if generator is not None else 1.0
         self._levels, self._fog, self._final = [], [], None
@@ -175,7 +195,7 @@ class Proposal(Sampler):
                 weights = torch.cat([weights, rest])
             # Their fields are small: an eighth of the radiance field's cost.
             self.num_evaluated += weights.numel() // 8
-            if power == 1 and self.min_opacity:
+            if power == 1 and self.min_opacity and room is None:
                 kept = self._worth_following(weights, generator)
                 ways, edges, weights = ways[kept], edges[kept], weights[kept]
                 if teach:
@@ -187,10 +207,10 @@ class Proposal(Sampler):
         if not self.min_weight:
             self._final = (edges, torch.empty(0))
             return samples
-        return self._visible(samples, edges, sigma_fn)
+        return self._visible(samples, edges, sigma_fn, room)
 
     def _is_due(self, step: int) -> bool:
-        return step - int(self.last_learnt) >= self.teaching.period(step)
+        return step - self._last_learnt >= self.teaching.period(step)
 
     def _draw(
         self,
@@ -225,16 +245,18 @@ class Proposal(Sampler):
         return worth.nonzero().squeeze(1)  # a synchronisation on CUDA: how many there are
 
     @torch.no_grad()
-    def _visible(self, samples: Samples, edges: Tensor, sigma_fn: SigmaFn) -> Samples:
+    def _visible(
+        self, samples: Samples, edges: Tensor, sigma_fn: SigmaFn, room: int | None
+    ) -> Samples:
         density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
         self.num_evaluated += len(samples)
         out = composite(density, density.new_empty(len(density), 0), samples)
         self._final = (edges, out.weights.view(-1, self.num_samples))
         # Before the field has learnt anything every weight is small: not all may be cut off.
-        mean = float(out.weights.mean()) if len(samples) else 0.0  # a synchronisation on CUDA
-        threshold = min(self.min_weight, mean)
-        keep = visible_samples(samples, density, self.early_stop_eps, 0.0, threshold)
-        return select(samples, keep)
+        mean = out.weights.mean() if len(samples) else out.weights.sum()
+        thresholds = torch.zeros_like(mean), mean.clamp(max=self.min_weight)
+        keep = visible_samples(samples, density, self.early_stop_eps, *thresholds)
+        return select(samples, keep, room)
 
     def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Hold the proposal fields, where it is their turn, to what the radiance field found."""
@@ -255,9 +277,11 @@ class Proposal(Sampler):
 
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
         """Count the step; proposal fields learn by the loss."""
-        if self._levels:
+        if self._is_due(step):
             self.last_learnt.fill_(step)
+            self._last_learnt = step
         self.step.fill_(step + 1)
+        self._step = step + 1
         self._levels, self._fog, self._final = [], [], None  # the graph goes with them
 
     def describe(self) -> dict[str, float]:

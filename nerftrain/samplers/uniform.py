@@ -38,10 +38,17 @@ class Uniform(Sampler):
 
     @torch.no_grad()
     def sample(
-        self, rays: Rays, sigma_fn: SigmaFn, generator: torch.Generator | None = None
+        self,
+        rays: Rays,
+        sigma_fn: SigmaFn,
+        generator: torch.Generator | None = None,
+        room: int | None = None,
     ) -> Samples:
-        """Place num_samples intervals on each of R rays; rays that miss the box have none."""
-        ways = find_ways(rays, self.aabb, self.contraction)
+        """Place num_samples intervals on each of R rays.
+
+        Rays that miss the box have none or, with a room, intervals of no length.
+        """
+        ways = find_ways(rays, self.aabb, self.contraction, everyone=room is not None)
         # The jitter shifts all boundaries by less than half a step; the first and last interval
         # shrink to the way's ends.
         k = torch.arange(self.num_samples + 1, device=ways.hit.device) + (

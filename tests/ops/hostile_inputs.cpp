@@ -230,8 +230,9 @@ void composite_hostile_rays() {
       for (int64_t r = 0; r < num_rays; ++r) CHECK(offsets[r] < offsets[r + 1] || opacity[r] == 0);
 
       const auto visible = std::make_unique<bool[]>(n);
-      for_each(num_rays, VisibleSamples<T>{density.data(), starts.data(), ends.data(), offsets.data(), T(1e-4),
-                                           T(draw.hostile()), T(draw.hostile()), visible.get()});
+      const T least[] = {T(draw.hostile()), T(draw.hostile())};
+      for_each(num_rays, VisibleSamples<T>{density.data(), starts.data(), ends.data(), offsets.data(), least, T(1e-4),
+                                           visible.get()});
 
       const WeightedIntervals<T> intervals{density.data(), starts.data(), ends.data(), offsets.data()};
       for_each(num_rays, DistortionForward<T>{intervals, spread.data()});

@@ -430,7 +430,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         spans = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
         bounds = torch.tensor([[0, 5], [5, 0], [5, 6]], device=device)
         more: dict[str, list[tuple]] = {
-            "visible_samples": [(density, starts, starts + 1, offsets, 0.1, 0.1, 0.1)],
+            "visible_samples": [(density, starts, starts + 1, offsets, density[:2], 0.1)],
             "visit_count": [(offsets, visited, rays[0], 0.5, 2)],
             "visit_pick": [(starts, starts + 1, offsets, visited, round_offsets, 4)],
             "visit_take_": [
