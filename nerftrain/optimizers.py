@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.ops import library
 from nerftrain.ops.adam import AdamRates, adam_step, adam_step_placed
 
 
@@ -23,11 +24,11 @@ class Adam(torch.optim.Optimizer):
     def place_rates(self) -> None:
         """Put the learning rates where steps on a GPU read them, recorded ones too."""
         for number, group in enumerate(self.param_groups):
-            device = group["params"][0].device
-            if device.type == "cpu":
+            first = group["params"][0]
+            if library.on_cpu(first):
                 continue
             if number not in self._rates:
-                self._rates[number] = torch.zeros((), device=device)
+                self._rates[number] = torch.zeros((), device=first.device)
             self._rates[number].fill_(group["lr"])
 
     @torch.no_grad()
@@ -51,7 +52,7 @@ class Adam(torch.optim.Optimizer):
                     moments = torch.zeros_like(parameter), torch.zeros_like(parameter)
                     state.update(step=0, mean=moments[0], variance=moments[1])
                 moments = state["mean"], state["variance"]
-                if parameter.device.type == "cpu":
+                if library.on_cpu(parameter):
                     state["step"] = int(state["step"]) + 1
                     adam_step(parameter, parameter.grad, *moments, rates, state["step"])
                     continue

@@ -110,7 +110,8 @@ struct SelectPick {
 
   NT_HD void operator()(int64_t r) const {
     int64_t to = kept_offsets[r];
-    for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
+    const int64_t end = kept_offsets[r + 1];  // a ray without room keeps none
+    for (int64_t i = offsets[r]; i < offsets[r + 1] && to < end; ++i) {
       if (!keep[i]) continue;
       kept_starts[to] = t_starts[i];
       kept_ends[to] = t_ends[i];

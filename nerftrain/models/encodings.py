@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
+from nerftrain.ops import library
 from nerftrain.ops.adam import half_copy
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode, hash_encode_reference
 from nerftrain.ops.mlp import mlp, mlp_reference
@@ -79,7 +80,7 @@ class HashEncoding(nn.Module):
         return self.table.detach() if half is None else half
 
     def _half(self) -> Tensor | None:
-        if self.storage == "float32" or self.table.device.type != "cpu":
+        if self.storage == "float32" or not library.on_cpu(self.table):
             return None
         return half_copy(self.table)
 

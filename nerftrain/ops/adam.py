@@ -113,7 +113,7 @@ def adam_step(
         return
     tensors = parameter.detach(), gradient.contiguous(), mean, variance
     numbers = r.lr, r.beta1, r.beta2, r.eps, r.weight_decay, step, r.skip
-    if copy is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+    if copy is None or not library.on_cpu(parameter) or parameter.dtype != torch.float32:
         torch.ops.nerftrain.adam_(*tensors, *numbers)
     else:  # no other device has copies
         torch.ops.nerftrain.adam_with_copy_(*tensors, copy, *numbers)

@@ -164,6 +164,6 @@ def hash_encode(
     positions = positions.to(table.dtype)
     if not library.native(positions, table):
         return hash_encode_reference(positions, table, levels)
-    if table.device.type != "cpu" or table.dtype != torch.float32 or table.shape[1] == 1:
+    if not library.on_cpu(table) or table.dtype != torch.float32 or table.shape[1] == 1:
         half = None
     return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels, half)

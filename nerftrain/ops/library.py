@@ -155,6 +155,11 @@ def native(*tensors: torch.Tensor) -> bool:
     return reason is None
 
 
+def on_cpu(tensor: torch.Tensor) -> bool:
+    """Say whether the CPU's kernels are those that serve, where there are any."""
+    return tensor.device.type == "cpu"
+
+
 def _why_not(device_type: str) -> str | None:
     with _loading:  # or each thread that is among the first would compile for itself
         return _load(device_type)

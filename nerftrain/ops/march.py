@@ -497,7 +497,7 @@ def march_to(
         settings.max_steps,
         settings.max_samples,
     )
-    if rays.origins.device.type == "cpu":
+    if library.on_cpu(rays.origins):
         *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends

@@ -64,7 +64,7 @@ def mlp(x: Tensor, weights: Sequence[Tensor], lanes: int = BEST) -> Tensor:
     They turn x [N, in of the first] into [N, out of the last]. Fused on the CPU in float32 with at
     most eight layers; else by torch.
     """
-    fused = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= 8
+    fused = library.on_cpu(x) and x.dtype == torch.float32 and len(weights) <= 8
     if not fused or not library.native(x):
         return mlp_reference(x, weights)
     return _Mlp.apply(x.contiguous(), flat(weights), widths(weights), lanes)

@@ -183,5 +183,5 @@ def ngp(
 
 
 def _fused(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and len(weights) <= MAX_LAYERS
+    fits = library.on_cpu(x) and x.dtype == torch.float32 and len(weights) <= MAX_LAYERS
     return fits and library.native(x)

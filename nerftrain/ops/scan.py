@@ -204,7 +204,7 @@ def ray_offsets(ray_indices: Tensor, num_rays: int) -> Tensor:
         ray_indices: [N], non-decreasing.
         num_rays: R.
     """
-    if ray_indices.device.type == "cpu" and library.native(ray_indices):
+    if library.on_cpu(ray_indices) and library.native(ray_indices):
         return torch.ops.nerftrain.ray_offsets(ray_indices.long().contiguous(), num_rays)
     return ray_offsets_reference(ray_indices, num_rays)
 
@@ -227,7 +227,7 @@ def sum_along_rays(values: Tensor, ray_indices: Tensor, num_rays: int) -> Tensor
     values, ray_indices = _real(values), ray_indices.long().contiguous()
     compiled = library.native(values, ray_indices)
     in_order = (ray_indices[1:] >= ray_indices[:-1]).all()
-    if values.device.type == "cpu" and len(ray_indices):  # where a look does not make anyone wait
+    if library.on_cpu(values) and len(ray_indices):  # where a look does not make anyone wait
         if not in_order:
             ray_indices, order = ray_indices.sort(stable=True)
             values, in_order = values[order], torch.ones_like(in_order)

@@ -129,7 +129,7 @@ def can_visit(rays: Rays, field: DensityField) -> bool:
     numbers = (rays.origins, rays.directions, *times, *field.weights)
     fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
     grids = all(grid.stored.shape[1] in FEATURES for grid in field.grids)
-    return rays.origins.device.type == "cpu" and fits and grids and library.native(*numbers)
+    return library.on_cpu(rays.origins) and fits and grids and library.native(*numbers)
 
 
 @torch.no_grad()

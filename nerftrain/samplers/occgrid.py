@@ -121,12 +121,14 @@ class OccGrid(Sampler):
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("corners", aabb.float().clone().view(2, 3), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, done
         if masks is not None:
             self.live_pixels = self._live_pixels(cameras)
         self.visible: Tensor
         self.occupancy: Tensor
         self.threshold: Tensor
+        self.corners: Tensor
         self.steps: Tensor
         self._find_visible()
 
@@ -297,7 +299,7 @@ class OccGrid(Sampler):
     def _cells_at(self, points: Tensor) -> Tensor:
         """Find the finest cells [M] that hold points [M, 3] of the outermost box."""
         n, levels = self.settings.resolution, self.settings.num_levels
-        low, high = torch.tensor(self.aabb, device=points.device).view(2, 3)
+        low, high = self.corners
         unit = (points - (low + high) / 2) / ((high - low) / 2)
         level = unit.abs().amax(-1).log2().ceil().clamp(0, levels - 1)
         place = ((unit / (2.0**level)[:, None] * 0.5 + 0.5) * n).long().clamp(0, n - 1)
@@ -317,8 +319,7 @@ class OccGrid(Sampler):
         num = min(settings.cells_per_update, total)
         if step < settings.warmup_steps:
             num = min(max(num, -(-total * settings.update_every // settings.warmup_steps)), total)
-            first = torch.tensor(step // settings.update_every * num, device=device)
-            return self._spread(first, num)
+            return self._spread(step // settings.update_every * num, num)
         start = torch.randint(max(total, 1), (1,), generator=generator, device=device)
         return torch.cat(
             [self._spread(start, num // 2), self._draw_occupied(num - num // 2, generator)]
@@ -335,10 +336,10 @@ class OccGrid(Sampler):
         places = torch.searchsorted(before, which).clamp(max=len(before) - 1)
         return self.visible_cells[places]
 
-    def _spread(self, first: Tensor, num: int) -> Tensor:
+    def _spread(self, first: int | Tensor, num: int) -> Tensor:
         """Pick num visible cells, spread out; ranges one after the other never pick one twice."""
         # The stride is prime: with the number of cells it has no divisor in common.
-        places = (first + torch.arange(num, device=first.device)) * 2654435761
+        places = (first + torch.arange(num, device=self.occupancy.device)) * 2654435761
         return self.visible_cells[places % max(len(self.visible_cells), 1)]
 
     def _points_in(self, cells: Tensor, generator: torch.Generator) -> Tensor:
@@ -347,7 +348,7 @@ class OccGrid(Sampler):
         level, cell = cells // n**3, cells % n**3
         corner = torch.stack([cell // n**2, cell // n % n, cell % n], -1)
         place = torch.rand(corner.shape, generator=generator, device=cells.device)
-        low, high = torch.tensor(self.aabb, device=cells.device).view(2, 3)
+        low, high = self.corners
         unit = (corner + place) * 2 / n - 1
         return (low + high) / 2 + unit * (2.0**level)[:, None] * (high - low) / 2
 

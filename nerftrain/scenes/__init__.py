@@ -138,7 +138,7 @@ class Scene:
         device = train.pixels.device
         drawn = torch.randint(max(total, 1), (num_rays,), generator=generator, device=device)
         if pixels is not None and total:
-            drawn = pixels[drawn].long()
+            drawn = pixels.index_select(0, drawn).long()
         cameras, x, y = train.locate(drawn)
         # Only the drawn rows leave uint8: a split as float32 would take four times the memory.
         colors = train.pixels.index_select(0, drawn).float().mul_(1 / 255)

@@ -1,0 +1,334 @@
+"""Steps that ask a GPU nothing: in buffers of fixed sizes, recorded once and replayed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from nerftrain import recording, trainer
+from nerftrain.composition import compose
+from nerftrain.config import assemble, create_run_dir
+from nerftrain.ops import library
+from nerftrain.optimizers import Adam
+from nerftrain.recording import AGAIN, RECORDS, Counts, Pace, Recorder
+from nerftrain.report import read_curve
+from nerftrain.runtime import Runtime
+from nerftrain.trainer import Run, State, train
+
+COMMON = [
+    "trainer.sample_budget=1024",
+    "trainer.max_seconds=null",
+    "trainer.orbit_frames=0",
+    "trainer.intervals.log=5",
+    "scheduler.warmup_steps=10",
+    "logger=none",
+    "runtime=cpu",
+    "optimizer.lr=0.01",
+]
+MODELS = {
+    "ngp": ["model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"],
+    "mlp": ["model.depth=2", "model.width=32", "model.skip=1"],
+}
+SAMPLERS = {
+    "occgrid": [
+        "sampler.grid.resolution=32",
+        "sampler.grid.cells_per_update=4096",
+        "sampler.grid.warmup_steps=16",
+        "sampler.steps_per_diagonal=64",
+    ],
+    "proposal": [
+        *(f"sampler.levels.{i}.encoding.log2_table_size=10" for i in (0, 1)),
+        "sampler.levels.0.num_samples=24",
+        "sampler.levels.1.num_samples=16",
+        "sampler.num_samples=16",
+    ],
+    "hierarchical": ["sampler.num_coarse=16", "sampler.num_fine=16"],
+    "uniform": ["sampler.num_samples=32"],
+}
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tiny_scene_root: Path, tmp_path: Path) -> MakeRun:
+    """Assembles a tiny run of a model and a sampler."""
+
+    def make(model: str, sampler: str, *overrides: str) -> Run:
+        scene = ["scene=blender", f"scene.root={tiny_scene_root}", f"run_dir={tmp_path / 'run'}"]
+        choice = [f"model={model}", *MODELS[model], f"sampler={sampler}", *SAMPLERS[sampler]]
+        return assemble(compose([*scene, *choice, *COMMON, *overrides]))
+
+    return make
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU take the ways of a GPU, as far as it has the ops for them."""
+    library.native(torch.zeros(1))
+    monkeypatch.setattr(Runtime, "has_fixed_rooms", True)
+
+
+# ------------------------------------------------------------------------------------ nothing asked
+
+
+def without_numbers(thing: Any) -> Any:
+    """Copy something with the shapes of its tensors alone."""
+    if isinstance(thing, Tensor):
+        return torch.empty_strided(thing.shape, thing.stride(), dtype=thing.dtype)
+    if isinstance(thing, dict):
+        return {key: without_numbers(value) for key, value in thing.items()}
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return replace(
+            thing, **{f.name: without_numbers(getattr(thing, f.name)) for f in fields(thing)}
+        )
+    return thing
+
+
+def forget_numbers(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(without_numbers(parameter))
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = without_numbers(buffer)
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) or (is_dataclass(value) and name == "grid"):
+                setattr(part, name, without_numbers(value))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_step_with_a_room_depends_on_no_number_of_the_device(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, model: str, sampler: str
+) -> None:
+    run = make_run(model, sampler, "trainer.distortion_weight=0.01")
+    state, scene = State(run), run.scene
+    sizes = [split._common_size for split in scene.splits.values()]  # the host's, found only once
+    library.native(torch.zeros(1))
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    with FakeTensorMode():
+        forget_numbers(run.model)
+        forget_numbers(run.sampler)
+        scene = without_numbers(scene)
+        for split, size in zip(scene.splits.values(), sizes, strict=True):
+            vars(split)["_common_size"] = size
+        rates = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-15, "weight_decay": 0.0, "skip": False}
+        every = [{"params": [*run.model.parameters(), *run.sampler.parameters()]}]
+        optimizer = Adam(every, rates)
+        run = replace(run, optimizer=optimizer, scene=scene)
+        for _ in range(40):  # with the updates of a grid, in warm-up and after it
+            taken = trainer._step(run, state, scene, 128, 1024, None)
+            run.sampler.update(state.step, run.model.density, state.generator)
+            state.step += 1
+        assert taken.counted.shape == (3,)
+        assert {float for term in taken.terms.values() if term.shape == ()} == {float}
+        if sampler == "occgrid":  # and this would have shown it
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                trainer._step(run, state, scene, 128, None, None)
+
+
+# ------------------------------------------------------------------------------- the same is learnt
+
+
+def gradients(
+    run: Run, room: int | None, num_rays: int = 200
+) -> tuple[list[Tensor], trainer.Taken]:
+    """Take one step from the same state; what the parameters' gradients are."""
+    state = State(run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+    run.sampler.train()
+    taken = trainer._step(run, state, run.scene, num_rays, room, None)
+    grads = [p.grad for p in (*run.model.parameters(), *run.sampler.parameters())]
+    return [torch.zeros(()) if g is None else g.clone() for g in grads], taken
+
+
+def settle(run: Run, steps: int = 40) -> None:
+    """Train a little, so that a grid has empty cells and a field has surfaces."""
+    state = State(run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.01
+    for _ in range(steps):
+        trainer._step(run, state, run.scene, 200, None, None)
+        run.sampler.update(state.step, run.model.density, state.generator)
+        state.step += 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_room_for_all_a_step_learns_what_it_learns_without(
+    make_run: MakeRun, sampler: str
+) -> None:
+    more = {
+        "occgrid": ["sampler.min_weight=0.0", "sampler.alpha_thre=0.0"],
+        "proposal": ["sampler.min_weight=0.0", "sampler.min_opacity=0.0"],
+    }
+    # All rays meet so large a box: what is drawn for a ray depends on how many do.
+    run = make_run("ngp", sampler, "scene.extent=4", *more.get(sampler, []))
+    settle(run)
+    expected, asked = gradients(run, None)
+    actual, taken = gradients(run, 1 << 14)
+    for name, term in asked.terms.items():
+        torch.testing.assert_close(taken.terms[name], term, rtol=1e-5, atol=1e-7)
+    assert taken.counted[0] == asked.counted[0]
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-7)
+
+
+def test_rays_without_room_do_not_count(make_run: MakeRun) -> None:
+    run = make_run("ngp", "occgrid", "sampler.min_weight=0.0", "sampler.alpha_thre=0.0")
+    settle(run)
+    _, all_of_them = gradients(run, None)
+    _, taken = gradients(run, int(all_of_them.counted[1]) // 2)
+    num_whole = int(taken.counted[0])
+    assert taken.whole is not None
+    assert 0 < num_whole < 200
+    assert taken.whole.tolist() == [True] * num_whole + [False] * (200 - num_whole)
+    error = torch.nn.functional.smooth_l1_loss(
+        all_of_them.rgb, all_of_them.target, reduction="none"
+    )
+    torch.testing.assert_close(taken.terms["color"], error[:num_whole].mean())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_fixed_rooms_train(make_run: MakeRun, sampler: str) -> None:
+    run = create_run_dir(make_run("ngp", sampler, "trainer.steps=120"))
+    train(run)
+    rows = [row for row in read_curve(run.run_dir) if "loss" in row]
+    assert rows[-1]["loss/color"] < 0.5 * rows[0]["loss/color"]
+    assert rows[-1]["samples"] > 0.5 * 1024 / (2 if sampler == "hierarchical" else 1)
+    assert len({row["rays"] for row in rows}) < len(rows)  # not another number every time
+
+
+# ---------------------------------------------------------------------------------------- recording
+
+
+class Graph:
+    """Stands in for a CUDA graph: what is captured is called again."""
+
+    made: ClassVar[list[Graph]] = []
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.replays = 0
+        self.made.append(self)
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        assert isinstance(generator, torch.Generator)
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        assert pool == "pool"
+
+    def capture_end(self) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+class FakeSampler:
+    recorded = ("last",)
+    last = 0
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder[str]:
+    monkeypatch.setattr(Graph, "made", [])
+    monkeypatch.setattr(Graph, "error", None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    sampler = FakeSampler()
+
+    def take(*key: object) -> str:
+        sampler.last += 1
+        return f"{key} {sampler.last}"
+
+    return Recorder(take, torch.Generator(), sampler, None)
+
+
+def test_a_step_that_comes_again_is_recorded_and_replayed(recorder: Recorder[str]) -> None:
+    taken = [recorder.step(64, "a") for _ in range(AGAIN + 4)]
+    assert taken == [f"(64, 'a') {min(i, AGAIN) + 1}" for i in range(AGAIN + 4)]
+    assert [graph.replays for graph in Graph.made] == [4]
+    assert recorder.step(64, "b") == f"(64, 'b') {AGAIN + 2}"
+    assert recorder._sampler.last == AGAIN + 2
+    assert recorder.step(64, "a") == taken[-1]
+    assert recorder._sampler.last == AGAIN + 1  # what the recorded step leaves behind
+
+
+def test_steps_that_change_are_not_recorded_and_old_records_go(recorder: Recorder[str]) -> None:
+    for number in range(3 * AGAIN):
+        recorder.step(number)
+    assert Graph.made == []
+    for number in range(RECORDS + 2):
+        for _ in range(AGAIN + 1):
+            recorder.step(number)
+    assert recorder.num_records == RECORDS
+    recorder.step(RECORDS + 1)
+    assert Graph.made[-1].replays == 2
+    recorder.forget()
+    assert recorder.num_records == 0
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_and_why_is_said_once(
+    recorder: Recorder[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Graph, "error", "operation not permitted\nwhen stream is capturing")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(AGAIN + 5):
+            assert recorder.step(1).startswith("(1,)")
+    assert len(caplog.messages) == len(Graph.made) == 1
+    assert "operation not permitted (runtime.cuda_graph=false does not try)" in caplog.text
+    assert recorder.why_not == "operation not permitted"
+
+
+def test_too_little_memory_is_for_the_trainer(recorder: Recorder[str]) -> None:
+    def take(*_: object) -> str:
+        if Graph.made:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ""
+
+    recorder._take = take
+    for _ in range(AGAIN):
+        recorder.step(1)
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder.step(1)
+
+
+def test_counts_come_at_once_where_nothing_is_late() -> None:
+    pace = Pace(torch.device("cpu"))
+    assert pace.passed(64, torch.tensor([60, 1000, 4000])) == Counts(64, 60, 1000, 4000)
+    assert pace.settle() < 0.1
+    with recording.own_stream(torch.device("cpu")):
+        pass
+
+
+def test_the_number_of_rays_leaps_to_what_fits_and_stays(make_run: MakeRun) -> None:
+    run = make_run("ngp", "occgrid", "trainer.max_rays=4096")
+    state, settings = State(run), run.settings
+    state.follow_budget(settings, None, leaps=True)
+    state.follow_budget(settings, Counts(99, 99, 10, 10), leaps=True)  # of another number of rays
+    assert state.num_rays == 512
+    state.follow_budget(settings, Counts(512, 512, 512, 512), leaps=True)  # half of the room
+    assert state.num_rays == 512 * 0.95 * 2 // 64 * 64
+    before = state.num_rays
+    drawn = int(before)
+    state.follow_budget(settings, Counts(drawn, drawn, 950, 0), leaps=True)
+    assert state.num_rays == before
+    state.follow_budget(settings, Counts(drawn, drawn // 2, 1000, 0), leaps=True)  # half left out
+    assert state.num_rays == pytest.approx(before / 2, rel=0.1)
+    for _ in range(20):
+        state.follow_budget(settings, Counts(int(state.num_rays), int(state.num_rays), 1, 1), True)
+    assert state.num_rays == 4096
