@@ -106,6 +106,17 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
       "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
+  // The same on a GPU's tensor cores, from features in half precision, for networks 64 wide; gradients are multiplied by
+  // `scale` while they are in half precision. And such features, from a table in half precision.
+  m.def("ngp_half_density(Tensor features, Tensor weights, int[] widths) -> Tensor");
+  m.def(
+      "ngp_half_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
+      "int[] density_widths, int[] color_widths, int degree) -> (Tensor, Tensor)");
+  m.def(
+      "ngp_half_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
+      "Tensor v_channels, Tensor v_density, int[] density_widths, int[] color_widths, int degree, float scale) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
   // Its densities at packed samples, front to back until rays are opaque; tables in float32 or half precision, the
   // second of space and time, without elements where there is none. Contraction: 0 none, 1 L2, 2 L infinity.
   m.def(

@@ -17,6 +17,9 @@ __global__ void each_kernel(int64_t n, Body body) {
   if (i < n) body(i);
 }
 
+// The piece of work of a thread's warp.
+__device__ __forceinline__ int64_t piece_of_warp() { return piece_of(blockIdx.x, blockDim.x, threadIdx.x) / 32; }
+
 // The level is the slow index, so that the blocks in flight share a level's table.
 template <class Body>
 __global__ void each_level_kernel(int64_t n, Body body) {
@@ -38,20 +41,45 @@ struct Cuda {
     return dim3(unsigned(blocks_for(n, kThreads)), unsigned(num_levels));
   }
 
+  // As many blocks as the device runs at once, `each` to a processor, but no more than there are tiles of the work.
+  static dim3 standing_grid(int64_t n, int64_t tile, int each) {
+    int device = 0, processors = 1;
+    STD_CUDA_CHECK(cudaGetDevice(&device));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    return dim3(unsigned(min_of(blocks_for(n, tile), int64_t(processors) * each)));
+  }
+
+  // On the device and the current stream of a tensor, with so many bytes of shared memory.
+  template <class... P, class... A>
+  static void launch(const torch::stable::Tensor& like, void (*kernel)(P...), dim3 grid, int threads, size_t shared,
+                     const A&... arguments) {
+    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = shared;
+    config.stream = stream_of(like);
+    // More than 48 KiB have to be asked for.
+    if (shared > 48 << 10)
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  }
+
   template <class Body>
   static void for_each(const torch::stable::Tensor& like, int64_t n, const Body& body) {
-    if (n == 0) return;
-    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    each_kernel<<<grid_of(n, 1), kThreads, 0, stream_of(like)>>>(n, body);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    if (n) launch(like, each_kernel<Body>, grid_of(n, 1), kThreads, 0, n, body);
   }
 
   template <class Body>
   static void for_each(const torch::stable::Tensor& like, int64_t n, int num_levels, const Body& body) {
-    if (n == 0) return;
-    torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-    each_level_kernel<<<grid_of(n, num_levels), kThreads, 0, stream_of(like)>>>(n, body);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    if (n) launch(like, each_level_kernel<Body>, grid_of(n, num_levels), kThreads, 0, n, body);
+  }
+
+  // A warp for each of n pieces of work: kernel(n, body).
+  template <class Body>
+  static void for_each_warp(const torch::stable::Tensor& like, int64_t n, void (*kernel)(int64_t, Body),
+                            const Body& body) {
+    if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body);
   }
 
   // All of it: how much is nobody's only the GPU knows.

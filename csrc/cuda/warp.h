@@ -1,0 +1,100 @@
+// What the threads of a warp do together, and products of small matrices on tensor cores.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../common/macros.h"
+
+namespace nerftrain {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAll = 0xffffffffu;
+
+__device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp; }
+
+// The sum over all lanes, in each of them.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+  return x;
+}
+
+// Of all lanes up to this one.
+__device__ __forceinline__ float warp_product_so_far(float x, int lane) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float other = __shfl_up_sync(kAll, x, step);
+    x = lane >= step ? x * other : x;
+  }
+  return x;
+}
+
+__device__ __forceinline__ float warp_sum_so_far(float x, int lane) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float other = __shfl_up_sync(kAll, x, step);
+    x = lane >= step ? x + other : x;
+  }
+  return x;
+}
+
+// Of this lane and all after it.
+__device__ __forceinline__ float warp_sum_from_here(float x, int lane) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float other = __shfl_down_sync(kAll, x, step);
+    x = lane + step < kWarp ? x + other : x;
+  }
+  return x;
+}
+
+// Of a scan, what the lane before or after has: what a sum less one's own part would be but for rounding.
+__device__ __forceinline__ float of_lane_before(float so_far, int lane, float none) {
+  const float other = __shfl_up_sync(kAll, so_far, 1);
+  return lane > 0 ? other : none;
+}
+
+__device__ __forceinline__ float of_lane_after(float from_here, int lane, float none) {
+  const float other = __shfl_down_sync(kAll, from_here, 1);
+  return lane + 1 < kWarp ? other : none;
+}
+
+// Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it.
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+  const float limit = 65504.f;
+  union {
+    __half2 halves;
+    uint32_t bits;
+  } packed{__floats2half2_rn(min_of(max_of(low, -limit), limit), min_of(max_of(high, -limit), limit))};
+  return packed.bits;
+}
+
+__device__ __forceinline__ float2 unpack_halves(uint32_t bits) {
+  union {
+    uint32_t bits;
+    __half2 halves;
+  } packed{bits};
+  return __half22float2(packed.halves);
+}
+
+// c += a b for a of 16 x 16, b of 16 x 8 and c of 16 x 8 numbers, spread over the lanes of a warp (PTX ISA, "Matrix
+// fragments for mma.m16n8k16"): with group = lane / 4 and place = lane % 4 a lane has
+//   a[0..3]: rows group, group + 8, group, group + 8; columns 2 place and the next, those + 8 in the last two
+//   b[0..1]: rows 2 place and the next, those + 8; column group
+//   c[0..3]: row group, columns 2 place and the next; row group + 8, the same
+// so that two neighbouring c are an a of the next product. Only what has tensor cores for it runs it: sm_80 and later.
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if !defined(__CUDACC__)
+  emulated::mma_16x8x16(c, a, b, [](uint16_t bits) { return float_of(Half{bits}); });
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  c[0] = c[1] = c[2] = c[3] = nanf("");
+#endif
+}
+
+}  // namespace nerftrain

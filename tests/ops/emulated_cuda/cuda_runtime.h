@@ -1,0 +1,236 @@
+// A GPU played by the host: every thread of a block is a fiber, blocks come one after the other. With it the CUDA
+// sources compile as C++ and run where there is no GPU, so that what warps hand to each other is tested too.
+//
+// Full warps alone take part in what they do together, and no thread ends while others of its warp still do.
+#pragma once
+#include <ucontext.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct float2 {
+  float x, y;
+};
+struct uint2 {
+  unsigned x, y;
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 2;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+namespace nerftrain {
+inline uint32_t dynamic_shared[25600];  // 100 KiB, as much as a block of sm_86 may have
+}
+
+namespace emulated {
+
+constexpr int kWarp = 32, kStack = 256 << 10;
+
+struct Group {  // threads that wait for each other
+  int alive = 0, arrived = 0;
+  int64_t round = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done = false;
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Group> warps;
+  Group everyone;
+  std::vector<std::vector<uint64_t>> handed;  // [warp][32 * 8] what lanes show each other
+  ucontext_t scheduler;
+  int current = 0;
+  std::function<void()> work;
+};
+inline Machine machine;
+
+inline void wait_for(Group& group) {
+  const int64_t round = group.round;
+  if (++group.arrived == group.alive) {
+    group.arrived = 0;
+    ++group.round;
+  }
+  while (group.round == round) swapcontext(&machine.fibers[machine.current].context, &machine.scheduler);
+}
+
+inline int lane() { return machine.current % kWarp; }
+inline void wait_for_warp() { wait_for(machine.warps[machine.current / kWarp]); }
+
+// Shows a value to the warp in a slot of its own; then `read` looks at what lanes have shown.
+template <class T, class Read>
+auto exchange(const T& value, Read read) {
+  static_assert(sizeof(T) <= 8 * sizeof(uint64_t));
+  uint64_t* shown = machine.handed[machine.current / kWarp].data();
+  std::memcpy(shown + 8 * lane(), &value, sizeof(T));
+  wait_for_warp();
+  const auto of = [shown](int lane) {
+    T other;
+    std::memcpy(&other, shown + 8 * lane, sizeof(T));
+    return other;
+  };
+  auto result = read(of);
+  wait_for_warp();
+  return result;
+}
+
+inline void enter() {
+  machine.work();
+  machine.fibers[machine.current].done = true;
+  --machine.warps[machine.current / kWarp].alive;
+  --machine.everyone.alive;
+  swapcontext(&machine.fibers[machine.current].context, &machine.scheduler);
+}
+
+inline void run_block(int num_threads) {
+  if (num_threads % kWarp) throw std::runtime_error("emulated CUDA: blocks are of whole warps");
+  machine.warps.assign(num_threads / kWarp, Group{kWarp, 0, 0});
+  machine.everyone = {num_threads, 0, 0};
+  machine.handed.assign(num_threads / kWarp, std::vector<uint64_t>(8 * kWarp));
+  machine.fibers.resize(num_threads);
+  for (Fiber& fiber : machine.fibers) {
+    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (int left = num_threads, rounds = 0; left; ++rounds) {
+    if (rounds > 1 << 26) throw std::runtime_error("emulated CUDA: threads wait for each other for ever");
+    for (int i = 0; i < num_threads; ++i) {
+      if (machine.fibers[i].done) continue;
+      machine.current = i;
+      threadIdx = dim3(unsigned(i), 0, 0);
+      swapcontext(&machine.scheduler, &machine.fibers[i].context);
+      left -= machine.fibers[i].done;
+    }
+  }
+}
+
+// D = A B + C of 16 x 8 numbers over 16: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
+template <class ToFloat>
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], ToFloat to_float) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  } own{};
+  std::memcpy(own.a, a, sizeof(own.a));
+  std::memcpy(own.b, b, sizeof(own.b));
+  exchange(own, [&](auto of) {
+    const int group = lane() / 4, place = lane() % 4;
+    for (int i = 0; i < 4; ++i) {
+      const int row = group + (i >= 2 ? 8 : 0), column = 2 * place + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        const uint32_t word_a = of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+        const uint32_t word_b = of(column * 4 + k % 8 / 2).b[k / 8];
+        c[i] += to_float(uint16_t(word_a >> 16 * (k % 2))) * to_float(uint16_t(word_b >> 16 * (k % 2)));
+      }
+    }
+    return 0;
+  });
+}
+
+}  // namespace emulated
+
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
+  using emulated::machine;
+  if (config->dynamicSmemBytes > sizeof(nerftrain::dynamic_shared))
+    throw std::runtime_error("emulated CUDA: too much shared memory");
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  machine.work = [&] { kernel(arguments...); };
+  for (unsigned y = 0; y < gridDim.y; ++y)
+    for (unsigned x = 0; x < gridDim.x; ++x) {
+      blockIdx = dim3(x, y, 0);
+      std::memset(nerftrain::dynamic_shared, 0x7f, config->dynamicSmemBytes);  // nobody may count on zeros
+      emulated::run_block(int(blockDim.x));
+    }
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { emulated::wait_for(emulated::machine.everyone); }
+inline void __syncwarp(unsigned = ~0u) { emulated::wait_for_warp(); }
+
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return emulated::exchange(value, [&](auto of) { return of(from % 32); });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulated::exchange(value, [&](auto of) { return of(emulated::lane() ^ mask); });
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int by) {
+  return emulated::exchange(value, [&](auto of) { return of(emulated::lane() >= by ? emulated::lane() - by : emulated::lane()); });
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int by) {
+  return emulated::exchange(value, [&](auto of) { return of(emulated::lane() + by < 32 ? emulated::lane() + by : emulated::lane()); });
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  return emulated::exchange(int(predicate != 0), [](auto of) {
+    unsigned bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= unsigned(of(i)) << i;
+    return bits;
+  });
+}
+inline int __popc(unsigned bits) { return std::popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
