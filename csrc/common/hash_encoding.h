@@ -144,7 +144,9 @@ struct HashEncodeBackward {
     for (int corner = 0; corner < 1 << D; ++corner) {
       T* row = v_table + (levels.offset[level] + cell.entry(corner)) * F;
       const T w = cell.weight(corner);
-      for (int k = 0; k < F; ++k) atomic_add(row + k, w * v[k]);
+      T share[F];
+      for (int k = 0; k < F; ++k) share[k] = w * v[k];
+      atomic_add_row<F>(row, share);
     }
   }
 

@@ -57,4 +57,21 @@ NT_HD void atomic_add(T* address, T value) {
 #endif
 }
 
+// The same for N neighbouring numbers: newer GPUs add two or four of them at once.
+template <int N, class T>
+NT_HD void atomic_add_row(T* address, const T* values) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (sizeof(T) == 4 && N % 4 == 0) {
+    for (int k = 0; k < N; k += 4)
+      atomicAdd(reinterpret_cast<float4*>(address + k),
+                make_float4(values[k], values[k + 1], values[k + 2], values[k + 3]));
+    return;
+  } else if constexpr (sizeof(T) == 4 && N == 2) {
+    atomicAdd(reinterpret_cast<float2*>(address), make_float2(values[0], values[1]));
+    return;
+  }
+#endif
+  for (int k = 0; k < N; ++k) atomic_add(address + k, values[k]);
+}
+
 }  // namespace nerftrain

@@ -1,10 +1,163 @@
+// Marching with a warp for each ray: lanes look at 32 neighbouring steps, and what they find is kept as bits. So rays are
+// marched once, though where their samples go follows from how many there are.
 #include "../operators/march.h"
 #include "backend.h"
+#include "warp.h"
+
+namespace nerftrain {
+
+// 32 steps of a ray: the first of them in the upper 32 bits, which of them are samples in the lower.
+struct MarchWindows {
+  MarchRays rays;
+  int64_t most;      // windows of a ray
+  int64_t* counts;   // [R] samples
+  float* ends;       // [R]
+  int64_t* windows;  // [R][most]
+  int32_t* nums;     // [R] windows
+};
+
+// Looks at 32 steps from k on; the same steps are samples as in march_steps.
+__global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
+  const int64_t r = piece_of_warp();
+  if (r >= num_rays) return;
+  const int lane = lane_of_warp();
+  const OccupancyGrid& g = body.rays.grid;
+  const MarchSettings& m = body.rays.settings;
+  const float near = body.rays.near[r], far = body.rays.far[r];
+  const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
+  float t0 = near, t1 = far, end = near;
+  int count = 0, num = 0;
+  if (near < far && line.clip(g, t0, t1)) {
+    const Lattice lattice(near, body.rays.jitter[r], m);
+    int k = lattice.first_after(t0, 0, m.max_steps);
+    end = lattice.start(k);
+    while (k < m.max_steps && count < m.max_samples) {
+      const int own = k + lane;
+      const float start = lattice.start(own), mid = 0.5f * (start + lattice.start(own + 1));
+      bool over = own >= m.max_steps || !(mid < far), on = false;
+      int next = own + 1;
+      if (!over) {
+        float p[3];
+        line.at(mid, p);
+        CellPlace place;
+        int side = 0;
+        if (!find_cell(g, p, place)) {
+          over = mid > t1;
+          if (lane == kWarp - 1)
+            next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), own + 1, m.max_steps);
+        } else if ((side = empty_cube(g, place)) != 0) {
+          if (lane == kWarp - 1)
+            next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), own + 1, m.max_steps);
+        } else {
+          on = true;
+        }
+      }
+      const unsigned over_bits = __ballot_sync(kAll, over);
+      unsigned bits = __ballot_sync(kAll, on);
+      const int last = over_bits ? __ffs(int(over_bits)) - 1 : kWarp;  // the first lane that is over
+      if (last < kWarp) bits &= (1u << last) - 1;
+      // No more than a ray may have: this lane's sample is one of them if so few are before it.
+      const int before = __popc(bits & ((1u << lane) - 1));
+      bits = __ballot_sync(kAll, (bits >> lane & 1) && count + before < m.max_samples);
+      count += __popc(bits);
+      if (bits) {
+        if (lane == 0) body.windows[r * body.most + num] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
+        ++num;
+      }
+      if (count == m.max_samples && bits) {
+        end = lattice.start(k + kWarp - __clz(int(bits)));
+        break;
+      }
+      end = __shfl_sync(kAll, start, last % kWarp);
+      if (last < kWarp) break;
+      k = __shfl_sync(kAll, next, kWarp - 1);
+      end = lattice.start(k);
+    }
+  }
+  if (lane) return;
+  body.counts[r] = count;
+  body.ends[r] = end;
+  body.nums[r] = num;
+}
+
+struct MarchFill {
+  MarchSettings settings;
+  const float* near;       // [R]
+  const float* jitter;     // [R]
+  const int64_t* windows;  // [R][most]
+  const int32_t* nums;     // [R]
+  int64_t most;
+  const int64_t* offsets;  // [R + 1]; a ray without room has none
+  float* t_starts;         // [N]
+  float* t_ends;           // [N]
+  int64_t* ray_indices;    // [N]
+};
+
+__global__ void march_fill_kernel(int64_t num_rays, MarchFill body) {
+  const int64_t r = piece_of_warp();
+  if (r >= num_rays || body.offsets[r] == body.offsets[r + 1]) return;
+  const int lane = lane_of_warp();
+  const Lattice lattice(body.near[r], body.jitter[r], body.settings);
+  int64_t to = body.offsets[r];
+  for (int w = 0; w < body.nums[r]; ++w) {
+    const uint64_t window = uint64_t(body.windows[r * body.most + w]);
+    const unsigned bits = unsigned(window);
+    const int k = int(window >> 32) + lane;
+    if (bits >> lane & 1) {
+      const int64_t i = to + __popc(bits & ((1u << lane) - 1));
+      body.t_starts[i] = lattice.start(k);
+      body.t_ends[i] = lattice.start(k + 1);
+      body.ray_indices[i] = r;
+    }
+    to += __popc(bits);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, const Tensor& directions,
+                                                         const Tensor& near, const Tensor& far, const Tensor& jitter,
+                                                         const Tensor& cells, const Tensor& blocks,
+                                                         std::vector<double> boxes, std::vector<int64_t> resolution,
+                                                         int64_t side, double step, double cone_angle,
+                                                         int64_t max_steps, int64_t max_samples) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
+                                    step, cone_angle, max_steps, max_samples);
+  const int64_t num_rays = origins.size(0), most = max_steps / kWarp + 1;
+  Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
+  Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
+  const MarchWindows body{rays,           most,
+                          write<int64_t>(counts), write<float>(ends),
+                          write<int64_t>(windows), write<int32_t>(nums)};
+  Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
+  return {counts, ends, windows, nums};
+}
+
+std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& windows,
+                                              const Tensor& nums, double step, double cone_angle, int64_t max_steps,
+                                              const Tensor& offsets, int64_t num_samples) {
+  Tensor t_starts = make_packed<Cuda>(near, {num_samples}, offsets), t_ends = make_packed<Cuda>(near, {num_samples}, offsets);
+  Tensor ray_indices = make_packed<Cuda>(offsets, {num_samples}, offsets);
+  const MarchFill body{{float(step), float(cone_angle), int(max_steps), 0},
+                       read<float>(near),
+                       read<float>(jitter),
+                       read<int64_t>(windows),
+                       read<int32_t>(nums),
+                       windows.size(1),
+                       read<int64_t>(offsets),
+                       write<float>(t_starts),
+                       write<float>(t_ends),
+                       write<int64_t>(ray_indices)};
+  Cuda::for_each_warp(near, near.size(0), march_fill_kernel, body);
+  return {t_starts, t_ends, ray_indices};
+}
+
+}  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("pack_grid", TORCH_BOX(&nerftrain::pack_grid<nerftrain::Cuda>));
   m.impl("visible_cells", TORCH_BOX(&nerftrain::visible_cells<nerftrain::Cuda>));
   m.impl("march_count", TORCH_BOX(&nerftrain::march_count<nerftrain::Cuda>));
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cuda>));
+  m.impl("march_windows", TORCH_BOX(&nerftrain::march_windows));
+  m.impl("march_fill", TORCH_BOX(&nerftrain::march_fill));
   m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::Cuda>));
 }

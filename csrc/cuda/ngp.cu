@@ -16,9 +16,8 @@ namespace nerftrain {
 
 extern __shared__ uint32_t dynamic_shared[];
 
-namespace {
-
-constexpr int kWidth = 64, kGeometry = 16, kHarmonics = 16, kColorIn = kGeometry + kHarmonics, kOut = 8, kColors = 3;
+constexpr int kWidth = 64, kGeometry = 16, kHarmonics = 16, kColorIn = kGeometry + kHarmonics, kOut = 8;
+constexpr int kLogistic = 3;  // channels, the colour, that pass the logistic function
 constexpr int kWarps = 8, kThreads = kWarps * kWarp, kTile = kWarps * 16;  // samples of a block at a time
 constexpr int kHiddenTiles = kWidth / 16;
 
@@ -261,7 +260,7 @@ __global__ void __launch_bounds__(kThreads) ngp_half_forward_kernel(NgpHalf net)
           const int channel = 2 * lane.place + i;
           const float raw = now.out[0][2 * half + i];
           if (channel < net.num_channels)
-            net.channels[row * net.num_channels + channel] = channel < kColors ? logistic(raw) : raw;
+            net.channels[row * net.num_channels + channel] = channel < kLogistic ? logistic(raw) : raw;
         }
     }
   }
@@ -378,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 1) ngp_half_backward_kernel(NgpHalf 
         const int channel = 2 * lane.place + i;
         if (!there || channel >= net.num_channels) continue;
         const float y = logistic(now.out[0][2 * half + i]);
-        v[i] = net.scale * net.v_channels[row * net.num_channels + channel] * (channel < kColors ? y * (1 - y) : 1.f);
+        v[i] = net.scale * net.v_channels[row * net.num_channels + channel] * (channel < kLogistic ? y * (1 - y) : 1.f);
       }
       v_out[0][half] = pack_halves(v[0], v[1]);
     }
@@ -431,7 +430,7 @@ __global__ void __launch_bounds__(kThreads, 1) ngp_half_backward_kernel(NgpHalf 
 }
 
 // Describes the networks; the colour's widths are empty where densities alone are asked for.
-NgpHalf describe(const Tensor& features, const Tensor& density_weights, const std::vector<int64_t>& density_widths,
+inline NgpHalf describe(const Tensor& features, const Tensor& density_weights, const std::vector<int64_t>& density_widths,
                  const std::vector<int64_t>& color_widths, int64_t degree) {
   const auto fits = [](bool yes) {
     if (!yes) throw std::runtime_error("ngp on tensor cores: these widths are for others to evaluate");
@@ -464,7 +463,7 @@ void run_forward(const Tensor& like, const NgpHalf& net, bool color) {
   const size_t shared = (color ? At::forward : At::color_first) * sizeof(uint32_t);
   const auto kernel =
       color ? ngp_half_forward_kernel<kIn, kLayers, true> : ngp_half_forward_kernel<kIn, kLayers, false>;
-  Cuda::launch(like, kernel, Cuda::standing_grid(net.num, kTile, 2), kThreads, shared, net);
+  Cuda::launch(like, kernel, Cuda::standing_grid(net.num, kTile, color ? 3 : 4), kThreads, shared, net);
 }
 
 template <int kIn, int kLayers>
@@ -483,8 +482,6 @@ void with_shape(const NgpHalf& net, size_t num_layers, Run run) {
   };
   net.num_features > 32 ? with_layers(std::integral_constant<int, 64>{}) : with_layers(std::integral_constant<int, 32>{});
 }
-
-}  // namespace
 
 Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vector<int64_t> widths) {
   NgpHalf net = describe(features, weights, widths, {}, 0);

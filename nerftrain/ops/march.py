@@ -327,6 +327,23 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
     return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)
 
 
+@library.fake("march_windows")
+def _march_windows_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_rays, make, most = origins.shape[0], origins.new_empty, rest[-2] // 32 + 1
+    return (
+        make(num_rays, dtype=torch.int64),
+        make(num_rays),
+        make(num_rays, most, dtype=torch.int64),
+        make(num_rays, dtype=torch.int32),
+    )
+
+
+@library.fake("march_fill")
+def _march_fill_fake(near: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    num_samples, make = rest[-1], near.new_empty
+    return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)
+
+
 @library.fake("march")
 def _march_fake(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
     num_samples = torch.library.get_ctx().new_dynamic_size()
@@ -501,13 +518,21 @@ def march_to(
         *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends
-    counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
+    windowed = settings.step > 0
+    if windowed:
+        counts, ends, *windows = torch.ops.nerftrain.march_windows(*inputs, *steps)
+    else:
+        counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
     offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
-    t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_write(
-        *inputs, *steps, offsets, num_samples
-    )
+    if windowed:
+        found = (inputs[2], inputs[4], *windows)
+        stepping = settings.step, settings.cone_angle, settings.max_steps
+        packed = torch.ops.nerftrain.march_fill(*found, *stepping, offsets, num_samples)
+    else:
+        packed = torch.ops.nerftrain.march_write(*inputs, *steps, offsets, num_samples)
+    t_starts, t_ends, ray_indices = packed
     return Samples(t_starts, t_ends, ray_indices, offsets, whole), ends
 
 
