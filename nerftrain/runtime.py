@@ -28,7 +28,7 @@ class Runtime:
         threads: int | None,
         ops: Literal["auto", "native", "reference"],
         cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"],
-        precision: Literal["float32", "tf32", "bfloat16"],
+        precision: Literal["float32", "tf32", "bfloat16", "float16"],
         cuda_graph: bool,
     ) -> None:
         """Choose; `start` puts the choice into effect.
@@ -74,6 +74,7 @@ class Runtime:
         if self.torch_device.type == "cuda":
             exact = self.precision == "float32"
             torch.set_float32_matmul_precision("highest" if exact else "high")
+            library.set_half_precision(self.precision == "float16")
         torch.manual_seed(seed)
         _keep_memory()
 

@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,36 @@ def single_precision() -> Iterator[None]:
     torch.ops.nerftrain.use_lanes(library.CPU_ISA["avx512"] if rounds else 0)
     yield
     torch.ops.nerftrain.use_lanes(0)
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CUDA sources, compiled for the host with what emulated_cuda says of a GPU."""
+    import torch
+
+    from nerftrain.ops import library
+    from nerftrain.paths import data_dir
+
+    library.native(torch.zeros(1))
+    folder, csrc = tmp_path_factory.mktemp("emulated"), data_dir("csrc")
+    sources = [csrc / "nerftrain.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    (folder / "all.cpp").write_text("".join(f'#include "{source}"\n' for source in sources))
+    torch_folder = Path(torch.__file__).parent
+    includes = [f"-I{Path(__file__).parent / 'ops' / 'emulated_cuda'}", f"-I{csrc / 'common'}"]
+    for kind in ("include", "include/torch/csrc/api/include"):
+        includes += ["-isystem", str(torch_folder / kind)]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"]
+    links = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    target = folder / "emulated.so"
+    command = [library.find_cxx(), *flags, "-DUSE_CUDA", library.STABLE_ABI, *includes]
+    command += [str(folder / "all.cpp"), "-o", str(target), *links]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
+    torch.ops.load_library(target)
+    for name, function in library._fakes.items():
+        if hasattr(torch.ops.nerftrain_emulated, name):
+            torch.library.register_fake(f"nerftrain_emulated::{name}", function)
+    return torch.ops.nerftrain_emulated
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,23 @@ import pytest
 import torch
 
 from nerftrain import assemble, compose, trainer
+from nerftrain.ops import library
 from nerftrain.runtime import Runtime
 
 
 @pytest.mark.parametrize(
     ("precision", "expected", "rounds"),
-    [("float32", "highest", False), ("tf32", "high", False), ("bfloat16", "high", True)],
+    [
+        ("float32", "highest", False),
+        ("tf32", "high", False),
+        ("float16", "high", False),
+        ("bfloat16", "high", True),
+    ],
 )
 def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
     chosen: list[str] = []
+    half: list[bool] = []
+    monkeypatch.setattr(library, "set_half_precision", half.append)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     runtime = Runtime("auto", None, "auto", "auto", precision, True)
@@ -25,6 +33,7 @@ def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
     monkeypatch.setattr(Runtime, "torch_device", torch.device("cuda"))
     runtime.start(0)
     assert chosen == [expected]
+    assert half == [precision == "float16"]
     calls: list[tuple] = []
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: calls.append((*a, k["enabled"])))
     runtime.autocast()

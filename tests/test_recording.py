@@ -211,6 +211,35 @@ def test_fixed_rooms_train(make_run: MakeRun, sampler: str) -> None:
     assert len({row["rays"] for row in rows}) < len(rows)  # not another number every time
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("sampler", ["occgrid", "proposal"])
+def test_training_goes_by_the_kernels_of_a_gpu(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, emulated_ops: Any, sampler: str
+) -> None:
+    called: set[str] = set()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            called.add(name)
+            return getattr(emulated_ops, name)
+
+    monkeypatch.setattr(torch.ops, "nerftrain", Watched())
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    small = ["trainer.sample_budget=256", "trainer.steps=25", "model.width=64"]
+    few = ["trainer.intervals.evaluate_seconds=null", "sampler.grid.update_every=8"]
+    run = create_run_dir(make_run("ngp", sampler, *small, *few[: 2 if sampler == "occgrid" else 1]))
+    state = State(run)
+    with trainer.Journal(run, state) as journal:
+        trainer.loop(run, state, journal)
+    rows = [row for row in read_curve(run.run_dir) if "loss" in row]
+    assert rows[-1]["loss/color"] < 0.7 * rows[0]["loss/color"]
+    fields = {"hash_encode_half", "ngp_half_density", "ngp_half_fwd", "ngp_half_bwd"}
+    assert {*fields, "composite_fwd", "composite_bwd", "adam_placed_"} <= called
+    if sampler == "occgrid":
+        assert {"march_windows", "march_fill", "select_pick"} <= called
+        assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
+
+
 # ---------------------------------------------------------------------------------------- recording
 
 

@@ -1,21 +1,21 @@
-// Compositing with a warp for each ray: lanes take neighbouring samples, 32 at a time, and scan over them. Other numbers
-// than float32 and other channels than three go ray by ray.
+// Compositing with a warp for each ray: lanes take neighbouring samples, 32 at a time, and scan over them. Float64 goes
+// ray by ray.
 #include "../operators/composite.h"
 #include "backend.h"
 #include "warp.h"
 
 namespace nerftrain {
 
-constexpr int kColors = 3;
-
+// K channels; 0: as many as there are, in a pass of their own that adds them up in the same order.
+template <int K>
 __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<float> body) {
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
   const int lane = lane_of_warp();
   const PackedRays<float>& in = body.in;
   const int64_t first = in.offsets[r], last = in.offsets[r + 1];
-  float color[kColors] = {}, sum_w = 0, sum_wm = 0, spread = 0;  // of this lane's samples
-  float arriving = 1, before_w = 0, before_wm = 0;               // of all samples before these 32
+  float color[K ? K : 1] = {}, sum_w = 0, sum_wm = 0, spread = 0;  // of this lane's samples
+  float arriving = 1, before_w = 0, before_wm = 0;                 // of all samples before these 32
   for (int64_t base = first; base < last; base += kWarp) {
     const int64_t i = base + lane;
     const bool there = i < last;
@@ -33,7 +33,7 @@ __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<floa
       body.arriving[i] = light;
       body.weights[i] = w;
 #pragma unroll
-      for (int k = 0; k < kColors; ++k) color[k] += w * in.channels[i * kColors + k];
+      for (int k = 0; k < K; ++k) color[k] += w * in.channels[i * K + k];
       spread += 2 * w * (mid * w_before - wm_before) + w * w * dt * (1.f / 3);
       sum_w += w;
       sum_wm += wm;
@@ -42,21 +42,27 @@ __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<floa
     before_w += __shfl_sync(kAll, w_so_far, kWarp - 1);
     before_wm += __shfl_sync(kAll, wm_so_far, kWarp - 1);
   }
+  for (int64_t k = 0; K == 0 && k < in.num_channels; ++k) {
+    float sum = 0;
+    for (int64_t i = first + lane; i < last; i += kWarp) sum += body.weights[i] * in.channels[i * in.num_channels + k];
+    sum = warp_sum(sum);
+    if (lane == 0) body.channels[r * in.num_channels + k] = sum;
+  }
 #pragma unroll
-  for (int k = 0; k < kColors; ++k) color[k] = warp_sum(color[k]);
+  for (int k = 0; k < K; ++k) color[k] = warp_sum(color[k]);
   sum_w = warp_sum(sum_w);
   sum_wm = warp_sum(sum_wm);
   spread = warp_sum(spread);
   if (lane) return;
 #pragma unroll
-  for (int k = 0; k < kColors; ++k) body.channels[r * kColors + k] = color[k];
+  for (int k = 0; k < K; ++k) body.channels[r * K + k] = color[k];
   body.opacity[r] = sum_w;
   body.depth[r] = sum_wm;
   body.distortion[r] = spread;
 }
 
 // From the back, 32 samples at a time; the letters are those of CompositeBackward.
-template <bool kMore>
+template <int K, bool kMore>
 __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<float> body) {
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
@@ -65,9 +71,10 @@ __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<fl
   const int64_t first = in.offsets[r], last = in.offsets[r + 1];
   const float v_sum_w = body.at(body.v_opacity, r), v_sum_wm = body.at(body.v_depth, r);
   const float v_spread = body.at(body.v_distortion, r), total_w = body.opacity[r], total_wm = body.depth[r];
-  float v[kColors];
+  const int64_t num_channels = K ? K : in.num_channels;
+  float v[K ? K : 1];
 #pragma unroll
-  for (int k = 0; k < kColors; ++k) v[k] = body.at(body.v_channels, r * kColors + k);
+  for (int k = 0; k < K; ++k) v[k] = body.at(body.v_channels, r * K + k);
   float behind = 0, behind_w = 0, behind_wm = 0;  // of all samples after these 32
   for (int64_t base = first + (last - first - 1) / kWarp * kWarp; last > first && base >= first; base -= kWarp) {
     const int64_t i = base + lane;
@@ -87,10 +94,15 @@ __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<fl
       behind_wm += __shfl_sync(kAll, wm_from, 0);
     }
 #pragma unroll
-    for (int k = 0; k < kColors; ++k) {
+    for (int k = 0; k < K; ++k) {
       if (!there) continue;
-      q += v[k] * in.channels[i * kColors + k];
-      body.v_sample_channels[i * kColors + k] = w * v[k];
+      q += v[k] * in.channels[i * K + k];
+      body.v_sample_channels[i * K + k] = w * v[k];
+    }
+    for (int64_t k = 0; K == 0 && there && k < num_channels; ++k) {
+      const float v_k = body.at(body.v_channels, r * num_channels + k);
+      q += v_k * in.channels[i * num_channels + k];
+      body.v_sample_channels[i * num_channels + k] = w * v_k;
     }
     float own = w * q;
     if (kMore && there) own += light * body.at(body.v_arriving, i);
@@ -109,17 +121,13 @@ struct CudaComposite : Cuda {
   using Cuda::for_each;
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
-    if (body.in.num_channels == kColors)
-      for_each_warp(like, n, composite_forward_kernel, body);
-    else
-      Cuda::for_each(like, n, body);
+    for_each_warp(like, n, body.in.num_channels == 3 ? composite_forward_kernel<3> : composite_forward_kernel<0>, body);
   }
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
     const bool more = body.v_depth || body.v_distortion || body.v_weights || body.v_alphas || body.v_arriving;
-    if (body.in.num_channels == kColors)
-      for_each_warp(like, n, more ? composite_backward_kernel<true> : composite_backward_kernel<false>, body);
-    else
-      Cuda::for_each(like, n, body);
+    const auto of_colors = more ? composite_backward_kernel<3, true> : composite_backward_kernel<3, false>;
+    const auto of_any = more ? composite_backward_kernel<0, true> : composite_backward_kernel<0, false>;
+    for_each_warp(like, n, body.in.num_channels == 3 ? of_colors : of_any, body);
   }
 };
 

@@ -1,5 +1,4 @@
 #include "../operators/hash_encoding.h"
-
 #include "backend.h"
 #include "warp.h"
 
@@ -62,7 +61,8 @@ __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) out[l * kPairs + k] = pack_halves(sum[2 * k], sum[2 * k + 1]);
   }
-  const int row_pairs = num_levels * kPairs, begin = first * kPairs, there = min_of(row_pairs - begin, kLevels * kPairs);
+  const int row_pairs = num_levels * kPairs, begin = first * kPairs,
+            there = min_of(row_pairs - begin, kLevels * kPairs);
   uint32_t* to = body.features + i * row_pairs + begin;
   if (row_pairs % 4 == 0) {
 #pragma unroll
@@ -81,10 +81,12 @@ Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vecto
   const int64_t num = positions.size(0), num_features = table.size(1);
   Tensor features = make(table, {num, levels.num_levels * num_features});
   const auto run = [&]<int F, int D>(Constant<F>, Constant<D>) {
-    const HashEncodeHalf<F, D> body{levels, read<float>(positions), static_cast<const uint32_t*>(table.const_data_ptr()),
+    const HashEncodeHalf<F, D> body{levels, read<float>(positions),
+                                    static_cast<const uint32_t*>(table.const_data_ptr()),
                                     static_cast<uint32_t*>(features.mutable_data_ptr())};
-    if (num) Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads,
-                          0, num, body);
+    if (num)
+      Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0,
+                   num, body);
   };
   const auto with_axes = [&](auto features) {
     levels.num_axes == 4 ? run(features, Constant<4>{}) : run(features, Constant<3>{});

@@ -1,5 +1,5 @@
-// Marching with a warp for each ray: lanes look at 32 neighbouring steps, and what they find is kept as bits. So rays are
-// marched once, though where their samples go follows from how many there are.
+// Marching with a warp for each ray: lanes look at 32 neighbouring steps, and what they find is kept as bits. So rays
+// are marched once, though where their samples go follows from how many there are.
 #include "../operators/march.h"
 #include "backend.h"
 #include "warp.h"
@@ -124,9 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, 
   const int64_t num_rays = origins.size(0), most = max_steps / kWarp + 1;
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
-  const MarchWindows body{rays,           most,
-                          write<int64_t>(counts), write<float>(ends),
-                          write<int64_t>(windows), write<int32_t>(nums)};
+  const MarchWindows body{
+      rays, most, write<int64_t>(counts), write<float>(ends), write<int64_t>(windows), write<int32_t>(nums)};
   Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
   return {counts, ends, windows, nums};
 }
@@ -134,7 +133,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, 
 std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& windows,
                                               const Tensor& nums, double step, double cone_angle, int64_t max_steps,
                                               const Tensor& offsets, int64_t num_samples) {
-  Tensor t_starts = make_packed<Cuda>(near, {num_samples}, offsets), t_ends = make_packed<Cuda>(near, {num_samples}, offsets);
+  Tensor t_starts = make_packed<Cuda>(near, {num_samples}, offsets),
+         t_ends = make_packed<Cuda>(near, {num_samples}, offsets);
   Tensor ray_indices = make_packed<Cuda>(offsets, {num_samples}, offsets);
   const MarchFill body{{float(step), float(cone_angle), int(max_steps), 0},
                        read<float>(near),

@@ -322,7 +322,8 @@ struct MatrixGradient {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int tile = t * kWarps + warp;
-        const int row = tile / kTilesN * 16 + lane.group + i / 2 * 8, column = tile % kTilesN * 8 + 2 * lane.place + i % 2;
+        const int row = tile / kTilesN * 16 + lane.group + i / 2 * 8,
+                  column = tile % kTilesN * 8 + 2 * lane.place + i % 2;
         const int to = place(row, column);
         if (to >= 0) atomic_add(weights + to, sums[t][i] * factor);
       }
@@ -430,8 +431,9 @@ __global__ void __launch_bounds__(kThreads, 1) ngp_half_backward_kernel(NgpHalf 
 }
 
 // Describes the networks; the colour's widths are empty where densities alone are asked for.
-inline NgpHalf describe(const Tensor& features, const Tensor& density_weights, const std::vector<int64_t>& density_widths,
-                 const std::vector<int64_t>& color_widths, int64_t degree) {
+inline NgpHalf describe(const Tensor& features, const Tensor& density_weights,
+                        const std::vector<int64_t>& density_widths, const std::vector<int64_t>& color_widths,
+                        int64_t degree) {
   const auto fits = [](bool yes) {
     if (!yes) throw std::runtime_error("ngp on tensor cores: these widths are for others to evaluate");
   };
@@ -480,7 +482,8 @@ void with_shape(const NgpHalf& net, size_t num_layers, Run run) {
   const auto with_layers = [&](auto in) {
     num_layers > 1 ? run(in, std::integral_constant<int, 2>{}) : run(in, std::integral_constant<int, 1>{});
   };
-  net.num_features > 32 ? with_layers(std::integral_constant<int, 64>{}) : with_layers(std::integral_constant<int, 32>{});
+  net.num_features > 32 ? with_layers(std::integral_constant<int, 64>{})
+                        : with_layers(std::integral_constant<int, 32>{});
 }
 
 Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vector<int64_t> widths) {

@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tens
 template <class Backend, class T>
 void visible_samples_as(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
                         const Tensor& least, double early_stop_eps, Tensor& visible) {
-  const VisibleSamples<T> body{read<T>(density), read<T>(t_starts),  read<T>(t_ends), read<int64_t>(offsets),
+  const VisibleSamples<T> body{read<T>(density), read<T>(t_starts), read<T>(t_ends),     read<int64_t>(offsets),
                                read<T>(least),   T(early_stop_eps), write<bool>(visible)};
   Backend::for_each(density, offsets.size(0) - 1, body);
 }

@@ -39,7 +39,8 @@ inline Tensor make(const Tensor& like, std::vector<int64_t> shape, ScalarType ty
   return torch::stable::new_empty(like, shape, type);
 }
 
-// An uninitialised tensor [N] or [N][K] for what packed rays own; rows from offsets[R] on, which are nobody's, are zero.
+// An uninitialised tensor [N] or [N][K] for what packed rays own; rows from offsets[R] on, which are nobody's, are
+// zero.
 template <class Backend>
 Tensor make_packed(const Tensor& like, std::vector<int64_t> shape, ScalarType type, const Tensor& offsets) {
   Tensor packed = make(like, shape, type);

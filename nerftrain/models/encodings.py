@@ -13,6 +13,7 @@ from nerftrain.ops.adam import half_copy
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode, hash_encode_reference
 from nerftrain.ops.mlp import mlp, mlp_reference
 from nerftrain.ops.ngp import truncated_exp as truncated_exp
+from nerftrain.ops.ngp_half import Encoded
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
 Storage = Literal["float16", "float32"]  # of the numbers that lookups read
@@ -78,6 +79,10 @@ class HashEncoding(nn.Module):
         """The numbers that lookups read: the table, or its copy in half precision."""
         half = self._half()
         return self.table.detach() if half is None else half
+
+    def at(self, positions: Tensor) -> Encoded:
+        """Name what is looked up at positions, for ops that read half precision on a GPU."""
+        return Encoded(positions, self.table, half_copy(self.table), self.levels)
 
     def _half(self) -> Tensor | None:
         if self.storage == "float32" or not library.on_cpu(self.table):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.models import Draw, RadianceField
@@ -19,6 +19,7 @@ from nerftrain.models.encodings import (
 from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
 from nerftrain.ops import library
 from nerftrain.ops.ngp import ngp, ngp_density
+from nerftrain.ops.ngp_half import Encoded, can_do, ngp_half, ngp_half_density
 from nerftrain.ops.visit import Visited
 from nerftrain.ops.visit_ngp import (
     ColorField,
@@ -100,14 +101,31 @@ class NGP(RadianceField):
         return "compiled ops" if self._fused_weights() and library.native(self.aabb) else "torch"
 
     def _features(self, positions: Tensor, times: Tensor | None) -> Tensor:
+        looks = [encoding(where) for encoding, where in self._looks(positions, times)]
+        return looks[0] if len(looks) == 1 else torch.cat(looks, -1)
+
+    def _looks(self, positions: Tensor, times: Tensor | None) -> list[tuple[nn.Module, Tensor]]:
+        """List the encodings and where each is looked up."""
         unit = self.unit_positions(positions)
         if self.warp is not None:
             unit = self.warp(unit, self.unit_times(times))
-        features = self.encoding(unit)
+        looks: list[tuple[nn.Module, Tensor]] = [(self.encoding, unit)]
         if self.spacetime is not None:
-            moments = torch.cat([unit, self.unit_times(times)[:, None]], -1)
-            features = torch.cat([features, self.spacetime(moments)], -1)
-        return features
+            looks.append((self.spacetime, torch.cat([unit, self.unit_times(times)[:, None]], -1)))
+        return looks
+
+    def _encoded(self, positions: Tensor, times: Tensor | None) -> list[Encoded] | None:
+        """Describe what is looked up to the ops in half precision, where they serve."""
+        weights = self._fused_weights()
+        if weights is None or not library.has_tensor_cores(positions) or self._is_changed():
+            return None
+        encoded = [
+            encoding.at(where)
+            for encoding, where in self._looks(positions, times)
+            if type(encoding) is HashEncoding
+        ]
+        known = len(encoded) == (1 if self.spacetime is None else 2)
+        return encoded if known and can_do(encoded, *weights) else None
 
     def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""
@@ -138,7 +156,7 @@ class NGP(RadianceField):
 
     def _is_changed(self) -> bool:
         """Tell whether a subclass evaluates the field in another way."""
-        parts = ("density", "forward", "_features", "unit_positions", "activate")
+        parts = ("density", "forward", "_features", "_looks", "unit_positions", "activate")
         return any(getattr(type(self), part) is not getattr(NGP, part) for part in parts)
 
     def _fused_weights(self) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -150,7 +168,12 @@ class NGP(RadianceField):
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
-        features, weights = self._features(positions, times), self._fused_weights()
+        weights = self._fused_weights()
+        if weights is not None and not torch.is_grad_enabled():
+            encoded = self._encoded(positions, times)
+            if encoded is not None:
+                return ngp_half_density(encoded, weights[0])
+        features = self._features(positions, times)
         if weights is not None:
             return ngp_density(features, weights[0])
         return truncated_exp(self.density_mlp(features)[:, 0] - 1)
@@ -163,7 +186,11 @@ class NGP(RadianceField):
         They are those at positions [N, 3] and, in a dynamic scene, times [N], seen along unit
         directions [N, 3].
         """
-        features, weights = self._features(positions, times), self._fused_weights()
+        weights = self._fused_weights()
+        encoded = None if directions.requires_grad else self._encoded(positions, times)
+        if weights is not None and encoded is not None:
+            return ngp_half(encoded, directions, *weights, self.directions.degree)
+        features = self._features(positions, times)
         if weights is not None:
             return ngp(features, directions, *weights, self.directions.degree)
         geometry = self.density_mlp(features)

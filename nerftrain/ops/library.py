@@ -72,6 +72,7 @@ ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 _logger = logging.getLogger(__name__)
 _mode: Mode = "auto"
+_half_precision = True
 _loading = threading.RLock()
 _fakes: dict[str, Callable[..., Any]] = {}
 
@@ -158,6 +159,19 @@ def native(*tensors: torch.Tensor) -> bool:
 def on_cpu(tensor: torch.Tensor) -> bool:
     """Say whether the CPU's kernels are those that serve, where there are any."""
     return tensor.device.type == "cpu"
+
+
+def set_half_precision(allowed: bool) -> None:
+    """Choose whether fields that have kernels for it run in half precision on a GPU."""
+    global _half_precision
+    _half_precision = allowed
+
+
+def has_tensor_cores(tensor: torch.Tensor) -> bool:
+    """Say whether fields on the device of a tensor run on tensor cores in half precision."""
+    if not _half_precision or on_cpu(tensor):
+        return False
+    return tensor.device.type != "cuda" or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
 
 
 def _why_not(device_type: str) -> str | None:

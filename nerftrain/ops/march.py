@@ -518,15 +518,13 @@ def march_to(
         *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends
-    windowed = settings.step > 0
-    if windowed:
-        counts, ends, *windows = torch.ops.nerftrain.march_windows(*inputs, *steps)
-    else:
-        counts, ends = torch.ops.nerftrain.march_count(*inputs, *steps)
+    once = settings.step > 0  # in windows of 32 steps, of which a ray has to be marched once
+    march_first = torch.ops.nerftrain.march_windows if once else torch.ops.nerftrain.march_count
+    counts, ends, *windows = march_first(*inputs, *steps)
     offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
-    if windowed:
+    if once:
         found = (inputs[2], inputs[4], *windows)
         stepping = settings.step, settings.cone_angle, settings.max_steps
         packed = torch.ops.nerftrain.march_fill(*found, *stepping, offsets, num_samples)

@@ -49,4 +49,3 @@ def used_rows(samples: Samples) -> Tensor:
     """Tell which rows [N] of a buffer are some ray's."""
     rows = torch.arange(len(samples), device=samples.offsets.device)
     return rows < samples.offsets[-1]
-

@@ -13,7 +13,9 @@ from nerftrain.ops.march import Grid, pack_grid
 from nerftrain.ops.ngp import ngp_density
 from nerftrain.types import Rays, Samples
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# A GPU that the host plays (emulated_cuda) runs the CUDA kernels on tensors of the CPU.
+DEVICES = ["cpu", "cuda" if torch.cuda.is_available() else "emulated"]
+CPU_FILES = ("test_visit_ngp.py",)
 # Sums of a few dozen terms near one, in another order than the reference's.
 TOLERANCES = {
     torch.float32: {"rtol": 1e-4, "atol": 2e-5},
@@ -24,7 +26,20 @@ TOLERANCES = {
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device present."""
-    return torch.device(request.param)
+    return torch.device("cpu" if request.param == "emulated" else request.param)
+
+
+@pytest.fixture(autouse=True)
+def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CUDA kernels serve in tests of the emulated device."""
+    callspec = getattr(request.node, "callspec", None)
+    where = callspec.params.get("device", "cpu") if callspec else "cpu"
+    of_the_cpu = "lanes" in request.fixturenames or request.node.path.name in CPU_FILES
+    if where != "cpu" and of_the_cpu:
+        pytest.skip("its kernels are for the CPU")
+    if where == "emulated":
+        monkeypatch.setattr(torch.ops, "nerftrain", request.getfixturevalue("emulated_ops"))
+        monkeypatch.setattr(library, "on_cpu", lambda _: False)
 
 
 @pytest.fixture(scope="session", params=[torch.float32, torch.float64], ids=["float32", "float64"])

@@ -414,6 +414,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         moving = (random(7, 4, dtype=dtype), table)
         moving_levels = ([2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157])
         matrix = [random(6, 4, dtype=dtype) for _ in range(4)]
+        one = torch.ones((), device=device)
         points = random(7, 3, dtype=dtype) * 4
         fine, coarse = (
             (random(5, n + 1, dtype=dtype).sort(1).values, random(5, n, dtype=dtype))
@@ -473,10 +474,30 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
                 for in_order in (False, True)
             ],
             "adam_": [(*matrix, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, skip) for skip in (False, True)],
+            "adam_placed_": [
+                (*matrix, copy, matrix[1][0, 0].float(), one, 0.9, 0.99, 1e-8, 0.01, True)
+                for copy in (matrix[0].half(), matrix[0][:0].half())
+            ],
         }
         for name, sets in more.items():
             arguments[name] = arguments.get(name, []) + sets
-    if device.type == "cpu":
+    if not library.on_cpu(flags):
+        windows, nums = (
+            torch.tensor([[(7 << 32) + 5]] * 5, device=device),
+            ray_offsets[:5].int() + 1,
+        )
+        ends = 2 * torch.arange(6, device=device)
+        arguments["march_windows"] = [tuple(march)]
+        arguments["march_fill"] = [(march[2], march[4], windows, nums, 0.1, 0.0, 50, ends, 12)]
+        half = random(157, 2).half(), [4, 4, 4, 9, 9, 9], [0, 125, 157]
+        arguments["hash_encode_half"] = [(random(7, 3), *half)]
+        features, networks = random(7, 24).half(), (random(64 * 32), random(64 * (15 + 8)))
+        arguments["ngp_half_density"] = [(features, networks[0], [24, 64, 8])]
+        shape = [24, 64, 8], [7 + 9, 64, 7], 3
+        arguments["ngp_half_fwd"] = [(features, random(7, 3), *networks, *shape)]
+        v = random(7, 7), random(7)
+        arguments["ngp_half_bwd"] = [(features, random(7, 3), *networks, *v, *shape, 4096.0)]
+    else:
         weights = random(6 * 8 + 8 * 3)
         arguments["march"] = [tuple(march)]
         arguments["mlp_fwd"] = [(random(7, 6), weights, [6, 8, 3], BEST)]
@@ -518,6 +539,16 @@ CPU_ONLY = (
 )
 
 
+GPU_ONLY = (
+    "march_windows",
+    "march_fill",
+    "hash_encode_half",
+    "ngp_half_density",
+    "ngp_half_fwd",
+    "ngp_half_bwd",
+)
+
+
 def registered_ops() -> list[str]:
     schemas = (data_dir("csrc") / "nerftrain.cpp").read_text()
     names = re.findall(r'm\.def\(\s*"(\w+)\(', schemas)
@@ -527,10 +558,15 @@ def registered_ops() -> list[str]:
 @pytest.mark.parametrize("name", registered_ops())
 def test_every_op_keeps_its_promises_to_torch(device, name):
     library.native(torch.zeros(1, device=device))
-    if name in CPU_ONLY and device.type != "cpu":
-        pytest.skip("its kernels are for the CPU")
+    on_cpu = library.on_cpu(torch.zeros(1, device=device))
+    if name in (GPU_ONLY if on_cpu else CPU_ONLY):
+        pytest.skip(f"its kernels are for {'a GPU' if on_cpu else 'the CPU'}")
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    if name != "march_windows":  # which leaves the windows that a ray does not need as they are
+        checks = (*checks, "test_aot_dispatch_dynamic")
     for arguments in op_arguments(device)[name]:
-        torch.library.opcheck(getattr(torch.ops.nerftrain, name).default, arguments)
+        op = getattr(torch.ops.nerftrain, name).default
+        torch.library.opcheck(op, arguments, test_utils=checks)
 
 
 def test_a_render_compiles_whole_and_equals_the_eager_one(device, make_samples):

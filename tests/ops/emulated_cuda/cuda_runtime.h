@@ -178,7 +178,6 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
 
 }  // namespace emulated
 
-
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
@@ -215,11 +214,13 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 template <class T>
 T __shfl_up_sync(unsigned, T value, int by) {
-  return emulated::exchange(value, [&](auto of) { return of(emulated::lane() >= by ? emulated::lane() - by : emulated::lane()); });
+  return emulated::exchange(
+      value, [&](auto of) { return of(emulated::lane() >= by ? emulated::lane() - by : emulated::lane()); });
 }
 template <class T>
 T __shfl_down_sync(unsigned, T value, int by) {
-  return emulated::exchange(value, [&](auto of) { return of(emulated::lane() + by < 32 ? emulated::lane() + by : emulated::lane()); });
+  return emulated::exchange(
+      value, [&](auto of) { return of(emulated::lane() + by < 32 ? emulated::lane() + by : emulated::lane()); });
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
   return emulated::exchange(int(predicate != 0), [](auto of) {

@@ -1,0 +1,231 @@
+"""Instant-NGP's field on a GPU in half precision: hash grids and both MLPs (arXiv:2201.05989).
+
+Tables are read in half precision, MLPs run on tensor cores (csrc/cuda/ngp.cu); what learns and what
+is summed up is float32. Gradients are scaled by SCALE where they pass half precision and unscaled
+where they leave it, so that no loss is: a loss averages over thousands of rays, and what one
+sample adds to it lies below the least half-precision number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nerftrain.ops import library
+from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
+from nerftrain.ops.mlp import flat, widths
+from nerftrain.ops.ngp import NUM_COLORS, truncated_exp
+from nerftrain.ops.spherical_harmonics import spherical_harmonics
+
+SCALE = 4096.0
+# What the kernels are made for (csrc/cuda/ngp.cu).
+WIDTH, MAX_FEATURES, MAX_GEOMETRY, MAX_CHANNELS, MAX_COLOR_LAYERS = 64, 64, 16, 8, 2
+
+
+class Encoded(NamedTuple):
+    """A hash grid and where it is looked up."""
+
+    positions: Tensor  # [N, D] in 0..1
+    table: Tensor  # [entries, F] float32, which learns
+    half: Tensor  # [entries, F], its copy in half precision
+    levels: HashLevels
+
+    @property
+    def shape(self) -> tuple[list[int], list[int]]:
+        """Name the cells of each level and axis, and where levels begin, as the ops take them."""
+        return list(itertools.chain(*self.levels.cells)), list(self.levels.offsets)
+
+
+# --------------------------------------------------------------------------------------- references
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.half().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return v
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Round to half precision; gradients pass as they are."""
+    return _Rounded.apply(x)
+
+
+def ngp_half_density_reference(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
+    """Evaluate the density by torch (see `ngp_half_density`)."""
+    return truncated_exp(_geometry_reference(encoded, weights)[:, 0] - 1)
+
+
+def _geometry_reference(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
+    grids = ((e.positions, rounded(e.table), e.levels) for e in encoded)
+    features = torch.cat([hash_encode_reference(*grid) for grid in grids], -1)
+    hidden = (rounded(features) @ rounded(weights[0]).T).relu()
+    return rounded(hidden) @ rounded(weights[1]).T
+
+
+def ngp_half_reference(
+    encoded: Sequence[Encoded],
+    directions: Tensor,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    sh_degree: int,
+) -> tuple[Tensor, Tensor]:
+    """Evaluate channels and density by torch, rounding what the kernels round (see `ngp_half`)."""
+    geometry = _geometry_reference(encoded, density_weights)
+    x = torch.cat([geometry[:, 1:], spherical_harmonics(directions, sh_degree)], -1)
+    for weight in color_weights[:-1]:
+        x = (rounded(x) @ rounded(weight).T).relu()
+    raw = rounded(x) @ rounded(color_weights[-1]).T
+    channels = torch.cat([raw[:, :NUM_COLORS].sigmoid(), raw[:, NUM_COLORS:]], -1)
+    return channels, truncated_exp(geometry[:, 0] - 1)
+
+
+# ------------------------------------------------------------------------------------- registration
+
+
+@library.fake("hash_encode_half")
+def _hash_encode_half_fake(
+    positions: Tensor, table: Tensor, _resolutions: list[int], offsets: list[int]
+) -> Tensor:
+    return table.new_empty(positions.shape[0], (len(offsets) - 1) * table.shape[1])
+
+
+@library.fake("ngp_half_density")
+def _ngp_half_density_fake(features: Tensor, weights: Tensor, *_: object) -> Tensor:
+    return weights.new_empty(features.shape[0])
+
+
+@library.fake("ngp_half_fwd")
+def _ngp_half_fwd_fake(features: Tensor, directions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    num, make = features.shape[0], directions.new_empty
+    return make(num, rest[-2][-1]), make(num)
+
+
+@library.fake("ngp_half_bwd")
+def _ngp_half_bwd_fake(
+    features: Tensor, directions: Tensor, density_weights: Tensor, color_weights: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    v_features = directions.new_empty(features.shape)
+    return v_features, torch.empty_like(density_weights), torch.empty_like(color_weights)
+
+
+def _features(encoded: Sequence[Encoded]) -> Tensor:
+    read = torch.ops.nerftrain.hash_encode_half
+    features = [read(e.positions, e.half, *e.shape) for e in encoded]
+    return features[0] if len(features) == 1 else torch.cat(features, -1)
+
+
+class _NgpHalf(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        shape: tuple[Any, ...],
+        levels: Sequence[HashLevels],
+        directions: Tensor,
+        density_weights: Tensor,
+        color_weights: Tensor,
+        *grids: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        by_three = zip(grids[0::3], grids[1::3], grids[2::3], levels, strict=True)
+        encoded = [Encoded(*grid) for grid in by_three]
+        features = _features(encoded)
+        arguments = features, directions, density_weights, color_weights
+        ctx.save_for_backward(*arguments, *(t for e in encoded for t in e[:2]))
+        ctx.shape, ctx.grids = shape, [e.shape for e in encoded]
+        return torch.ops.nerftrain.ngp_half_fwd(*arguments, *shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        arguments, grids = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        v = [grad.contiguous() for grad in grads]
+        v_features, *v_weights = torch.ops.nerftrain.ngp_half_bwd(*arguments, *v, *ctx.shape, SCALE)
+        v_grids: list[Tensor | None] = []
+        first = 0
+        for number, shape in enumerate(ctx.grids):
+            positions, table = grids[2 * number : 2 * number + 2]
+            last = first + (len(shape[1]) - 1) * table.shape[1]
+            own = v_features[:, first:last].contiguous()
+            first = last
+            to_positions = ctx.needs_input_grad[5 + 3 * number]
+            v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
+                positions, table, own, *shape, to_positions
+            )
+            v_grids += [v_positions if to_positions else None, v_table, None]
+        return (
+            None,  # shape
+            None,  # levels
+            None,  # directions
+            *v_weights,
+            *v_grids,
+        )
+
+
+# --------------------------------------------------------------------------------- public functions
+
+
+def can_do(
+    encoded: Sequence[Encoded], density_weights: Sequence[Tensor], color_weights: Sequence[Tensor]
+) -> bool:
+    """Tell whether the kernels are made for a field: its device, its number types, its widths."""
+    numbers = [*density_weights, *color_weights, *(e.table for e in encoded)]
+    if not library.has_tensor_cores(numbers[0]) or any(t.dtype != torch.float32 for t in numbers):
+        return False
+    if any(e.table.shape[1] not in (2, 4, 8) for e in encoded):
+        return False
+    if len(density_weights) != 2:
+        return False
+    features, hidden, geometry = widths(density_weights)
+    _, *layers, channels = widths(color_weights)
+    return (
+        {hidden, *layers} == {WIDTH}
+        and 1 <= len(layers) <= MAX_COLOR_LAYERS
+        and features % 2 == 0
+        and features <= MAX_FEATURES
+        and geometry <= MAX_GEOMETRY
+        and channels <= MAX_CHANNELS
+        and library.native(*numbers)
+    )
+
+
+@torch.no_grad()
+def ngp_half_density(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
+    """Evaluate densities [N] without gradients; `weights` are [out, in] of the density MLP."""
+    placed = [e._replace(positions=e.positions.float().contiguous()) for e in encoded]
+    return torch.ops.nerftrain.ngp_half_density(_features(placed), flat(weights), widths(weights))
+
+
+def ngp_half(
+    encoded: Sequence[Encoded],
+    directions: Tensor,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    sh_degree: int,
+) -> tuple[Tensor, Tensor]:
+    """Evaluate channels [N, K] and densities [N] where `can_do` says that it can.
+
+    Args:
+        encoded: hash grids, whose features stand beside each other.
+        directions: [N, 3], unit; no gradient flows to them.
+        density_weights: [out, in] of each layer, as in `ngp.ngp`.
+        color_weights: [out, in] of each layer.
+        sh_degree: 1 to 4, of the directions' harmonics.
+    """
+    shape = widths(density_weights), widths(color_weights), sh_degree
+    grids = [t for e in encoded for t in (e.positions.float().contiguous(), e.table, e.half)]
+    return _NgpHalf.apply(
+        shape,
+        [e.levels for e in encoded],
+        directions.float().contiguous(),
+        flat(density_weights),
+        flat(color_weights),
+        *grids,
+    )
