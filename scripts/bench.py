@@ -45,6 +45,7 @@ from nerftrain.ops import (
     march,
     mlp,
     ngp,
+    ngp_half,
     points,
     spherical_harmonics,
     visit,
@@ -72,6 +73,7 @@ OPS = (
     spherical_harmonics,
     mlp,
     ngp,
+    ngp_half,
     visit_ngp,
     composite,
 )
@@ -424,8 +426,20 @@ def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
     views = views.detach()
     yield Case("ngp_density", size, (features, networks[0]))
     yield Case("ngp", size, (features, views, *networks, degree), leaves)
+    yield from _half_cases(model, positions, views, size)
     values = [density.requires_grad_(), channels.requires_grad_()]
     yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
+
+
+def _half_cases(model: NGP, positions: Tensor, views: Tensor, size: str) -> Iterator[Case]:
+    """Evaluate the field in half precision, where a GPU does."""
+    networks = [list(network.weights) for network in (model.density_mlp, model.color_mlp)]
+    encoded = [model.encoding.at(model.unit_positions(positions))]
+    if library.has_tensor_cores(views) and ngp_half.can_do(encoded, *networks):
+        yield Case("ngp_half_density", size, (encoded, networks[0]))
+        leaves = [model.encoding.table, *networks[0], *networks[1]]
+        degree = model.directions.degree
+        yield Case("ngp_half", size, (encoded, views, *networks, degree), leaves)
 
 
 def _facade_cases(bench: Bench) -> Iterator[Case]:

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +24,21 @@ import torch
 from bench import Bench, Case, Row, Table
 from torch import Tensor
 
+from nerftrain import trainer
 from nerftrain.ops import library
+from nerftrain.recording import Counts
 
 CALLS = 10  # whose mean is a time, of the fastest of ROUNDS: launches overlap as in training
 ROUNDS = 3
 CELL_FLOPS = 60  # of visible_cells for a cell and a camera, counted in the source
+SETTLING, TRACED = 24, 20  # steps until steps are recorded, and of the trace
+CALLS_OF_THE_HOST = {
+    "waits for the whole device or a stream": ("cudaDeviceSynchronize", "cudaStreamSynchronize"),
+    "waits for an earlier step": ("cudaEventSynchronize",),
+    "copies": ("cudaMemcpy",),
+    "kernels launched one by one": ("cudaLaunchKernel", "cuLaunchKernel"),
+    "graphs launched": ("cudaGraphLaunch",),
+}
 GATHER_ROWS = (13, 16, 19, 21, 23)  # log2 of the rows of a table; a row is two float32
 
 
@@ -84,9 +95,9 @@ def on(case: Case, device: torch.device | str) -> Case:
     return case._replace(arguments=arguments, leaves=[memo[id(leaf)] for leaf in case.leaves])
 
 
-def results(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+def results(case: Case, reference: bool = False) -> tuple[list[Tensor], list[Tensor]]:
     """Return an op's outputs and, where it has a backward, the gradients of what training uses."""
-    output = bench.op_and_reference(case)[0](*case.arguments)
+    output = bench.op_and_reference(case)[1 if reference else 0](*case.arguments)
     return tensors(output), list(_gradients(case, output)()) if case.leaves else []
 
 
@@ -124,16 +135,18 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Difference:
 
 
 def agreement(cases: Sequence[Case]) -> Table:
-    """Compare each op with the CPU's."""
+    """Compare each op with the CPU's, and those that the CPU does not have with torch's."""
     rows: list[Row] = []
     for case in cases:
-        here, there = results(case), results(on(case, "cpu"))
+        gpu_only = case.op.startswith("ngp_half")
+        here, there = results(case), results(case if gpu_only else on(case, "cpu"), gpu_only)
         forward, backward = (difference(a, b) for a, b in zip(here, there, strict=True))
         entries = forward.entries + backward.entries
         rows.append((case.op, case.size, *forward[:2], *backward[:2], entries))
     note = (
         "Largest difference, also relative to the largest number; then flags, counts and indices "
-        "that differ. Marches may differ where a midpoint lies on a wall, by rounding."
+        "that differ. Marches may differ where a midpoint lies on a wall, by rounding. What runs "
+        "in half precision (ngp_half) is held to torch's of the same roundings."
     )
     columns = ("op", "size", "forward", "relative", "backward", "relative", "entries")
     return Table("Against the CPU", note, columns, rows)
@@ -219,6 +232,16 @@ def floors(case: Case, outputs: Sequence[Tensor], top: Ceilings) -> tuple[float,
             rows / top.rate(top.scatter, size),
             "gathers, atomic adds",
         )
+    if case.op.startswith("ngp_half"):
+        grids, *_ = case.arguments
+        matrices = [t for t in tensors(tuple(case.arguments[1:])) if t.shape[0] <= 64]
+        num = len(grids[0].positions)
+        products = 2 * num * sum(w.numel() for w in matrices) / top.flops["fp16"]
+        corners = num * sum(len(g.levels.resolutions) * 2 ** g.positions.shape[1] for g in grids)
+        size = grids[0].half.numel() * 2
+        gathers = corners / top.rate(top.gather, size)
+        adds = corners / top.rate(top.scatter, 2 * size)
+        return gathers + products, adds + 3 * products, "gathers, fp16 FLOPs"
     if case.op == "mlp":
         x, weights = case.arguments
         seconds = 2 * len(x) * sum(w.numel() for w in weights) / top.flops["fp32"]
@@ -251,6 +274,37 @@ def against_floors(cases: Sequence[Case], top: Ceilings) -> Table:
     return Table("Ops against their floors", note, ("op", "size", "bound by", *kinds), rows)
 
 
+def trace(run: Bench) -> Table:
+    """Count what the host does in a step of training, once steps are recorded where they can be."""
+    cuda = run.device.type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
+    profiler = torch.profiler.profile(activities=kinds)
+
+    class Traced(bench.Tally):
+        def after_step(self, taken: object, counts: Counts | None) -> None:
+            if len(self.clock) == SETTLING:
+                profiler.start()
+            super().after_step(taken, counts)
+
+    tally = Traced(run.run, run.state, SETTLING + TRACED)
+    with suppress(bench.EnoughError):
+        trainer.loop(run.run, run.state, tally)  # type: ignore[arg-type]
+    profiler.stop()
+    found = {event.key: event for event in profiler.key_averages()}
+    rows: list[Row] = [
+        (name, sum(e.count for key, e in found.items() if key.startswith(names)) / TRACED)
+        for name, names in CALLS_OF_THE_HOST.items()
+    ]
+    busy = sum(getattr(e, "self_device_time_total", 0) for e in found.values())
+    rows.append(("ms of the step", sum(tally.milliseconds[SETTLING:]) / TRACED))
+    rows.append(("ms in which the GPU runs kernels", busy / 1000 / TRACED if cuda else None))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
+    rows.append(("peak GPU memory, GiB", peak))
+    note = f"Of {TRACED} steps by torch's profiler, which takes time itself; calls per step."
+    return Table("A step as the profiler sees it", note, ("what", "per step"), rows)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the tables as they come; return the exit status."""
     parser = argparse.ArgumentParser("gpu_ops.py", description=__doc__.splitlines()[0])
@@ -269,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started = time.perf_counter()
     run = Bench(arguments.overrides, arguments.warmup, 1)
+    done(trace(run))
     library.set_mode("native")  # an op that is not there must not pass for one that agrees
     cases = bench.op_cases(run)
     done(agreement(cases))

