@@ -58,8 +58,10 @@ class Adam(torch.optim.Optimizer):
                     continue
                 if number not in self._rates:
                     self.place_rates()
-                steps = torch.as_tensor(state["step"], dtype=torch.float32)
-                state["step"] = steps = steps.to(parameter.device)
+                steps = state["step"]
+                if not isinstance(steps, Tensor) or steps.device != parameter.device:
+                    # At first, or from a checkpoint.
+                    state["step"] = steps = torch.full((), float(steps), device=parameter.device)
                 placed = self._rates[number], steps.add_(1)
                 adam_step_placed(parameter, parameter.grad, *moments, rates, placed)
 

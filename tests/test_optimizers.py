@@ -5,7 +5,7 @@ import torch
 
 from nerftrain.errors import UserError
 from nerftrain.ops import library
-from nerftrain.ops.adam import AdamRates, adam_step, half_copy
+from nerftrain.ops.adam import AdamRates, adam_step, half_copy, refresh_half_copies
 from nerftrain.optimizers import adam
 
 
@@ -112,3 +112,61 @@ def test_a_copy_in_half_precision_follows_its_parameter(skip: bool) -> None:
     with torch.no_grad():
         parameter.mul_(2)
     assert torch.equal(half_copy(parameter), parameter.detach().half())
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rates and steps lie where recorded steps read them."""
+    library.native(torch.zeros(1))
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+
+
+@pytest.mark.usefixtures("mode")
+@pytest.mark.parametrize("skip", [False, True])
+def test_rates_that_only_the_device_knows_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, skip: bool
+) -> None:
+    fields = Field(), Field()
+    optimizers = [optimizer_of(field, skip) for field in fields]
+    copy = half_copy(fields[1].table)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        rate = 0.01 * 0.9**step  # followed, though the step was recorded once
+        gradients = torch.randn(64, 4, generator=generator), torch.randn(8, 8, generator=generator)
+        gradients[0][step % 50 :] = 0.0
+        for field, optimizer, placed in zip(fields, optimizers, (False, True), strict=True):
+            monkeypatch.setattr(library, "on_cpu", lambda _, placed=placed: not placed)
+            field.table.grad, field.weight.grad = (g.clone() for g in gradients)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.place_rates()
+            optimizer.step()
+    for ours, theirs in zip(fields[0].parameters(), fields[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert half_copy(fields[1].table) is copy
+    torch.testing.assert_close(copy.float(), fields[1].table.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_goes_on_from_the_cpu_to_a_gpu_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.native(torch.zeros(1))
+    field, state = Field(), {}
+    for number, placed in enumerate((False, True, True, False)):
+        monkeypatch.setattr(library, "on_cpu", lambda _, placed=placed: not placed)
+        optimizer = optimizer_of(field, skip=False)
+        if state:
+            optimizer.load_state_dict(state)
+        field.table.grad, field.weight.grad = torch.ones(64, 4), torch.ones(8, 8)
+        optimizer.step()
+        state = optimizer.state_dict()
+        assert [int(entry["step"]) for entry in state["state"].values()] == [number + 1] * 2
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_copy_stays_where_it_is_and_follows_what_the_host_changes() -> None:
+    parameter = torch.nn.Parameter(torch.randn(100))
+    copy = half_copy(parameter)
+    with torch.no_grad():
+        parameter.mul_(2)
+    refresh_half_copies([parameter, torch.zeros(3)])
+    assert half_copy(parameter) is copy
+    assert torch.equal(copy, parameter.detach().half())

@@ -554,7 +554,10 @@ def visible_samples(
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
     if isinstance(alpha_thre, Tensor) or isinstance(min_weight, Tensor):
-        least = torch.stack([torch.as_tensor(t, device=density.device) for t in thresholds[1:]])
+        of_device = (
+            t if isinstance(t, Tensor) else density.new_full((), t) for t in thresholds[1:]
+        )
+        least = torch.stack(list(of_device))
     else:
         least = torch.tensor([alpha_thre, min_weight], device=density.device)
     least = least.to(density.dtype)

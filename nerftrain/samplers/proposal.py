@@ -181,7 +181,7 @@ class Proposal(Sampler):
         # Rays come in no order, so that the first of them are as good as any others to learn from.
         taught = math.ceil(self.teaching.share * len(ways)) if teach else 0
         self._num_taught = taught
-        edges = ways.enter.new_tensor([0.0, 1.0]).expand(len(ways), 2)
+        edges = torch.arange(2.0, device=ways.enter.device).expand(len(ways), 2)
         weights = ways.enter.new_ones(len(ways), 1)
         for field, count in zip(self.fields, self.counts, strict=True):
             edges = self._draw(edges, weights, power, ways.rays, generator, count)
