@@ -28,6 +28,7 @@ SIMD_FLAGS = (
     "avx512_bf16",
     "avx512_vnni",
     "amx_tile",
+    "amx_bf16",
     "asimd",
     "sve",
 )

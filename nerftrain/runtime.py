@@ -27,7 +27,7 @@ class Runtime:
         device: Literal["auto", "cpu", "cuda"],
         threads: int | None,
         ops: Literal["auto", "native", "reference"],
-        cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"],
+        cpu_isa: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"],
         precision: Literal["float32", "tf32", "bfloat16", "float16"],
         cuda_graph: bool,
     ) -> None:

@@ -1,9 +1,10 @@
 // Products of small matrices with tiles of samples: the one kernel of both MLP families.
 //
 // Compiled once per instruction set: an including file sets NT_LANES floats in a vector, NT_VECTORS of them and NT_ROWS
-// rows in a block of registers, and NT_BF16 where an element is a pair of bfloat16 numbers along the depth of a product
-// (then sums are float32 all the same). Everything here has internal linkage and includes nothing of the project, so
-// that no function compiled for one instruction set can be linked in place of another's.
+// rows in a block of registers, NT_BF16 where an element is a pair of bfloat16 numbers along the depth of a product
+// (then sums are float32 all the same), and NT_AMX where tiles multiply these (tile_kernel.h). Everything here has
+// internal linkage and includes nothing of the project, so that no function compiled for one instruction set can be
+// linked in place of another's.
 #pragma once
 #include <cstdint>
 #if defined(NT_BF16)
@@ -60,6 +61,7 @@ inline void rows(int m_end, int n, int depth, const Element* a, long a_row, long
   if (m < m_end) block<1, VECTORS>(m, n, depth, a, a_row, a_step, b, b_row, put);
 }
 
+#if !defined(NT_AMX)
 // The product of m_end rows and n_end columns (a multiple of kLanes); depth counts elements.
 template <class Put>
 inline void multiply(int m_end, int n_end, int depth, const Element* a, long a_row, long a_step, const Element* b,
@@ -69,6 +71,7 @@ inline void multiply(int m_end, int n_end, int depth, const Element* a, long a_r
     rows<kVectors>(m_end, n, depth, a, a_row, a_step, b, b_row, put);
   for (; n < n_end; n += kLanes) rows<1>(m_end, n, depth, a, a_row, a_step, b, b_row, put);
 }
+#endif
 
 // Adds the product to C.
 struct AddTo {
@@ -156,3 +159,7 @@ struct Masked {
 };
 
 }  // namespace
+
+#if defined(NT_AMX)
+#include "tile_kernel.h"
+#endif

@@ -9,7 +9,9 @@
 namespace nerftrain {
 
 const NgpKernels& ngp_kernels(int64_t lanes) {
-  return lanes_for(lanes) == 32 ? ngp_avx512bf16 : kernels_for(lanes, ngp_portable, ngp_avx2, ngp_avx512);
+  lanes = lanes_for(lanes);
+  if (lanes >= 32) return lanes == 64 ? ngp_amx : ngp_avx512bf16;
+  return kernels_for(lanes, ngp_portable, ngp_avx2, ngp_avx512);
 }
 
 MlpShape mlp_shape(const std::vector<int64_t>& widths) {

@@ -35,6 +35,9 @@ struct NgpKernels {
                  float* v_color_weights);
 };
 
-extern const NgpKernels ngp_portable, ngp_avx2, ngp_avx512, ngp_avx512bf16;
+extern const NgpKernels ngp_portable, ngp_avx2, ngp_avx512, ngp_avx512bf16, ngp_amx;
+
+// Whether AMX, where the CPU says that it has it, multiplies as it should.
+bool amx_computes();
 
 }  // namespace nerftrain

@@ -30,7 +30,7 @@ from nerftrain.ops import toolkit
 from nerftrain.paths import cache_dir, data_dir
 
 Mode = Literal["auto", "native", "reference"]
-CpuIsa = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16"]
+CpuIsa = Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"]
 # How many numbers an operand holds (csrc/cpu/isa.h).
 CPU_ISA: dict[CpuIsa, int] = {
     "auto": 0,
@@ -38,6 +38,7 @@ CPU_ISA: dict[CpuIsa, int] = {
     "avx2": 8,
     "avx512": 16,
     "avx512_bf16": 32,
+    "amx": 64,
 }
 
 # Contraction to fused multiply-add would make the CPU's results differ from the references;
@@ -61,6 +62,8 @@ ISA_FLAGS = {
     "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c -mprefer-vector-width=512 "
     "-ffp-contract=fast",
     "_avx512bf16": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512bf16 -mfma "
+    "-mprefer-vector-width=512 -ffp-contract=fast",
+    "_amx": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16 -mfma "
     "-mprefer-vector-width=512 -ffp-contract=fast",
 }
 # Which samples a ray has must not depend on the instruction set.
@@ -323,9 +326,8 @@ class _Plan:
         ]
         objects = [f"{source.stem}.o" for source in sources]
         for target, source in zip(objects, sources, strict=True):
-            lines.append(
-                f"build {target}: compile {_escaped(source)}\n  isa = {_isa_flags(source)}"
-            )
+            isa = _isa_flags(source, str(self.compiler))
+            lines.append(f"build {target}: compile {_escaped(source)}\n  isa = {isa}")
         lines.append(f"build {self.target.name}: link {' '.join(objects)}\n")
         return "\n".join(lines)
 
@@ -399,12 +401,20 @@ def _has_libtorch_cuda() -> bool:
     return any((Path(torch.__file__).parent / "lib").glob("libtorch_cuda.*"))
 
 
-def _isa_flags(source: Path) -> str:
+def _isa_flags(source: Path, compiler: str) -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
     family, _, suffix = source.stem.rpartition("_")
     flags = ISA_FLAGS.get(f"_{suffix}", "")
+    if suffix == "amx" and not _knows(compiler, flags):  # as those do not that came before AMX
+        return ""
     return f"{flags} -ffp-contract=off" if flags and family in EXACT_KERNELS else flags
+
+
+@cache
+def _knows(compiler: str, flags: str) -> bool:
+    command = [compiler, *flags.split(), "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _escaped(path: Path) -> str:

@@ -69,7 +69,7 @@ def _compiled_ops() -> Iterator[None]:
     library.set_mode("auto")
 
 
-@pytest.fixture(params=[4, 8, 16, 32], ids=["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.fixture(params=[4, 8, 16, 32, 64], ids=["portable", "avx2", "avx512", "avx512_bf16", "amx"])
 def lanes(request: pytest.FixtureRequest) -> int:
     """Every instruction set that this CPU has."""
     try:

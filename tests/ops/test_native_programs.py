@@ -17,13 +17,14 @@ FLAGS = ("-std=c++20", "-O0", "-g", "-ffp-contract=off", "-fno-math-errno", "-Wa
 CHECKS = "address,undefined,float-cast-overflow"  # the last is no part of undefined
 
 
-def run_program(name: str, folder: Path) -> str:
+def run_program(name: str, folder: Path, *more: str) -> str:
     """Compile and run one of the programs beside this file; return what it printed."""
     program = folder / name
     sanitizers = (f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all")
     include = f"-I{data_dir('csrc') / 'common'}"
     source = str(HERE / f"{name}.cpp")
-    command = [library.find_cxx(), *FLAGS, *sanitizers, include, source, "-o", str(program)]
+    flags = [*FLAGS, *sanitizers, include, *more]
+    command = [library.find_cxx(), *flags, source, "-o", str(program)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unrecognized" in compiled.stderr or "cannot find" in compiled.stderr:
         pytest.skip(f"this compiler has no sanitizers: {compiled.stderr.splitlines()[-1]}")
@@ -40,3 +41,13 @@ def test_launches_visit_every_piece_once_beyond_32_bits_too(tmp_path):
 
 def test_hostile_inputs_are_read_and_written_within_bounds(tmp_path):
     assert run_program("hostile_inputs", tmp_path) == "ok\n"
+
+
+def test_bfloat16_kernels_multiply_as_those_in_single_precision(tmp_path):
+    csrc = data_dir("csrc")
+    kinds = ("portable", "avx512bf16", "amx")
+    kernels = [str(csrc / "cpu" / f"ngp_{kind}.cpp") for kind in kinds]
+    # The machine's own intrinsics are not asked for; what the compiler says of vectors as wide as
+    # no register here does not matter.
+    played = ("-D__AMX_BF16__", f"-I{HERE / 'emulated_avx512'}", f"-I{csrc}", "-Wno-psabi")
+    assert run_program("bfloat16_kernels", tmp_path, *played, *kernels) == "ok\n"
