@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -144,8 +144,11 @@ class Recorder(Generic[T]):
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             taken = self._take(*key)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # which says that something went wrong, not what
+                graph.capture_end()
+            raise
+        graph.capture_end()
         left = {name: getattr(self._sampler, name) for name in self._sampler.recorded}
         self._records[key] = graph, taken, left
         graph.replay()

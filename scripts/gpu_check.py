@@ -34,7 +34,9 @@ from nerftrain.ops.library import find_nvcc
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH, OPS = ROOT / "scripts" / "bench.py", ROOT / "scripts" / "gpu_ops.py"
-TESTS = tuple(f"tests/{folder}" for folder in ("ops", "nerfacc", "samplers", "models"))
+TESTS = tuple(
+    f"tests/{part}" for part in ("ops", "nerfacc", "samplers", "models", "test_recording.py")
+)
 MARKS = (5, 15, 30, 60)  # seconds of training on lego
 LEAST = 5.0  # seconds without which no part is begun
 QUICK = (  # overrides

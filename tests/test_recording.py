@@ -34,7 +34,6 @@ COMMON = [
     "trainer.intervals.log=5",
     "scheduler.warmup_steps=10",
     "logger=none",
-    "runtime=cpu",
     "optimizer.lr=0.01",
 ]
 MODELS = {
@@ -64,8 +63,10 @@ MakeRun = Callable[..., Run]
 def make_run(tiny_scene_root: Path, tmp_path: Path) -> MakeRun:
     """Assembles a tiny run of a model and a sampler."""
 
-    def make(model: str, sampler: str, *overrides: str) -> Run:
-        scene = ["scene=blender", f"scene.root={tiny_scene_root}", f"run_dir={tmp_path / 'run'}"]
+    def make(model: str, sampler: str, *overrides: str, where: str = "cpu") -> Run:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        scene = ["scene=blender", f"scene.root={tiny_scene_root}", f"run_dir={folder}"]
+        scene.append(f"runtime={where}")
         choice = [f"model={model}", *MODELS[model], f"sampler={sampler}", *SAMPLERS[sampler]]
         return assemble(compose([*scene, *choice, *COMMON, *overrides]))
 
@@ -274,6 +275,38 @@ class Graph:
         self.replays += 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_on_cuda_are_recorded_and_learn_as_launched_ones(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    recorders: list[Recorder] = []
+    recorded: list[int] = []
+
+    class Watched(Recorder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            recorders.append(self)
+
+        def step(self, *key: Any) -> Any:
+            taken = super().step(*key)
+            recorded.append(self.num_records)
+            return taken
+
+    monkeypatch.setattr(trainer, "Recorder", Watched)
+    losses = []
+    for graph in ("true", "false"):
+        more = [f"runtime.cuda_graph={graph}", "model.width=64", "trainer.steps=400"]
+        run = create_run_dir(make_run("ngp", sampler, *more, where="auto"))
+        train(run)
+        rows = [row for row in read_curve(run.run_dir) if "loss" in row]
+        losses.append(sum(row["loss/color"] for row in rows[-10:]) / 10)
+    assert recorders[0].why_not is None
+    assert max(recorded) > 0
+    assert recorders[1].why_not == "runtime.cuda_graph=false"
+    assert losses[0] == pytest.approx(losses[1], rel=0.3)
+
+
 class FakeSampler:
     recorded = ("last",)
     last = 0
@@ -330,7 +363,9 @@ def test_a_step_that_cannot_be_recorded_is_taken_and_why_is_said_once(
     assert recorder.why_not == "operation not permitted"
 
 
-def test_too_little_memory_is_for_the_trainer(recorder: Recorder[str]) -> None:
+def test_too_little_memory_is_for_the_trainer(
+    recorder: Recorder[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def take(*_: object) -> str:
         if Graph.made:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -339,6 +374,9 @@ def test_too_little_memory_is_for_the_trainer(recorder: Recorder[str]) -> None:
     recorder._take = take
     for _ in range(AGAIN):
         recorder.step(1)
+    monkeypatch.setattr(
+        Graph, "error", "capture was invalidated"
+    )  # said last, and beside the point
     with pytest.raises(torch.OutOfMemoryError):
         recorder.step(1)
 
