@@ -435,7 +435,7 @@ def _half_cases(model: NGP, positions: Tensor, views: Tensor, size: str) -> Iter
     """Evaluate the field in half precision, where a GPU does."""
     networks = [list(network.weights) for network in (model.density_mlp, model.color_mlp)]
     encoded = [model.encoding.at(model.unit_positions(positions))]
-    if library.has_tensor_cores(views) and ngp_half.can_do(encoded, *networks):
+    if library.has_tensor_cores(views) and ngp_half.can_do([model.encoding.table], *networks):
         yield Case("ngp_half_density", size, (encoded, networks[0]))
         leaves = [model.encoding.table, *networks[0], *networks[1]]
         degree = model.directions.degree

@@ -66,7 +66,26 @@ inline void transpose(const Element* a, long a_step, int depth, Element* to, lon
   }
 }
 
-// 16 rows and 16 VECTORS columns; a row of A is a_row from the next. The numbers of tile registers are literals.
+// Adds the products of a block of A with up to four blocks of B; the numbers of tile registers are part of
+// instructions, so that no function can take them.
+#define NT_ADD_PRODUCTS(A, B, a, at)            \
+  _tile_loadd(A, a, 4 * a_row);                 \
+  _tile_loadd(B, at, 4 * b_row);                \
+  _tile_dpbf16ps(0, A, B);                      \
+  if (VECTORS > 1) {                            \
+    _tile_loadd(B, at + kBlock, 4 * b_row);     \
+    _tile_dpbf16ps(1, A, B);                    \
+  }                                             \
+  if (VECTORS > 2) {                            \
+    _tile_loadd(B, at + 2 * kBlock, 4 * b_row); \
+    _tile_dpbf16ps(2, A, B);                    \
+  }                                             \
+  if (VECTORS > 3) {                            \
+    _tile_loadd(B, at + 3 * kBlock, 4 * b_row); \
+    _tile_dpbf16ps(3, A, B);                    \
+  }
+
+// 16 rows and 16 VECTORS columns; a row of A is a_row from the next.
 template <int VECTORS, class Put>
 inline void tiles(int m, int m_end, int n, int depth, const Element* a, long a_row, const Element* b, long b_row,
                   const Put& put) {
@@ -74,42 +93,13 @@ inline void tiles(int m, int m_end, int n, int depth, const Element* a, long a_r
   if (VECTORS > 1) _tile_zero(1);
   if (VECTORS > 2) _tile_zero(2);
   if (VECTORS > 3) _tile_zero(3);
+  const Element* at = b + n;
   int k = 0;
-  for (; k + kBlock <= depth; k += kBlock) {
-    const Element* at = b + k * b_row + n;
-    _tile_loadd(4, a + k, 4 * a_row);
-    _tile_loadd(5, at, 4 * b_row);
-    _tile_dpbf16ps(0, 4, 5);
-    if (VECTORS > 1) {
-      _tile_loadd(5, at + kBlock, 4 * b_row);
-      _tile_dpbf16ps(1, 4, 5);
-    }
-    if (VECTORS > 2) {
-      _tile_loadd(5, at + 2 * kBlock, 4 * b_row);
-      _tile_dpbf16ps(2, 4, 5);
-    }
-    if (VECTORS > 3) {
-      _tile_loadd(5, at + 3 * kBlock, 4 * b_row);
-      _tile_dpbf16ps(3, 4, 5);
-    }
+  for (; k + kBlock <= depth; k += kBlock, at += kBlock * b_row) {
+    NT_ADD_PRODUCTS(4, 5, a + k, at)
   }
   if (k < depth) {
-    const Element* at = b + k * b_row + n;
-    _tile_loadd(6, a + k, 4 * a_row);
-    _tile_loadd(7, at, 4 * b_row);
-    _tile_dpbf16ps(0, 6, 7);
-    if (VECTORS > 1) {
-      _tile_loadd(7, at + kBlock, 4 * b_row);
-      _tile_dpbf16ps(1, 6, 7);
-    }
-    if (VECTORS > 2) {
-      _tile_loadd(7, at + 2 * kBlock, 4 * b_row);
-      _tile_dpbf16ps(2, 6, 7);
-    }
-    if (VECTORS > 3) {
-      _tile_loadd(7, at + 3 * kBlock, 4 * b_row);
-      _tile_dpbf16ps(3, 6, 7);
-    }
+    NT_ADD_PRODUCTS(6, 7, a + k, at)
   }
   constexpr int kRow = kBlock * VECTORS;
   alignas(64) float out[kBlock * kRow];
@@ -158,5 +148,7 @@ inline void multiply(int m_end, int n_end, int depth, const Element* a, long a_r
   }
   _tile_release();
 }
+
+#undef NT_ADD_PRODUCTS
 
 }  // namespace

@@ -98,6 +98,8 @@ class NGP(RadianceField):
         """Say who evaluates encodings and MLPs."""
         if self.backend == "tcnn":
             return "tiny-cuda-nn"
+        if self._in_half_precision():
+            return "compiled ops in half precision"
         return "compiled ops" if self._fused_weights() and library.native(self.aabb) else "torch"
 
     def _features(self, positions: Tensor, times: Tensor | None) -> Tensor:
@@ -116,16 +118,19 @@ class NGP(RadianceField):
 
     def _encoded(self, positions: Tensor, times: Tensor | None) -> list[Encoded] | None:
         """Describe what is looked up to the ops in half precision, where they serve."""
-        weights = self._fused_weights()
-        if weights is None or not library.has_tensor_cores(positions) or self._is_changed():
+        if not self._in_half_precision():
             return None
-        encoded = [
-            encoding.at(where)
-            for encoding, where in self._looks(positions, times)
-            if type(encoding) is HashEncoding
-        ]
-        known = len(encoded) == (1 if self.spacetime is None else 2)
-        return encoded if known and can_do(encoded, *weights) else None
+        looks = self._looks(positions, times)
+        return [grid.at(where) for grid, where in looks if isinstance(grid, HashEncoding)]
+
+    def _in_half_precision(self) -> bool:
+        """Tell whether a GPU's kernels in half precision evaluate the field."""
+        weights = self._fused_weights()
+        if weights is None or not library.has_tensor_cores(self.aabb) or self._is_changed():
+            return False
+        encodings = [self.encoding] if self.spacetime is None else [self.encoding, self.spacetime]
+        tables = [e.table for e in encodings if type(e) is HashEncoding]
+        return len(tables) == len(encodings) and can_do(tables, *weights)
 
     def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""

@@ -173,13 +173,13 @@ class _NgpHalf(torch.autograd.Function):
 
 
 def can_do(
-    encoded: Sequence[Encoded], density_weights: Sequence[Tensor], color_weights: Sequence[Tensor]
+    tables: Sequence[Tensor], density_weights: Sequence[Tensor], color_weights: Sequence[Tensor]
 ) -> bool:
     """Tell whether the kernels are made for a field: its device, its number types, its widths."""
-    numbers = [*density_weights, *color_weights, *(e.table for e in encoded)]
+    numbers = [*density_weights, *color_weights, *tables]
     if not library.has_tensor_cores(numbers[0]) or any(t.dtype != torch.float32 for t in numbers):
         return False
-    if any(e.table.shape[1] not in (2, 4, 8) for e in encoded):
+    if any(table.shape[1] not in (2, 4, 8) for table in tables):
         return False
     if len(density_weights) != 2:
         return False

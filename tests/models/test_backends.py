@@ -17,6 +17,7 @@ from nerftrain.errors import UserError
 from nerftrain.models.dynamic import Spacetime
 from nerftrain.models.ngp import NGP
 from nerftrain.models.tcnn import TcnnEncoding
+from nerftrain.ops import library
 from nerftrain.types import Rays, Samples, Thresholds
 
 SMALL = (
@@ -40,6 +41,32 @@ def points() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     positions = torch.rand(50, 3, generator=generator) - 0.5
     return positions, nn.functional.normalize(torch.randn(50, 3, generator=generator), dim=1)
+
+
+def test_a_gpu_evaluates_the_field_in_half_precision_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, emulated_ops: Any
+) -> None:
+    positions, directions = points()
+    wide = "model.width=64"
+    exact = model(wide, "model.backend=torch")
+    field, changed = model(wide), model(wide)
+    changed.__class__ = type("Changed", (NGP,), {"activate": lambda self, raw: raw.sigmoid()})
+    monkeypatch.setattr(torch.ops, "nerftrain", emulated_ops)
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    assert field.evaluated_by() == "compiled ops in half precision"
+    assert {exact.evaluated_by(), changed.evaluated_by()} == {"torch", "compiled ops"}
+    channels, density = field(positions, directions)
+    expected, expected_density = exact(positions, directions)
+    assert 0 < float((channels - expected).detach().abs().mean()) < 2e-3
+    assert float((density / expected_density - 1).detach().abs().mean()) < 2e-3
+    with torch.no_grad():
+        torch.testing.assert_close(field.density(positions), density)
+    library.set_half_precision(False)
+    try:
+        assert field.evaluated_by() == "compiled ops"
+        torch.testing.assert_close(field(positions, directions)[0], expected, rtol=1e-4, atol=1e-5)
+    finally:
+        library.set_half_precision(True)
 
 
 @pytest.mark.usefixtures("single_precision")

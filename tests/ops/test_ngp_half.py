@@ -58,6 +58,10 @@ def make(
     return encoded, directions.to(device), networks
 
 
+def tables_of(encoded: list[Encoded]) -> list[Tensor]:
+    return [e.table for e in encoded]
+
+
 def leaves(encoded: list[Encoded], networks: Networks) -> list[Tensor]:
     return [*(t for e in encoded for t in e[:2]), *networks[0], *networks[1]]
 
@@ -92,7 +96,7 @@ def test_half_precision_is_what_torch_makes_of_the_same_roundings(
         outputs = function(encoded, directions, *networks, shape[4])  # type: ignore[operator]
         return list(outputs), list(torch.autograd.grad(outputs, leaves(encoded, networks), v))
 
-    assert can_do(encoded, *networks)
+    assert can_do(tables_of(encoded), *networks)
     (actual, actual_grads), (expected, expected_grads) = run(ngp_half), run(ngp_half_reference)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=2e-3, atol=1e-4)
@@ -149,15 +153,15 @@ def test_other_networks_are_for_other_kernels(device: torch.device) -> None:
     for change in ({"geometry": 16}, {"color_layers": 3}, {"channels": 9}):
         sizes = {"geometry": 15, "color_layers": 2, "channels": 3, **change}
         encoded, _, networks = make(device, 5, sh_degree=4, **sizes)
-        assert not can_do(encoded, *networks)
+        assert not can_do(tables_of(encoded), *networks)
     encoded, _, networks = make(device, 5, 15, 2, 3, 4, grids=((17, 4, 3),))
-    assert not can_do(encoded, *networks)
+    assert not can_do(tables_of(encoded), *networks)
     encoded, _, networks = make(device, 5, 15, 2, 3, 4, grids=((8, 1, 3),))
-    assert not can_do(encoded, *networks)
+    assert not can_do(tables_of(encoded), *networks)
     encoded, _, networks = make(device, 5, 15, 2, 3, 4)
     doubles = [weight.double() for weight in networks[0]]
-    assert not can_do(encoded, doubles, networks[1])
-    assert not can_do(encoded, [*networks[0], networks[0][1]], networks[1])
+    assert not can_do(tables_of(encoded), doubles, networks[1])
+    assert not can_do(tables_of(encoded), [*networks[0], networks[0][1]], networks[1])
 
 
 def test_other_widths_are_refused_by_the_op_itself(device: torch.device) -> None:
