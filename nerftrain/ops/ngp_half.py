@@ -9,7 +9,9 @@ sample adds to it lies below the least half-precision number.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
 from nerftrain.ops.mlp import flat, widths
 from nerftrain.ops.ngp import NUM_COLORS, truncated_exp
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
+
+_log = logging.getLogger(__name__)
 
 SCALE = 4096.0
 # What the kernels are made for (csrc/cuda/ngp.cu).
@@ -193,7 +197,45 @@ def can_do(
         and geometry <= MAX_GEOMETRY
         and channels <= MAX_CHANNELS
         and library.native(*numbers)
+        and (numbers[0].device.type != "cuda" or _is_trusted(numbers[0].device))
     )
+
+
+@cache
+def _is_trusted(device: torch.device) -> bool:
+    """Hold the kernels to torch once: products that are wrong on a GPU would train to nothing."""
+    if agrees(device):
+        return True
+    _log.warning(
+        "kernels in half precision give wrong numbers on %s, others serve (slower); please report "
+        "it with what nerftrain doctor prints",
+        torch.cuda.get_device_name(device),
+    )
+    return False
+
+
+@torch.enable_grad()
+def agrees(device: torch.device) -> bool:
+    """Tell whether a small field and its gradients are what torch makes of the same roundings."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).mul(0.3).to(device).requires_grad_()
+
+    levels = HashLevels.geometric(8, 4, 32, 8)
+    table, places = random(levels.offsets[-1], 4), torch.rand(150, 3, generator=generator)
+    encoded = [Encoded(places.to(device), table, table.detach().half(), levels)]
+    networks = [random(64, 32), random(16, 64)], [random(64, 31), random(64, 64), random(3, 64)]
+    directions = torch.nn.functional.normalize(random(150, 3).detach(), dim=1)
+    figures = []
+    for evaluate in (ngp_half, ngp_half_reference):
+        channels, density = evaluate(encoded, directions, *networks, 4)
+        leaves = [table, *networks[0], *networks[1]]
+        figures.append(
+            [channels, density, *torch.autograd.grad([channels.sum() + density.sum()], leaves)]
+        )
+    pairs = zip(*figures, strict=True)
+    return all(float((a - e).abs().mean()) <= 0.02 * float(e.abs().mean()) for a, e in pairs)
 
 
 @torch.no_grad()

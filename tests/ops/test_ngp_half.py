@@ -11,6 +11,7 @@ from nerftrain.ops.hash_encoding import HashLevels
 from nerftrain.ops.ngp import ngp_reference
 from nerftrain.ops.ngp_half import (
     Encoded,
+    agrees,
     can_do,
     ngp_half,
     ngp_half_density,
@@ -169,3 +170,20 @@ def test_other_widths_are_refused_by_the_op_itself(device: torch.device) -> None
     weights = torch.zeros(32 * 16 + 32, device=device)
     with pytest.raises(RuntimeError, match="these widths are for others"):
         torch.ops.nerftrain.ngp_half_density(features, weights, [16, 32, 1])
+
+
+def test_kernels_that_give_wrong_numbers_are_found_out(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert agrees(device)
+    right = torch.ops.nerftrain
+
+    class Wrong:
+        def __getattr__(self, name: str) -> object:
+            op = getattr(right, name)
+            if name != "ngp_half_bwd":
+                return op
+            return lambda *a: [v.flip(0) for v in op(*a)]
+
+    monkeypatch.setattr(torch.ops, "nerftrain", Wrong())
+    assert not agrees(device)
