@@ -60,9 +60,15 @@ def _by_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
     said = next((seconds for seconds in hints if seconds is not None), None)
     seconds = OmegaConf.select(_root_, "trainer.max_seconds") if said is None else said
     limit = float("inf") if seconds is None else float(seconds)
-    if said is None and OmegaConf.select(_root_, "runtime.device") != "cpu" and _has_gpu():
+    if said is None and _by_device({"cpu": False, "cuda": True}, _root_=_root_):
         limit *= _GPU
     return table[min((key for key in table if limit <= float(key)), key=float)]
+
+
+def _by_device(table: Mapping[str, Any], *, _root_: DictConfig) -> Any:
+    """Choose from {cpu: value, cuda: value} by what the run will compute on."""
+    gpu = OmegaConf.select(_root_, "runtime.device") != "cpu" and _has_gpu()
+    return table["cuda" if gpu else "cpu"]
 
 
 def _has_gpu() -> bool:
@@ -72,6 +78,7 @@ def _has_gpu() -> bool:
 
 
 OmegaConf.register_new_resolver("by_time", _by_time, replace=True)
+OmegaConf.register_new_resolver("by_device", _by_device, replace=True)
 
 
 # --- Composition ---------------------------------------------------------------------------------
