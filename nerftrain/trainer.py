@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -260,7 +261,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
     RunError where the GPU fails.
     """
     settings, optimizer, sampler = run.settings, run.optimizer, run.sampler
-    device, fixed = run.runtime.torch_device, run.runtime.has_fixed_rooms
+    device, fixed = run.runtime.torch_device, _has_rooms(run)
     scene = run.scene.to(device)
     base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     run.model.train()
@@ -298,10 +299,15 @@ def loop(run: Run, state: State, journal: Journal) -> None:
                 raise KeyboardInterrupt
 
 
+def _has_rooms(run: Run) -> bool:
+    """Tell whether samples lie in buffers of fixed sizes; samplers of others may know of none."""
+    return run.runtime.has_fixed_rooms and "room" in signature(run.sampler.sample).parameters
+
+
 def _why_not_recorded(run: Run) -> str | None:
     """Say why steps are launched kernel by kernel; None: they can be recorded."""
-    if run.runtime.torch_device.type != "cuda" or not run.runtime.has_fixed_rooms:
-        return "there is no GPU with compiled ops"
+    if run.runtime.torch_device.type != "cuda" or not _has_rooms(run):
+        return "there is no GPU with compiled ops, or the sampler takes no room"
     if not run.runtime.cuda_graph:
         return "runtime.cuda_graph=false"
     if not isinstance(run.optimizer, Adam):
@@ -325,7 +331,8 @@ def _step(
     batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
     sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
     with run.runtime.autocast():
-        samples = sampler.sample(batch.rays, sigma_fn, generator, room)
+        roomy = {} if room is None else {"room": room}
+        samples = sampler.sample(batch.rays, sigma_fn, generator, **roomy)
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
 

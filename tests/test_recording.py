@@ -25,7 +25,9 @@ from nerftrain.optimizers import Adam
 from nerftrain.recording import AGAIN, RECORDS, Counts, Pace, Recorder
 from nerftrain.report import read_curve
 from nerftrain.runtime import Runtime
+from nerftrain.samplers.uniform import Uniform
 from nerftrain.trainer import Run, State, train
+from nerftrain.types import Rays, Samples, SigmaFn
 
 COMMON = [
     "trainer.sample_budget=1024",
@@ -216,6 +218,18 @@ def test_fixed_rooms_train(make_run: MakeRun, sampler: str) -> None:
     assert rows[-1]["loss/color"] < 0.5 * rows[0]["loss/color"]
     assert rows[-1]["samples"] > 0.5 * 1024 / (2 if sampler == "hierarchical" else 1)
     assert len({row["rays"] for row in rows}) < len(rows)  # not another number every time
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_sampler_that_knows_of_no_room_is_asked_for_numbers(make_run: MakeRun) -> None:
+    class Halves(Uniform):
+        def sample(self, rays: Rays, sigma_fn: SigmaFn, generator: Any = None) -> Samples:  # type: ignore[override]
+            return super().sample(rays, sigma_fn, generator)
+
+    run = create_run_dir(make_run("ngp", "uniform", "trainer.steps=20"))
+    run.sampler.__class__ = Halves
+    train(run)
+    assert len([row for row in read_curve(run.run_dir) if "loss" in row]) == 4
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
