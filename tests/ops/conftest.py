@@ -34,7 +34,8 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Let the CUDA kernels serve in tests of the emulated device."""
     callspec = getattr(request.node, "callspec", None)
     where = callspec.params.get("device", "cpu") if callspec else "cpu"
-    of_the_cpu = "lanes" in request.fixturenames or request.node.path.name in CPU_FILES
+    of_the_cpu = {"lanes", "threads"} & {*request.fixturenames}
+    of_the_cpu = of_the_cpu or request.node.path.name in CPU_FILES
     if where != "cpu" and of_the_cpu:
         pytest.skip("its kernels are for the CPU")
     if where == "emulated":
