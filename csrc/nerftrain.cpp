@@ -114,8 +114,8 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
       "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
-  // The same on a GPU's tensor cores, from features in half precision, for networks 64 wide; gradients are multiplied by
-  // `scale` while they are in half precision. And such features, from a table in half precision.
+  // The same on a GPU's tensor cores, from features in half precision, for networks 64 wide; gradients are multiplied
+  // by `scale` while they are in half precision. And such features, from a table in half precision.
   m.def("ngp_half_density(Tensor features, Tensor weights, int[] widths) -> Tensor");
   m.def(
       "ngp_half_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
