@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nerftrain import schema
 from nerftrain.composition import apply_override, compose, one_line
 from nerftrain.errors import UserError
+from nerftrain.paths import data_dir
 
 if TYPE_CHECKING:
     from nerftrain.scenes import Scene
@@ -396,6 +397,20 @@ def load_run(run_dir: Path, overrides: Sequence[str], trust: bool = False) -> Di
         raise UserError(
             f"{file} trusts {', '.join(cfg.trusted)}: add --trust where this run is yours"
         )
+    _add_runtime(cfg)
     for text in overrides:
         apply_override(cfg, text, fixed=tuple(_GROUPS))
     return cfg
+
+
+def _add_runtime(cfg: DictConfig) -> None:
+    """Let a run of an older version compute as today's presets say where its config says nothing.
+
+    What it learnt does not depend on these keys.
+    """
+    today = OmegaConf.load(data_dir("conf") / "runtime" / "auto.yaml")
+    runtime = cfg.get("runtime")
+    if not isinstance(runtime, DictConfig) or not isinstance(today, DictConfig):
+        return
+    if runtime.get("_target_") == today.get("_target_"):
+        cfg.runtime = OmegaConf.merge(today, runtime)

@@ -655,6 +655,16 @@ def test_a_runs_config_takes_overrides_of_its_keys(run_dir: Path):
     assert (cfg.trainer.every, cfg.optimizer.lr) == (5, 0.5)
 
 
+def test_a_run_of_an_older_version_computes_as_todays_presets_say(tmp_path: Path):
+    cfg = compose(["scene=demo", "runtime=cpu"])
+    OmegaConf.set_struct(cfg, False)
+    del cfg.runtime["cuda_graph"]
+    OmegaConf.save(cfg, tmp_path / config.SNAPSHOT)
+    runtime = config.load_run(tmp_path, ["runtime.cuda_graph=false"]).runtime
+    assert (runtime.device, runtime.cuda_graph) == ("cpu", False)
+    assert config.load_run(tmp_path, []).runtime.cuda_graph is True
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
