@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_runs import SAMPLERS, frames_of, make_dynamic
 
 from nerftrain.composition import compose
 from nerftrain.config import assemble, create_run_dir
@@ -24,19 +25,6 @@ from nerftrain.trainer import Run, train
 MODELS = {
     "mlp": ["model.depth=2", "model.width=32", "model.skip=1", "optimizer.lr=0.004"],
     "ngp": ["model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"],
-}
-GRID = {"resolution": 32, "cells_per_update": 4096, "warmup_steps": 16}
-SAMPLERS = {
-    "occgrid": [f"sampler.grid.{key}={value}" for key, value in GRID.items()]
-    + ["sampler.steps_per_diagonal=64"],
-    "proposal": [
-        *(f"sampler.levels.{i}.encoding.log2_table_size=10" for i in (0, 1)),
-        "sampler.levels.0.num_samples=24",
-        "sampler.levels.1.num_samples=16",
-        "sampler.num_samples=16",
-    ],
-    "hierarchical": ["sampler.num_coarse=16", "sampler.num_fine=16"],
-    "uniform": ["sampler.num_samples=32"],
 }
 COMMON = [
     "trainer.steps=60",
@@ -50,28 +38,13 @@ COMMON = [
 ]
 
 
-def _frames(folder: Path, split: str) -> tuple[float, list[dict]]:
-    content = json.loads((folder / f"transforms_{split}.json").read_text())
-    return content["camera_angle_x"], content["frames"]
-
-
-def make_dynamic(folder: Path) -> None:
-    """Give a Blender folder's views times."""
-    for split in ("train", "test"):
-        angle, frames = _frames(folder, split)
-        for i, frame in enumerate(frames):
-            frame["time"] = i / (len(frames) - 1)
-        content = {"camera_angle_x": angle, "frames": frames}
-        (folder / f"transforms_{split}.json").write_text(json.dumps(content))
-
-
 def make_photographs(folder: Path) -> tuple[float, list[tuple[str, np.ndarray]]]:
     """Turn all views of a Blender folder into photographs without alpha; give names and poses."""
     views = []
     (folder / "images").mkdir()
     angle = 0.0
     for split in ("train", "test"):
-        angle, frames = _frames(folder, split)
+        angle, frames = frames_of(folder, split)
         for frame in frames:
             image = Image.open((folder / frame["file_path"]).with_suffix(".png"))
             name = f"{split}_{Path(frame['file_path']).stem}.png"

@@ -90,7 +90,9 @@ def refresh_half_copies(parameters: Iterable[Tensor]) -> None:
 
 def _fresh_copy(parameter: Tensor) -> Tensor | None:
     copy: _HalfCopy | None = getattr(parameter, "_half_copy", None)
-    return copy.numbers if copy and copy.version == parameter._version else None
+    # A parameter that has moved to another device has left its copy behind.
+    here = copy is not None and copy.numbers.device == parameter.device
+    return copy.numbers if copy and here and copy.version == parameter._version else None
 
 
 @torch.no_grad()

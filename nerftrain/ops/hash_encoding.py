@@ -62,6 +62,11 @@ class HashLevels:
         times = [(t,) for t in self.times] or [()] * len(self.resolutions)
         return [(r, r, r, *t) for r, t in zip(self.resolutions, times, strict=True)]
 
+    @property
+    def as_arguments(self) -> tuple[list[int], list[int]]:
+        """Name the cells of each level and axis, and where levels begin, as the ops take them."""
+        return list(itertools.chain(*self.cells)), list(self.offsets)
+
 
 def _geometric(num_levels: int, base: int, finest: int) -> tuple[int, ...]:
     growth = (finest / base) ** (1 / max(num_levels - 1, 1))
@@ -125,7 +130,7 @@ class _HashEncode(torch.autograd.Function):
         ctx: Any, positions: Tensor, table: Tensor, levels: HashLevels, half: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(positions, table)
-        ctx.levels = list(itertools.chain(*levels.cells)), list(levels.offsets)
+        ctx.levels = levels.as_arguments
         stored = table if half is None else half
         return torch.ops.nerftrain.hash_encode_fwd(positions, stored, *ctx.levels)
 

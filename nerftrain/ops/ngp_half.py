@@ -8,7 +8,6 @@ sample adds to it lies below the least half-precision number.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from functools import cache
@@ -38,11 +37,6 @@ class Encoded(NamedTuple):
     table: Tensor  # [entries, F] float32, which learns
     half: Tensor  # [entries, F], its copy in half precision
     levels: HashLevels
-
-    @property
-    def shape(self) -> tuple[list[int], list[int]]:
-        """Name the cells of each level and axis, and where levels begin, as the ops take them."""
-        return list(itertools.chain(*self.levels.cells)), list(self.levels.offsets)
 
 
 # --------------------------------------------------------------------------------------- references
@@ -123,7 +117,7 @@ def _ngp_half_bwd_fake(
 
 def _features(encoded: Sequence[Encoded]) -> Tensor:
     read = torch.ops.nerftrain.hash_encode_half
-    features = [read(e.positions, e.half, *e.shape) for e in encoded]
+    features = [read(e.positions, e.half, *e.levels.as_arguments) for e in encoded]
     return features[0] if len(features) == 1 else torch.cat(features, -1)
 
 
@@ -143,7 +137,7 @@ class _NgpHalf(torch.autograd.Function):
         features = _features(encoded)
         arguments = features, directions, density_weights, color_weights
         ctx.save_for_backward(*arguments, *(t for e in encoded for t in e[:2]))
-        ctx.shape, ctx.grids = shape, [e.shape for e in encoded]
+        ctx.shape, ctx.grids = shape, [e.levels.as_arguments for e in encoded]
         return torch.ops.nerftrain.ngp_half_fwd(*arguments, *shape)
 
     @staticmethod

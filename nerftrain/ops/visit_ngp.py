@@ -8,7 +8,6 @@ it ends. Where no gradient is asked for, what rays see is found in the same way.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -194,10 +193,7 @@ def render_ngp(
 
 def _arguments(rays: Rays, samples: Samples, field: DensityField) -> tuple[Any, ...]:
     none = rays.origins.new_empty(0)
-    grids = [
-        (g.stored, list(itertools.chain(*g.levels.cells)), list(g.levels.offsets))
-        for g in field.grids
-    ]
+    grids = [(g.stored, *g.levels.as_arguments) for g in field.grids]
     still, moving = grids if len(grids) > 1 else (grids[0], (none, [], []))
     return (
         rays.origins.contiguous(),

@@ -222,7 +222,7 @@ class OccGrid(Sampler):
             self.last = (rays, samples, density)
             # A field that fades faster than the grid forgets would lose all samples, and with them
             # every gradient that could bring it back.
-            mean = sum_alpha / max_of_count(num_marched)
+            mean = sum_alpha / samples.offsets[-1].clamp(min=1)
             thresholds = tuple(torch.minimum(threshold, mean) for threshold in thresholds)
         keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
         return select(samples, keep, room)
@@ -292,6 +292,7 @@ class OccGrid(Sampler):
             looked_at = tuple(column[rows] for column in looked_at)
             depth = density[rows] * self.march.step
         else:
+            # Below all that cells know, so that rows of nobody raise none.
             depth = torch.where(used_rows(samples), density * self.march.step, UNKNOWN)
         positions, _, _ = sample_points(rays, *looked_at)
         occupancy.scatter_reduce_(0, self._cells_at(positions), depth, "amax")
@@ -360,11 +361,6 @@ class OccGrid(Sampler):
         occupied = float(self.occupied_before[-1]) if len(self.occupied_before) else 0.0
         shares = {"occupied": occupied / self.occupancy.numel()}
         return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
-
-
-def max_of_count(num: int | Tensor) -> int | Tensor:
-    """Give a number of samples to divide by: at least one."""
-    return num.clamp(min=1) if isinstance(num, Tensor) else max(num, 1)
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:
