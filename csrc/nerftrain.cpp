@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor least, "
       "float early_stop_eps) -> Tensor");
   // Visiting samples front to back: how many of each ray are next, which these are, what was found there; and keeping
-  // those that are wanted.
+  // those that are wanted, on the CPU in one pass, with the row that each was in.
   m.def("visit_count(Tensor offsets, Tensor num, Tensor transmittance, float early_stop_eps, int most) -> Tensor");
   m.def(
       "visit_pick(Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor num, Tensor round_offsets, "
@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "visit_take_(Tensor round_density, Tensor round_starts, Tensor round_ends, Tensor round_offsets, "
       "Tensor offsets, Tensor(a!) num, Tensor(b!) transmittance, Tensor(c!) sum_alpha, Tensor(d!) density) -> ()");
+  m.def(
+      "select(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def("select_count(Tensor keep, Tensor offsets) -> Tensor");
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
@@ -131,7 +134,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "visit_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "
       "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
       "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
-      "int lanes) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int lanes, bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // What rays see of it there: channels, opacity, depth and distortion of each ray, and the samples visited.
   m.def(
       "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "

@@ -6,6 +6,7 @@ it depends on what the device has found out, all its launches can be recorded an
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import OrderedDict
@@ -139,20 +140,47 @@ class Recorder(Generic[T]):
             self._records.popitem(last=False)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        self._make_room()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
-            taken = self._take(*key)
+            try:
+                taken = self._take(*key)
+            except BaseException:
+                with suppress(RuntimeError):  # which says that something went wrong, not what
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         except BaseException:
-            with suppress(RuntimeError):  # which says that something went wrong, not what
-                graph.capture_end()
+            self._end_capture()
             raise
-        graph.capture_end()
         left = {name: getattr(self._sampler, name) for name in self._sampler.recorded}
         self._records[key] = graph, taken, left
         graph.replay()
         return taken
+
+    def _make_room(self) -> None:
+        """Give back what the allocator keeps: while a step is recorded it cannot."""
+        if self._generator.device.type == "cuda":
+            torch.cuda.synchronize(self._generator.device)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _end_capture(self) -> None:
+        """Undo what torch before 2.12 leaves of a capture that has failed.
+
+        Its allocator goes on taking from the pool, and its generators refuse to be drawn from; a
+        copy of their state, which a capture does not move, refuses nothing.
+        """
+        device = self._generator.device
+        if device.type != "cuda":
+            return
+        index = torch.cuda.current_device() if device.index is None else device.index
+        with suppress(RuntimeError):  # where it has been ended
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        for generator in (self._generator, torch.cuda.default_generators[index]):
+            generator.graphsafe_set_state(generator.clone_state())
 
     def forget(self) -> None:
         """Drop all records and their memory."""
@@ -173,4 +201,5 @@ def own_stream(device: torch.device) -> Iterator[None]:
         with torch.cuda.stream(stream):
             yield
     finally:
-        outside.wait_stream(stream)
+        with suppress(RuntimeError):  # a GPU that has failed would have the last word
+            outside.wait_stream(stream)

@@ -12,7 +12,7 @@ from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.points import sample_points
-from nerftrain.ops.visit import Visited
+from nerftrain.ops.visit import LookedUp, Visited
 from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
@@ -50,29 +50,57 @@ class Background:
 class _DensityAlong:
     """A field's `sigma_fn` along R rays, with the field's own way of visiting samples."""
 
-    def __init__(self, model: RadianceField, rays: Rays) -> None:
-        self._model, self._rays = model, rays
+    def __init__(self, model: RadianceField, rays: Rays, remember: bool) -> None:
+        self._model, self._rays, self._remember = model, rays, remember
+        self._among: Tensor | None = None  # t_starts of the samples that were visited last
+        self._looked_up: LookedUp | None = None
 
     def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
         points, _, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
         return self._model.density(points, times)
 
     def visit(self, samples: Samples, early_stop_eps: float) -> Visited | None:
-        return self._model.visit(self._rays, samples, early_stop_eps)
+        visited = self._model.visit(self._rays, samples, early_stop_eps, self._remember)
+        self._among = samples.t_starts
+        self._looked_up = visited and visited.looked_up
+        return visited
+
+    def recall(self, samples: Samples) -> tuple[Tensor, Tensor] | None:
+        """Find what the last visit looked up at samples, if they are some of those."""
+        picked, looked_up = samples.picked, self._looked_up
+        if picked is None or looked_up is None or picked.among is not self._among:
+            return None
+        return looked_up.at(picked.rows)
 
 
-def field_functions(model: RadianceField, rays: Rays) -> tuple[SigmaFn, RgbSigmaFn]:
+class _ChannelsAlong:
+    """A field's `rgb_sigma_fn` along R rays, which knows what a visit has looked up."""
+
+    def __init__(self, model: RadianceField, rays: Rays, density: _DensityAlong) -> None:
+        self._model, self._rays, self._density = model, rays, density
+
+    def __call__(
+        self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._model(*sample_points(self._rays, t_starts, t_ends, ray_indices))
+
+    def at(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        known = self._density.recall(samples)
+        if known is None:
+            return self(samples.t_starts, samples.t_ends, samples.ray_indices)
+        return self._model.revisit(self._rays, samples, *known)
+
+
+def field_functions(
+    model: RadianceField, rays: Rays, remember: bool = False
+) -> tuple[SigmaFn, RgbSigmaFn]:
     """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays.
 
-    Samplers and `render` take them.
+    Samplers and `render` take them. With `remember` what is looked up where samples are visited is
+    kept for those of them that are rendered.
     """
-
-    def rgb_sigma_fn(
-        t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return model(*sample_points(rays, t_starts, t_ends, ray_indices))
-
-    return _DensityAlong(model, rays), rgb_sigma_fn
+    density = _DensityAlong(model, rays, remember)
+    return density, _ChannelsAlong(model, rays, density)
 
 
 def render(
@@ -86,11 +114,13 @@ def render(
     Args:
         samples: of R rays.
         rgb_sigma_fn: gives channels [N, K], of which the first three are the colour, and density
-            [N].
+            [N]. One with a method `at(samples)` is asked by it.
         background: [R, 3] or [3], what shows where rays are not opaque.
         extra_channels: names and widths of the channels after the colour.
     """
-    channels, density = rgb_sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
+    at = getattr(rgb_sigma_fn, "at", None)
+    where = (samples.t_starts, samples.t_ends, samples.ray_indices)
+    channels, density = at(samples) if at is not None else rgb_sigma_fn(*where)
     out = composite(density, channels, samples)
     return _over(out, background, extra_channels, out.weights)
 

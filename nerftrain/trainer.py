@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -135,7 +136,7 @@ class State:
         self.num_rays = float(min(FIRST_RAYS, run.settings.max_rays))
         self.sample_budget = run.settings.sample_budget  # less where memory has run out
         self.best_psnr = float("-inf")
-        self.bad: dict[str, Tensor] = {}  # whether a term of the loss has not been a number
+        self.sums: dict[str, Tensor] = {}  # of each term of the loss over all steps
         self.generator = run.runtime.generator(run.seed)
         parameters = run.model.named_parameters() if run.settings.ema_decay else ()
         self.ema = {name: p.detach().clone() for name, p in parameters}
@@ -183,11 +184,11 @@ class State:
         self.num_rays = max(self.num_rays / 2, MIN_RAYS)
 
     def notice(self, terms: dict[str, Tensor]) -> None:
-        """Remember which terms of the loss have not been numbers."""
+        """Add terms of the loss to their sums: once one was no number, no sum is one any more."""
         for name, term in terms.items():
-            if name not in self.bad:
-                self.bad[name] = torch.zeros_like(term, dtype=torch.bool)
-            self.bad[name].logical_or_(term.detach().isfinite().logical_not())
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(term)
+            self.sums[name].add_(term.detach())
 
     def follow_weights(self, run: Run) -> None:
         """Move the averaged weights towards the weights."""
@@ -319,7 +320,8 @@ def _bring_up_to_date(run: Run) -> None:
     """Put what the host has changed where a recorded step reads it."""
     if isinstance(run.optimizer, Adam):
         run.optimizer.place_rates()
-    refresh_half_copies([*run.model.parameters(), *run.sampler.parameters()])
+    if run.runtime.has_fixed_rooms:
+        refresh_half_copies([*run.model.parameters(), *run.sampler.parameters()])
 
 
 def _step(
@@ -329,15 +331,18 @@ def _step(
     model, sampler, optimizer, generator = run.model, run.sampler, run.optimizer, state.generator
     colors = run.background.sample(num_rays, generator)
     batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
-    sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays)
+    sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays, remember=True)
     with run.runtime.autocast():
         roomy = {} if room is None else {"room": room}
         samples = sampler.sample(batch.rays, sigma_fn, generator, **roomy)
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
 
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    total = next(iter(terms.values())) if len(terms) == 1 else torch.stack([*terms.values()]).sum()
+    total.backward()
     optimizer.step()
     state.follow_weights(run)
     state.notice(terms)
@@ -464,8 +469,8 @@ class Journal:
             self._try_to_save("last")
 
     def _stop_if_bad(self) -> None:
-        for name, bad in self.state.bad.items():
-            if bool(bad):  # a synchronisation on CUDA
+        for name, total in self.state.sums.items():
+            if not math.isfinite(total):  # a synchronisation on CUDA
                 where = f"the last good state is in {self.run.run_dir / checkpoint.FOLDER}"
                 raise RunError(
                     f"the {name} term of the loss is not a number by step {self.state.step}: "

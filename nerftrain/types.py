@@ -8,7 +8,7 @@ Per-ray scalars are ``[R]``, never ``[R, 1]``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -82,6 +82,13 @@ class Rays(_Tensors):
         return positions, directions, None if self.times is None else self.times[ray_indices]
 
 
+class Picked(NamedTuple):
+    """Which of other samples these are."""
+
+    rows: Tensor  # [N] int64, where they were
+    among: Tensor  # t_starts of those others, which are known by it
+
+
 @dataclass(frozen=True)
 class Samples(_Tensors):
     """Intervals along rays, all rays' samples back to back, front to back within a ray.
@@ -95,6 +102,7 @@ class Samples(_Tensors):
     ray_indices: Tensor  # [N] int64, non-decreasing
     offsets: Tensor  # [R + 1] int64; ray r owns offsets[r] : offsets[r + 1]
     whole: Tensor | None = None  # [R] bool, the rays that have found room; None: all
+    picked: Picked | None = field(default=None, compare=False)  # None: nobody knows
 
     def __len__(self) -> int:
         return self.t_starts.shape[0]

@@ -116,9 +116,8 @@ def parts(options: argparse.Namespace) -> list[Part]:
     device = f"runtime.device={options.device}"
     small = ["--warmup", "3"] if options.quick else []
     brief = ["--quick"] if options.quick else []
-    tries = ["--tries", "1"] if options.quick else []
     return [
-        Part("build", [BENCH, "start", "--cache", options.cache, *tries], 120, tables_of),
+        Part("build", [BENCH, "start", "--cache", options.cache, "--tries", "1"], 200, tables_of),
         Part("ops", [OPS, *small, *brief, device, *recipe], 75, tables_of, lego[1]),
         Part("stages", [BENCH, "stages", *small, device, *recipe], 45, tables_of, lego[1]),
         _tests(options),

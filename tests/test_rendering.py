@@ -1,5 +1,7 @@
 """Rendering: one's own field through sigma_fn and rgb_sigma_fn, backgrounds, images in chunks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -11,6 +13,8 @@ from nerftrain.samplers import occgrid
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
+from nerftrain.trainer import Run
+from nerftrain.types import Batch
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 
@@ -138,6 +142,51 @@ def test_an_image_drawn_by_one_op_is_the_one_that_samples_make(monkeypatch, extr
     assert drawn.extras.keys() == made.extras.keys() == (extra or {}).keys()
     for name in extra or {}:
         torch.testing.assert_close(drawn.extras[name], made.extras[name], rtol=1e-3, atol=2e-3)
+
+
+@pytest.fixture
+def fog(monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Batch, list[int]]:
+    """A run whose rays end within samples, some of its rays, and how often a field is revisited."""
+    small = ["model.encoding.log2_table_size=10", "sampler.grid.resolution=32"]
+    run = assemble(compose(["scene=demo", "model=ngp", "runtime=cpu", *small]))
+    run.model.encoding.table.data.uniform_(0, 2)  # type: ignore[union-attr]
+    run.model.density_mlp.weights[1].data[0] += 0.3  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(0)
+    batch = run.scene.batch(generator, 300, torch.ones(300, 3))
+    again, revisit = [], type(run.model).revisit
+    monkeypatch.setattr(
+        type(run.model), "revisit", lambda *a: again.append(len(a[2])) or revisit(*a)
+    )
+    return run, batch, again
+
+
+def test_samples_that_were_visited_are_rendered_from_what_was_looked_up(fog) -> None:
+    run, batch, again = fog
+    found = []
+    for remember in (True, False):
+        sigma_fn, rgb_sigma_fn = field_functions(run.model, batch.rays, remember)
+        samples = run.sampler.sample(batch.rays, sigma_fn)
+        view = render(samples, rgb_sigma_fn, batch.background)
+        run.model.zero_grad()
+        (view.rgb - batch.target).square().mean().backward()
+        found.append([view.rgb.detach(), *(p.grad.clone() for p in run.model.parameters())])
+        assert again == [len(samples)]
+    assert 0 < len(samples) < run.sampler.num_marched
+    for actual, expected in zip(*found, strict=True):
+        assert float((actual - expected).norm()) < 0.01 * float(expected.norm())
+
+
+def test_other_samples_than_those_visited_last_are_looked_up(fog) -> None:
+    run, batch, again = fog
+    sigma_fn, rgb_sigma_fn = field_functions(run.model, batch.rays, remember=True)
+    samples = run.sampler.sample(batch.rays, sigma_fn)
+    view = render(samples, rgb_sigma_fn, batch.background)
+    assert len(again) == 1
+    run.sampler.sample(batch.rays, sigma_fn)  # of the same rays, but what it found is not theirs
+    unknown = replace(samples, picked=None)
+    for others in (samples, unknown):
+        torch.testing.assert_close(render(others, rgb_sigma_fn, batch.background).rgb, view.rgb)
+    assert len(again) == 1
 
 
 def test_rays_are_marched_once_whoever_draws_them(monkeypatch):

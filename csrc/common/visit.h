@@ -107,6 +107,7 @@ struct SelectPick {
   T* kept_starts;               // [M]
   T* kept_ends;                 // [M]
   int64_t* kept_rays;           // [M]
+  int64_t* kept_rows;           // [M] where they were, or none
 
   NT_HD void operator()(int64_t r) const {
     int64_t to = kept_offsets[r];
@@ -115,6 +116,7 @@ struct SelectPick {
       if (!keep[i]) continue;
       kept_starts[to] = t_starts[i];
       kept_ends[to] = t_ends[i];
+      if (kept_rows) kept_rows[to] = i;
       kept_rays[to++] = r;
     }
   }

@@ -38,7 +38,7 @@ std::vector<Piece> march_range(const MarchRays& rays, int64_t begin, int64_t end
 
 // Ranges of rays, more of them than threads: what some rays have more of than others evens out.
 std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t* counts, float* ends) {
-  constexpr int64_t kRays = 1024;
+  constexpr int64_t kRays = 256;
   const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
   std::vector<std::vector<Piece>> ranges(num_ranges);
   torch::stable::parallel_for(0, num_ranges, 1, [&](int64_t first, int64_t last) {

@@ -190,20 +190,30 @@ struct NgpAlongRays {
   }
 };
 
-// Densities as they are found.
+// Densities as they are found and, where they are asked for, what was looked up where.
 struct VisitSink {
   const int64_t* offsets;
   float* density;        // [N]
   int64_t* num;          // [R]
   float* transmittance;  // [R]
   float* sum_alpha;      // [R]
+  int64_t num_features, num_axes;
+  float* features;   // [N][num_features] or none
+  float* places;     // [N][num_axes] or none
+  int64_t* rows;     // [N] where those of each sample are, or none
+  int64_t next = 0;  // of these rows: one after the other, which is faster than where each sample is
 
-  void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) const {
+  void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
     for (int64_t i = 0; i < walk.now; ++i) {
       density[walk.next + i] = batch.sigma[first + i];
       walk.transmittance *= batch.kept[first + i];
       walk.sum_alpha += 1.f - batch.kept[first + i];
     }
+    if (!features) return;
+    const float* at = num_axes == 4 ? batch.moments : batch.positions;
+    std::copy_n(batch.features + first * num_features, walk.now * num_features, features + next * num_features);
+    std::copy_n(at + first * num_axes, walk.now * num_axes, places + next * num_axes);
+    for (int64_t i = 0; i < walk.now; ++i) rows[walk.next + i] = next++;
   }
   void flush(const NgpAlongRays::Batch&) const {}
   void finish(const Walk& walk) const {
@@ -324,17 +334,28 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
   run(field);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> visit_ngp(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
     const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts, const Tensor& t_ends,
     const Tensor& offsets, const Tensor& table, std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets,
     const Tensor& moving_table, std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
     const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
-    int64_t lanes) {
-  const int64_t num_rays = offsets.size(0) - 1;
+    int64_t lanes, bool remember) {
+  const int64_t num_rays = offsets.size(0) - 1, num_rows = remember ? t_starts.size(0) : 0;
+  const int64_t num_features = widths.front(), num_axes = moving_table.numel() ? 4 : 3;
   Tensor density = make(t_starts, {t_starts.size(0)}), num = make(offsets, {num_rays});
   Tensor transmittance = make(t_starts, {num_rays}), sum_alpha = make(t_starts, {num_rays});
-  const VisitSink sink{read<int64_t>(offsets), write<float>(density), write<int64_t>(num), write<float>(transmittance),
-                       write<float>(sum_alpha)};
+  Tensor features = make(t_starts, {num_rows, num_features}), places = make(t_starts, {num_rows, num_axes});
+  Tensor rows = make(offsets, {num_rows});
+  const VisitSink sink{read<int64_t>(offsets),
+                       write<float>(density),
+                       write<int64_t>(num),
+                       write<float>(transmittance),
+                       write<float>(sum_alpha),
+                       num_features,
+                       num_axes,
+                       remember ? write<float>(features) : nullptr,
+                       remember ? write<float>(places) : nullptr,
+                       remember ? write<int64_t>(rows) : nullptr};
   const float nothing = 0.f;
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
@@ -342,10 +363,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> visit_ngp(
            moving_resolutions, moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction,
            early_stop_eps, lanes, [&](const NgpAlongRays& field) {
              field.each(t_starts, NgpAlongRays::Batch::floats(field), [&](int64_t begin, int64_t end, float* room) {
-               field.lead(begin, end, NgpAlongRays::Batch(field, room), sink);
+               VisitSink own = sink;
+               own.next = sink.offsets[begin];
+               field.lead(begin, end, NgpAlongRays::Batch(field, room), own);
              });
            });
-  return {density, num, transmittance, sum_alpha};
+  return {density, num, transmittance, sum_alpha, features, places, rows};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(

@@ -156,7 +156,7 @@ __device__ __forceinline__ void rectify(float (&sums)[kTiles][4]) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[n][i] = max_of(sums[n][i], 0.f);
+    for (int i = 0; i < 4; ++i) sums[n][i] = max_of(0.f, sums[n][i]);  // NaN stays NaN
 }
 
 // What passes a rectified layer backwards: what it gave was more than zero.

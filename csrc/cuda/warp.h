@@ -59,13 +59,14 @@ __device__ __forceinline__ float of_lane_after(float from_here, int lane, float 
   return lane + 1 < kWarp ? other : none;
 }
 
-// Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it.
+// Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it, and
+// NaN stays NaN.
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
   const float limit = 65504.f;
   union {
     __half2 halves;
     uint32_t bits;
-  } packed{__floats2half2_rn(min_of(max_of(low, -limit), limit), min_of(max_of(high, -limit), limit))};
+  } packed{__floats2half2_rn(min_of(limit, max_of(-limit, low)), min_of(limit, max_of(-limit, high)))};
   return packed.bits;
 }
 

@@ -70,10 +70,11 @@ Tensor select_count(const Tensor& keep, const Tensor& offsets) {
 
 template <class Backend, class T>
 void select_pick_as(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-                    const Tensor& kept_offsets, const Tensor& starts, const Tensor& ends, const Tensor& rays) {
+                    const Tensor& kept_offsets, const Tensor& starts, const Tensor& ends, const Tensor& rays,
+                    int64_t* rows) {
   const SelectPick<T> body{read<bool>(keep),       read<T>(t_starts),           read<T>(t_ends),
                            read<int64_t>(offsets), read<int64_t>(kept_offsets), write<T>(starts),
-                           write<T>(ends),         write<int64_t>(rays)};
+                           write<T>(ends),         write<int64_t>(rays),        rows};
   Backend::for_each(keep, offsets.size(0) - 1, body);
 }
 
@@ -84,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const Tensor&
   Tensor ends = make_packed<Backend>(t_starts, {num_samples}, kept_offsets);
   Tensor rays = make_packed<Backend>(offsets, {num_samples}, kept_offsets);
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
-  run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays);
+  run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, nullptr);
   return {starts, ends, rays};
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
+from nerftrain.ops.points import sample_points
 from nerftrain.ops.visit import Visited
 from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
@@ -76,12 +77,26 @@ class RadianceField(nn.Module, ABC):
             )
         return times
 
-    def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
+    def visit(
+        self, rays: Rays, samples: Samples, early_stop_eps: float, remember: bool = False
+    ) -> Visited | None:
         """Ask for densities front to back in a way of the field's own.
 
-        None where it has none: then samplers call `density` in rounds (see `ops.visit.visit`).
+        None where it has none: then samplers call `density` in rounds (see `ops.visit.visit`). With
+        `remember` it tells what it has looked up, if it can, for `revisit`.
         """
-        del rays, samples, early_stop_eps
+        del rays, samples, early_stop_eps, remember
+
+    def revisit(
+        self, rays: Rays, samples: Samples, places: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate channels [N, K] and density [N] where a visit has looked things up.
+
+        These are the places [N, 3 or 4] and features [N, D] of `LookedUp`. Gradients flow as if all
+        had been looked up now.
+        """
+        del places, features
+        return self(*sample_points(rays, samples.t_starts, samples.t_ends, samples.ray_indices))
 
     def drawing(self, rays: Rays) -> Draw | None:
         """Offer a way of the field's own to find what rays see of samples, without gradients.

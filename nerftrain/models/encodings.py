@@ -68,11 +68,14 @@ class HashEncoding(nn.Module):
         self.storage: Storage = storage
         self.by_torch = False  # whether torch encodes even where there are compiled ops
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Encode positions [N, 3], or with their times [N, 4]: [N, num_features]."""
+    def forward(self, positions: Tensor, known: Tensor | None = None) -> Tensor:
+        """Encode positions [N, 3], or with their times [N, 4]: [N, num_features].
+
+        These are `known` where they have been looked up already.
+        """
         if self.by_torch:
             return hash_encode_reference(positions, self.table, self.levels)
-        return hash_encode(positions, self.table, self.levels, self._half())
+        return hash_encode(positions, self.table, self.levels, self._half(), known)
 
     @property
     def stored(self) -> Tensor:

@@ -132,10 +132,29 @@ class NGP(RadianceField):
         tables = [e.table for e in encodings if type(e) is HashEncoding]
         return len(tables) == len(encodings) and can_do(tables, *weights)
 
-    def visit(self, rays: Rays, samples: Samples, early_stop_eps: float) -> Visited | None:
+    def visit(
+        self, rays: Rays, samples: Samples, early_stop_eps: float, remember: bool = False
+    ) -> Visited | None:
         """Ask for densities front to back by one op, where it is compiled for the field."""
         field = self._along_rays(rays)
-        return None if field is None else visit_ngp(rays, samples, field, early_stop_eps)
+        if field is None:
+            return None
+        return visit_ngp(rays, samples, field, early_stop_eps, remember=remember)
+
+    def revisit(
+        self, rays: Rays, samples: Samples, places: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate both MLPs on the features that a visit has looked up."""
+        weights = self._fused_weights()
+        if weights is None:
+            return super().revisit(rays, samples, places, features)
+        moving = [] if self.spacetime is None else [(self.spacetime, places)]
+        grids = [(self.encoding, places[:, :3]), *moving]
+        parts = features.split([grid.num_features for grid, _ in grids], -1)
+        known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]
+        features = known[0] if len(known) == 1 else torch.cat(known, -1)
+        directions = rays.directions.index_select(0, samples.ray_indices)
+        return ngp(features, directions, *weights, self.directions.degree)
 
     def drawing(self, rays: Rays) -> Draw | None:
         """Find what rays see by one op, where it is compiled for the field."""

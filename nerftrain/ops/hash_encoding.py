@@ -127,10 +127,17 @@ def _hash_encode_bwd_fake(
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, positions: Tensor, table: Tensor, levels: HashLevels, half: Tensor | None
+        ctx: Any,
+        positions: Tensor,
+        table: Tensor,
+        levels: HashLevels,
+        half: Tensor | None,
+        known: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(positions, table)
         ctx.levels = levels.as_arguments
+        if known is not None:
+            return known
         stored = table if half is None else half
         return torch.ops.nerftrain.hash_encode_fwd(positions, stored, *ctx.levels)
 
@@ -145,11 +152,16 @@ class _HashEncode(torch.autograd.Function):
             v_table,
             None,  # levels
             None,  # half
+            None,  # known
         )
 
 
 def hash_encode(
-    positions: Tensor, table: Tensor, levels: HashLevels, half: Tensor | None = None
+    positions: Tensor,
+    table: Tensor,
+    levels: HashLevels,
+    half: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Encode positions [N, D] with a table [entries, F] to features [N, L * F].
 
@@ -158,7 +170,8 @@ def hash_encode(
     float64. Raises UserError where F is none of 1, 2, 4, 8, or D not what the levels are for.
 
     `half` [entries, F] is the table in half precision: on the CPU its rows are read, half the
-    memory, while gradients go to the table.
+    memory, while gradients go to the table. `known` [N, L * F] are the features where they have
+    been looked up already: then nothing is but the gradients' way.
     """
     if table.shape[1] not in (1, 2, 4, 8):
         raise UserError(f"features_per_level={table.shape[1]}: choose 1, 2, 4 or 8")
@@ -171,4 +184,4 @@ def hash_encode(
         return hash_encode_reference(positions, table, levels)
     if not library.on_cpu(table) or table.dtype != torch.float32 or table.shape[1] == 1:
         half = None
-    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels, half)
+    return _HashEncode.apply(positions.contiguous(), table.contiguous(), levels, half, known)

@@ -10,13 +10,30 @@ after two rounds, and rounds grow lest the rest take many.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nerftrain.ops import library
 from nerftrain.ops.rooms import both, fit, padded
-from nerftrain.types import Samples, SigmaFn
+from nerftrain.types import Picked, Samples, SigmaFn
+
+
+class LookedUp(NamedTuple):
+    """What a field has looked up at samples, to be used again where they are asked for gradients.
+
+    Samples that have not been visited have no rows: `rows` says anything there.
+    """
+
+    places: Tensor  # [M, 3] unit positions or, where a field has both, [M, 4] with times
+    features: Tensor  # [M, D]
+    rows: Tensor  # [N] int64, where those of each sample are
+
+    def at(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Find places and features of visited samples, by their indices [K]."""
+        rows = self.rows.index_select(0, samples)
+        return self.places.index_select(0, rows), self.features.index_select(0, rows)
 
 
 @dataclass
@@ -28,6 +45,7 @@ class Visited:
     transmittance: Tensor  # [R], behind these
     sum_alpha: Tensor  # [R], of their opacities
     num_evaluated: int = 0
+    looked_up: LookedUp | None = None  # at the N samples
 
     @classmethod
     def nothing(cls, samples: Samples) -> Visited:
@@ -78,8 +96,9 @@ def select_reference(samples: Samples, keep: Tensor) -> Samples:
     rows = keep.nonzero().squeeze(1)
     before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
     torch.cumsum(keep, 0, out=before[1:])
-    picked = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
-    return Samples(*picked, before[samples.offsets], samples.whole)
+    kept = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
+    picked = Picked(rows, samples.t_starts)
+    return Samples(*kept, before[samples.offsets], samples.whole, picked)
 
 
 def _offsets(counts: Tensor) -> Tensor:
@@ -110,6 +129,13 @@ def _visit_pick_fake(
 @library.fake("visit_take_")
 def _visit_take_fake(*_: object) -> None:
     return None
+
+
+@library.fake("select")
+def _select_fake(_k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    num = torch.library.get_ctx().new_dynamic_size()
+    starts, ends, rays = _picked_fake(t_starts, offsets, num)
+    return starts, ends, rays, torch.empty_like(offsets), torch.empty_like(rays)
 
 
 @library.fake("select_count")
@@ -184,11 +210,17 @@ def select(samples: Samples, keep: Tensor, room: int | None = None) -> Samples:
     if not library.native(samples.t_starts, keep):
         kept = select_reference(samples, keep)
         return kept if room is None else padded(kept, room)
+    times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
+    if room is None and library.on_cpu(samples.t_starts):
+        t_starts, t_ends, rays, offsets, rows = torch.ops.nerftrain.select(
+            keep, *times, samples.offsets
+        )
+        picked = Picked(rows, samples.t_starts)
+        return Samples(t_starts, t_ends, rays, offsets, samples.whole, picked)
     counts = torch.ops.nerftrain.select_count(keep, samples.offsets)
     offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
-    times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
     picked = torch.ops.nerftrain.select_pick(keep, *times, samples.offsets, offsets, num_samples)
     whole = samples.whole if whole is None else both(samples.whole, whole)
     return Samples(picked[0], picked[1], picked[2], offsets, whole)

@@ -22,7 +22,7 @@ from nerftrain.ops.march import visible_samples_reference
 from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
-from nerftrain.ops.visit import Visited, select_reference, visit
+from nerftrain.ops.visit import LookedUp, Visited, select_reference, visit
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
@@ -64,15 +64,23 @@ class Drawn(NamedTuple):
 
 
 def visit_ngp_reference(
-    rays: Rays, samples: Samples, field: DensityField, early_stop_eps: float
+    rays: Rays,
+    samples: Samples,
+    field: DensityField,
+    early_stop_eps: float,
+    remember: bool = False,
 ) -> Visited:
     """Visit by torch (see `visit_ngp`)."""
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        inputs = _features(rays, Samples(t_starts, t_ends, ray_indices, samples.offsets), field)
-        return ngp_density_reference(inputs, field.weights)
+        now = Samples(t_starts, t_ends, ray_indices, samples.offsets)
+        return ngp_density_reference(_look_up(rays, now, field)[1], field.weights)
 
-    return visit(samples, sigma_fn, early_stop_eps, ROUND)
+    visited = visit(samples, sigma_fn, early_stop_eps, ROUND)
+    if remember:
+        each = torch.arange(len(samples), device=samples.offsets.device)
+        visited.looked_up = LookedUp(*_look_up(rays, samples, field), each)
+    return visited
 
 
 def render_ngp_reference(
@@ -85,14 +93,14 @@ def render_ngp_reference(
     directions = rays.directions[seen.ray_indices]
     networks = (field.weights, color.weights)
     channels, density = ngp_reference(
-        _features(rays, seen, field), directions, *networks, color.sh_degree
+        _look_up(rays, seen, field)[1], directions, *networks, color.sh_degree
     )
     out = composite_reference(density, channels, seen)
     sums = (out.channels, out.opacity, out.depth, out.distortion)
     return Drawn(*sums, visited.num_evaluated)
 
 
-def _features(rays: Rays, samples: Samples, field: DensityField) -> Tensor:
+def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor, Tensor]:
     at = (samples.t_starts, samples.t_ends, samples.ray_indices)
     points, _, times = sample_points_reference(rays, *at)
     places = [unit_positions(points, field.box, field.contraction)]
@@ -102,16 +110,20 @@ def _features(rays: Rays, samples: Samples, field: DensityField) -> Tensor:
         hash_encode_reference(places[grid.levels.num_axes - 3], grid.stored.float(), grid.levels)
         for grid in field.grids
     ]
-    return torch.cat(features, -1).to(field.weights[0].dtype)
+    return places[len(field.grids) - 1], torch.cat(features, -1).to(field.weights[0].dtype)
 
 
 @library.fake("visit_ngp")
 def _visit_ngp_fake(
-    _o: Tensor, _d: Tensor, _t: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_rays = offsets.shape[0] - 1
-    rows = t_starts.new_empty(num_rays), t_starts.new_empty(num_rays)
-    return torch.empty_like(t_starts), offsets.new_empty(num_rays), *rows
+    _o: Tensor, _d: Tensor, _t: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    num_rays, make = offsets.shape[0] - 1, t_starts.new_empty
+    moving_table, widths, remember = rest[3], rest[7], rest[-1]
+    rows = t_starts.shape[0] if remember else 0
+    places = make(rows, 4 if moving_table.numel() else 3)
+    looked_up = make(rows, widths[0]), places, offsets.new_empty(rows)
+    each = offsets.new_empty(num_rays), make(num_rays), make(num_rays)
+    return torch.empty_like(t_starts), *each, *looked_up
 
 
 @library.fake("render_ngp")
@@ -138,6 +150,7 @@ def visit_ngp(
     field: DensityField,
     early_stop_eps: float,
     lanes: int = BEST,
+    remember: bool = False,
 ) -> Visited:
     """Ask the field for the densities of samples, front to back until rays are opaque.
 
@@ -147,13 +160,16 @@ def visit_ngp(
         field: what makes the density.
         early_stop_eps: rays whose transmittance falls below it are done.
         lanes: which instruction set multiplies (see `mlp`).
+        remember: whether to tell what was looked up (`Visited.looked_up`).
     """
     if samples.t_starts.dtype != torch.float32 or not can_visit(rays, field):
-        return visit_ngp_reference(rays, samples, field, early_stop_eps)
-    density, num, transmittance, sum_alpha = torch.ops.nerftrain.visit_ngp(
-        *_arguments(rays, samples, field), early_stop_eps, lanes
+        return visit_ngp_reference(rays, samples, field, early_stop_eps, remember)
+    density, num, transmittance, sum_alpha, *kept = torch.ops.nerftrain.visit_ngp(
+        *_arguments(rays, samples, field), early_stop_eps, lanes, remember
     )
-    return Visited(density, num, transmittance, sum_alpha, int(num.sum()))
+    features, places, rows = kept
+    looked_up = LookedUp(places, features, rows) if remember else None
+    return Visited(density, num, transmittance, sum_alpha, int(num.sum()), looked_up)
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ def pack(bounds: Tensor, hit: Tensor, num_rays: int) -> Samples:
     """
     num = bounds.shape[1] - 1
     counts = torch.zeros(num_rays + 1, dtype=torch.int64, device=hit.device)
-    counts[hit + 1] = num
+    counts.index_fill_(0, hit + 1, num)  # an assignment would copy the number from the host
     return Samples(
         t_starts=bounds[:, :-1].reshape(-1),
         t_ends=bounds[:, 1:].reshape(-1),

@@ -210,20 +210,22 @@ class OccGrid(Sampler):
             samples = ops.march(rays, at, self.grid, self._march_so_far())
             visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
             density, num_evaluated = visited.density, visited.num_evaluated
-            num_marched, sum_alpha = len(samples), visited.sum_alpha.sum()
+            num_marched = len(samples)
+            mean = float(visited.sum_alpha.sum()) / max(num_marched, 1)
+            thresholds = float(self._alpha_thre), float(self._min_weight)
         else:
             samples = ops.march(rays, at, self.grid, self._march_so_far(), MARCHED * room)
             density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
             num_marched = num_evaluated = samples.offsets[-1]
-            sum_alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends)).sum()
+            alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
+            mean = alpha.sum() / num_marched.clamp(min=1)
+            thresholds = self._alpha_thre, self._min_weight
         self.num_marched, self.num_evaluated = num_marched, num_evaluated
-        thresholds = self._alpha_thre, self._min_weight
         if generator is not None:
             self.last = (rays, samples, density)
             # A field that fades faster than the grid forgets would lose all samples, and with them
             # every gradient that could bring it back.
-            mean = sum_alpha / samples.offsets[-1].clamp(min=1)
-            thresholds = tuple(torch.minimum(threshold, mean) for threshold in thresholds)
+            thresholds = tuple(_lesser(threshold, mean) for threshold in thresholds)
         keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
         return select(samples, keep, room)
 
@@ -361,6 +363,10 @@ class OccGrid(Sampler):
         occupied = float(self.occupied_before[-1]) if len(self.occupied_before) else 0.0
         shares = {"occupied": occupied / self.occupancy.numel()}
         return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
+
+
+def _lesser(a: float | Tensor, b: float | Tensor) -> float | Tensor:
+    return torch.minimum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else min(a, b)
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:

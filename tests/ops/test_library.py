@@ -515,11 +515,14 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         for more, num_inputs in (((random(0, 2), [], []), 4), (moving_grids, 8)):
             mlp_of = random(5 * num_inputs), [num_inputs, 5]
             ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
-            visits = arguments.setdefault("visit_ngp", [])
-            visits.append((*ways, *distances, *grids, *more, *ends))
+            field = (*ways, *distances, *grids, *more, *ends)
+            arguments.setdefault("visit_ngp", []).append((*field, False))
+            # Remembered rows of samples that are not visited hold anything: here all are.
+            everything = (*field[:-2], 0.0, BEST)
+            arguments["visit_ngp"].append((*everything, True))
             color = random(3 * 5), [5, 3], 1, 0.1, 0.1
-            draws = arguments.setdefault("render_ngp", [])
-            draws.append((*visits[-1], *color))
+            arguments.setdefault("render_ngp", []).append((*field, *color))
+        arguments["select"] = [(keep, *distances)]
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
@@ -527,6 +530,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
 
 CPU_ONLY = (
     "march",
+    "select",
     "ray_offsets",
     "mlp_fwd",
     "mlp_bwd",

@@ -115,4 +115,10 @@ def test_a_density_that_is_not_a_number_ends_its_ray_alone(make_samples):
 def test_select_equals_its_reference(make_samples, share):
     samples = make_samples()
     keep = densities(samples, 1.0) < share
-    assert_same(select(samples, keep), select_reference(samples, keep))
+    kept, expected = select(samples, keep), select_reference(samples, keep)
+    assert_same(kept, expected)
+    for picked in (kept.picked, expected.picked):
+        if picked is not None:  # a GPU does not say
+            assert picked.among is samples.t_starts
+            assert torch.equal(picked.rows, keep.nonzero().squeeze(1))
+            assert torch.equal(samples.t_starts[picked.rows], kept.t_starts)

@@ -121,6 +121,25 @@ def transmittance(samples: Samples, density: Tensor, first: int, last: int) -> f
     return float(torch.exp(-(density[first:last] * lengths).double().sum()))
 
 
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.usefixtures("single_precision")
+def test_what_was_looked_up_is_told_where_that_is_asked_for(
+    make_samples, make_rays, threads, moves
+):
+    samples = make_samples(num_rays=1200, longest=70)
+    what = (along(samples, make_rays), samples, field(moves=moves), 0.1)
+    assert visit_ngp(*what).looked_up is None
+    expected = visit_ngp_reference(*what, remember=True).looked_up
+    for num_threads in (1, 3):
+        threads(num_threads)
+        visited = visit_ngp(*what, remember=True)
+        seen = (visited.density != UNSEEN).nonzero().squeeze(1)
+        assert 0 < len(seen) < len(samples)
+        for actual, wanted in zip(visited.looked_up.at(seen), expected.at(seen), strict=True):
+            assert actual.shape == wanted.shape
+            torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_rays_without_samples_see_nothing(make_rays):
     none = torch.zeros(0)
     samples = Samples(none, none, none.long(), torch.zeros(6, dtype=torch.int64))
