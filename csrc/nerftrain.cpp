@@ -48,10 +48,11 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
       "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
-  // Rays through the centres of pixels; where samples lie and along what they are seen.
+  // Rays through the centres of pixels, and the pixels' colours; where samples lie and along what they are seen.
   m.def(
       "pixel_rays(Tensor poses, Tensor intrinsics, Tensor cameras, Tensor x, Tensor y) -> (Tensor origins, "
       "Tensor directions)");
+  m.def("pixel_colors(Tensor pixels, Tensor drawn, Tensor background) -> Tensor");
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "
       "(Tensor, Tensor)");
@@ -65,11 +66,15 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "Tensor weights, Tensor transmittance, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, "
       "Tensor v_depth, Tensor v_distortion, Tensor v_weights, Tensor v_alphas, Tensor v_transmittance) -> "
       "(Tensor, Tensor)");
-  // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), and spherical harmonics of directions.
+  // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), its backward into a new table or, on
+  // the CPU, added to one that is there; and spherical harmonics of directions.
   m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
   m.def(
       "hash_encode_bwd(Tensor positions, Tensor table, Tensor v_features, int[] resolutions, int[] offsets, "
       "bool to_positions) -> (Tensor, Tensor)");
+  m.def(
+      "hash_encode_bwd_(Tensor positions, Tensor(a!) v_table, Tensor v_features, int[] resolutions, int[] offsets) -> "
+      "()");
   m.def("spherical_harmonics_fwd(Tensor directions, int degree) -> Tensor");
   m.def("spherical_harmonics_bwd(Tensor directions, Tensor v_features, int degree) -> Tensor");
   // All of space folded into a bounded one.
@@ -101,8 +106,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "adam_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
   m.def(
-      "adam_with_copy_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
-      "float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool skip) -> ()");
+      "adam_with_copy_(Tensor(a!) parameter, Tensor(b!) gradient, Tensor(c!) mean, Tensor(d!) variance, "
+      "Tensor(e!) copy, float lr, float beta1, float beta2, float eps, float weight_decay, int step, bool skip, "
+      "bool clear) -> ()");
   m.def(
       "adam_placed_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
       "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, bool skip) -> ()");

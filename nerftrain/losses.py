@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,20 +17,25 @@ from nerftrain.types import Rays, Rendering, Samples
 Kind = Literal["huber", "l2"]
 
 
-def color_loss(
-    kind: Kind, prediction: Tensor, target: Tensor, whole: Tensor | None = None
-) -> Tensor:
-    """Average the error of colours [R, 3], of those rays alone that are `whole` [R].
+@dataclass(frozen=True)
+class ColorLoss:
+    """How far rendered colours are from an image's: Huber's loss, or half the squared error.
 
-    It is smooth L1 (Huber with delta 1) or half the squared error. The two differ beyond an error
-    of one only, so one learning rate serves both.
+    The two differ beyond an error of delta only, where Huber's grows in proportion, so one learning
+    rate serves both.
     """
-    how = "mean" if whole is None else "none"
-    if kind == "huber":
-        error = functional.smooth_l1_loss(prediction, target, reduction=how)
-    else:
-        error = 0.5 * functional.mse_loss(prediction, target, reduction=how)
-    return error if whole is None else mean_of_whole(error.mean(1), whole)
+
+    kind: Kind
+    delta: float = 1.0
+
+    def __call__(self, prediction: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
+        """Average the error of colours [R, 3], of those rays alone that are `whole` [R]."""
+        how = "mean" if whole is None else "none"
+        if self.kind == "huber":
+            error = functional.huber_loss(prediction, target, reduction=how, delta=self.delta)
+        else:
+            error = 0.5 * functional.mse_loss(prediction, target, reduction=how)
+        return error if whole is None else mean_of_whole(error.mean(1), whole)
 
 
 def mean_of_whole(values: Tensor, whole: Tensor | None) -> Tensor:

@@ -132,11 +132,11 @@ def _over(
     weights: Tensor,
 ) -> Rendering:
     """Lay what rays see over a background."""
-    through = (1 - out.opacity)[:, None] * background
-    widths = list((extra_channels or {}).values())
+    over = torch.addcmul(background, out.opacity[:, None], background, value=-1)
+    colors, widths = out.channels[:, :NUM_COLORS], list((extra_channels or {}).values())
     extras = out.channels[:, NUM_COLORS:].split(widths, -1) if widths else ()
     return Rendering(
-        rgb=out.channels[:, :NUM_COLORS] + through,
+        rgb=colors + over,
         opacity=out.opacity,
         depth=out.depth,
         distortion=out.distortion,

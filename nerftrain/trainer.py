@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.errors import RunError, UserError
-from nerftrain.losses import Kind, color_loss, distortion_loss, mean_of_whole
+from nerftrain.losses import ColorLoss, Kind, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
 from nerftrain.ops.adam import refresh_half_copies
 from nerftrain.optimizers import Adam
@@ -80,9 +80,17 @@ class Settings:
     ema_decay: float | None
     orbit_frames: int
     intervals: Intervals
+    huber_delta: float = 1.0
+
+    @property
+    def color_loss(self) -> ColorLoss:
+        """What makes the first term of the loss, and samplers' own."""
+        return ColorLoss(self.loss, self.huber_delta)
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what cannot be trained with."""
+        if self.huber_delta <= 0:
+            raise UserError(f"huber_delta={self.huber_delta}: must be more than 0")
         for name in ("steps", "max_seconds", "sample_budget"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -390,12 +398,12 @@ def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
 def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:
     """Name every term of the loss, weights included: their sum is what is minimised."""
     settings = run.settings
-    error = color_loss(settings.loss, rendering.rgb, batch.target, samples.whole)
+    error = settings.color_loss(rendering.rgb, batch.target, samples.whole)
     terms = {"color": error}
     if settings.distortion_weight > 0:
         spread = distortion_loss(rendering, samples, batch.rays, settings.distortion_spacing)
         terms["distortion"] = settings.distortion_weight * spread
-    return terms | run.sampler.loss_terms(settings.loss, batch, rendering)
+    return terms | run.sampler.loss_terms(settings.color_loss, batch, rendering)
 
 
 def _resume_command(run: Run) -> str:

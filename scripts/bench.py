@@ -371,9 +371,13 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     sampler: Any = run.sampler
     rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
     train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
-    pixels = train.locate(torch.randint(len(train.pixels), (len(rays),), device=occupied.device))
+    drawn = torch.randint(len(train.pixels), (len(rays),), device=occupied.device)
+    pixels = train.locate(drawn)
     lenses = train.cameras.poses, train.cameras.intrinsics
     yield Case("pixel_rays", f"R={len(rays)}", (*lenses, *pixels))
+    yield Case(
+        "pixel_colors", f"R={len(rays)}", (train.pixels, drawn, torch.rand_like(rays.origins))
+    )
     cells = "x".join(map(str, occupied.shape))
     yield Case("pack_grid", cells, (occupied, box))
     names, masks = ("poses", "intrinsics", "widths", "heights"), train.masks()

@@ -6,8 +6,15 @@ import torch
 from nerftrain.errors import UserError
 from nerftrain.ops import adam as adam_module
 from nerftrain.ops import library
-from nerftrain.ops.adam import AdamRates, adam_step, half_copy, refresh_half_copies
-from nerftrain.optimizers import adam
+from nerftrain.ops.adam import (
+    AdamRates,
+    adam_step,
+    half_copy,
+    refresh_half_copies,
+    spare_gradient,
+)
+from nerftrain.ops.hash_encoding import HashLevels, hash_encode
+from nerftrain.optimizers import Adam, adam
 
 
 class Field(torch.nn.Module):
@@ -172,3 +179,29 @@ def test_a_copy_stays_where_it_is_and_follows_what_the_host_changes() -> None:
     refresh_half_copies([parameter, torch.zeros(3)])
     assert half_copy(parameter) is copy
     assert torch.equal(copy, parameter.detach().half())
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_gradients_that_are_added_to_what_a_step_has_cleared_are_the_same(clear):
+    levels = HashLevels.geometric(3, 4, 16, 8)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.nn.Parameter(torch.rand(levels.offsets[-1], 4, generator=generator))
+    half_copy(table)
+    groups = [{"params": [table], "weight_decay": 0.0, "skip": False, "clear": clear}]
+    optimizer = Adam(groups, {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8})
+    for _ in range(4):
+        positions = torch.rand(300, 3, generator=generator)
+        table.grad = None
+        hash_encode(positions, table, levels).sum().backward()
+        (expected,) = torch.autograd.grad(hash_encode(positions, table, levels).sum(), table)
+        assert table.grad is not None
+        assert torch.equal(table.grad, expected)
+        kept = table.grad
+        optimizer.step()
+        assert bool((kept == 0).all()) == clear
+        hash_encode(positions, table, levels).sum().backward()  # while it still is the gradient
+        torch.testing.assert_close(table.grad, expected if clear else 2 * expected)
+    optimizer.step()
+    table.grad = None
+    assert (spare_gradient(table) is not None) == clear
+    assert spare_gradient(table) is None

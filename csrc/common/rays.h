@@ -1,4 +1,4 @@
-// Rays through the centres of pixels, of pinhole cameras that look along -z (OpenGL's axes).
+// Rays through the centres of pixels, of pinhole cameras that look along -z (OpenGL's axes), and the pixels' colours.
 #pragma once
 #include "macros.h"
 
@@ -25,6 +25,23 @@ struct PixelRays {
       origins[3 * r + a] = row[3];
       directions[3 * r + a] = (row[0] * right - row[1] * down - row[2]) * scale;
     }
+  }
+};
+
+// Straight colours over backgrounds.
+struct PixelColors {
+  static constexpr int64_t kGrain = 1 << 9;  // pixels lie far apart: most of the time is spent waiting for them
+  const uint8_t* pixels;                     // [P][num_channels]
+  int64_t num_channels;                      // 3, or 4 with alpha
+  const int64_t* drawn;                      // [R]
+  const float* background;                   // [R][3]
+  float* colors;                             // [R][3]
+
+  NT_HD void operator()(int64_t r) const {
+    const uint8_t* pixel = pixels + num_channels * drawn[r];
+    const float alpha = num_channels == 4 ? float(pixel[3]) / 255.f : 1.f;
+    for (int k = 0; k < 3; ++k)
+      colors[3 * r + k] = alpha * (float(pixel[k]) / 255.f) + (1.f - alpha) * background[3 * r + k];
   }
 };
 

@@ -11,24 +11,27 @@ namespace nerftrain {
 struct CpuAdam : Cpu {
   using Cpu::for_each;
 
-  static void run(int64_t n, const AdamEntry<float>& body, Half* copy) {
+  static void run(int64_t n, const AdamEntry<float>& body, Half* copy, float* clear) {
     const AdamKernels& kernels = kernels_for(0, adam_portable, adam_avx2, adam_avx512);
     torch::stable::parallel_for(0, n, 1 << 14,
-                                [&](int64_t begin, int64_t end) { kernels.run(body, copy, begin, end); });
+                                [&](int64_t begin, int64_t end) { kernels.run(body, copy, clear, begin, end); });
   }
 
-  static void for_each(const torch::stable::Tensor&, int64_t n, const AdamEntry<float>& body) { run(n, body, nullptr); }
+  static void for_each(const torch::stable::Tensor&, int64_t n, const AdamEntry<float>& body) {
+    run(n, body, nullptr, nullptr);
+  }
 };
 
-// The same that keeps a copy of the parameter in half precision up to date.
+// The same that keeps a copy of the parameter in half precision up to date and, where it is to, leaves zeros of the
+// gradient: the next one can be added to them.
 void adam_with_copy_(const Tensor& parameter, const Tensor& gradient, const Tensor& mean, const Tensor& variance,
                      const Tensor& copy, double lr, double beta1, double beta2, double eps, double weight_decay,
-                     int64_t step, bool skip) {
+                     int64_t step, bool skip, bool clear) {
   if (copy.numel() != parameter.numel() || copy.scalar_type() != ScalarType::Half)
     throw std::runtime_error("adam: the copy must have the parameter's shape, in half precision");
   const AdamRates rates{lr, beta1, beta2, eps, weight_decay, step, skip};
   CpuAdam::run(parameter.numel(), adam_entry<float>(parameter, gradient, mean, variance, rates),
-               static_cast<Half*>(copy.mutable_data_ptr()));
+               static_cast<Half*>(copy.mutable_data_ptr()), clear ? write<float>(gradient) : nullptr);
 }
 
 }  // namespace nerftrain

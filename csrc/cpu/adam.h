@@ -7,7 +7,8 @@ namespace nerftrain {
 
 struct AdamKernels {
   const char* name;
-  void (*run)(const AdamEntry<float>&, Half* copy, int64_t begin, int64_t end);  // copy may be none
+  // Copy and clear, where gradients are zeroed once they have been taken in, may be none.
+  void (*run)(const AdamEntry<float>&, Half* copy, float* clear, int64_t begin, int64_t end);
 };
 
 extern const AdamKernels adam_portable, adam_avx2, adam_avx512;

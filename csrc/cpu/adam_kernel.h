@@ -55,7 +55,7 @@ inline bool any_seen(const float* gradient) {
   return seen;
 }
 
-void run(const nerftrain::AdamEntry<float>& entries, nerftrain::Half* copy, int64_t begin, int64_t end) {
+void run(const nerftrain::AdamEntry<float>& entries, nerftrain::Half* copy, float* clear, int64_t begin, int64_t end) {
   const nerftrain::AdamEntry<float> body = entries;  // a copy that no store can alias
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t last = first + kBlock < end ? first + kBlock : end;
@@ -66,6 +66,7 @@ void run(const nerftrain::AdamEntry<float>& entries, nerftrain::Half* copy, int6
       step_block(body, first);
     }
     if (copy) keep_copy(body.parameter, copy, first, last);
+    if (clear) __builtin_memset(clear + first, 0, (last - first) * sizeof(float));
   }
 }
 

@@ -73,9 +73,20 @@ Tensor hash_encode_fwd_cpu(const Tensor& positions, const Tensor& table, std::ve
   return features;
 }
 
+void hash_encode_bwd_(const Tensor& positions, const Tensor& v_table, const Tensor& v_features,
+                      std::vector<int64_t> resolutions, std::vector<int64_t> offsets) {
+  const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
+  with_layout(v_table, levels.num_axes, [&]<class T, int F, int D>(T, Constant<F>, Constant<D>) {
+    const HashEncodeBackward<T, F, D> body{levels, read<T>(positions), nullptr, read<T>(v_features), write<T>(v_table),
+                                           nullptr};
+    CpuHash::scatter(v_table, positions.size(0), body);
+  });
+}
+
 }  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("hash_encode_fwd", TORCH_BOX(&nerftrain::hash_encode_fwd_cpu));
+  m.impl("hash_encode_bwd_", TORCH_BOX(&nerftrain::hash_encode_bwd_));
   m.impl("hash_encode_bwd", TORCH_BOX(&nerftrain::hash_encode_bwd<nerftrain::CpuHash>));
 }

@@ -4,4 +4,5 @@
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("pixel_rays", TORCH_BOX(&nerftrain::pixel_rays<nerftrain::Cpu>));
+  m.impl("pixel_colors", TORCH_BOX(&nerftrain::pixel_colors<nerftrain::Cpu>));
 }

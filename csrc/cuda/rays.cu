@@ -3,4 +3,5 @@
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("pixel_rays", TORCH_BOX(&nerftrain::pixel_rays<nerftrain::Cuda>));
+  m.impl("pixel_colors", TORCH_BOX(&nerftrain::pixel_colors<nerftrain::Cuda>));
 }

@@ -88,6 +88,18 @@ def refresh_half_copies(parameters: Iterable[Tensor]) -> None:
             half_copy(parameter)
 
 
+def spare_gradient(parameter: Tensor) -> Tensor | None:
+    """Hand out, once, the zeros that a step has left of a parameter's gradient, if it has any.
+
+    Not while they are its gradient: what is added to them would be added to itself. Nor where
+    anyone has written to them since.
+    """
+    if torch.compiler.is_compiling() or parameter.grad is not None:
+        return None
+    zeros, version = vars(parameter).pop("_spare_gradient", (None, 0))
+    return zeros if zeros is not None and zeros._version == version else None
+
+
 def _fresh_copy(parameter: Tensor) -> Tensor | None:
     copy: _HalfCopy | None = getattr(parameter, "_half_copy", None)
     # A parameter that has moved to another device has left its copy behind.
@@ -103,10 +115,12 @@ def adam_step(
     variance: Tensor,
     rates: AdamRates,
     step: int,
+    clear: bool = False,
 ) -> None:
     """Move a parameter and its two moments, all of one shape, in place; steps count from 1.
 
-    A parameter's `half_copy`, where anyone has asked for it, follows.
+    A parameter's `half_copy`, where anyone has asked for it, follows. With `clear` the gradient is
+    zeroed where that costs little, and kept for `spare_gradient`.
     """
     copy = _fresh_copy(parameter)
     r = rates
@@ -118,7 +132,10 @@ def adam_step(
     if copy is None or not library.on_cpu(parameter) or parameter.dtype != torch.float32:
         torch.ops.nerftrain.adam_(*tensors, *numbers)
     else:  # no other device has copies
-        torch.ops.nerftrain.adam_with_copy_(*tensors, copy, *numbers)
+        clear = clear and gradient.is_contiguous()
+        torch.ops.nerftrain.adam_with_copy_(*tensors, copy, *numbers, clear)
+        if clear:
+            parameter._spare_gradient = gradient, gradient._version  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

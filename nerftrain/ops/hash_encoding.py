@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from nerftrain.errors import UserError
 from nerftrain.ops import library
+from nerftrain.ops.adam import spare_gradient
 
 # Eq. 4, and for a fourth axis the next one of the authors' code.
 PRIMES = (1, 2654435761, 805459861, 3674653429)
@@ -124,6 +125,11 @@ def _hash_encode_bwd_fake(
     return torch.empty_like(table), table.new_empty(num if to_positions else 0, num_axes)
 
 
+@library.fake("hash_encode_bwd_")
+def _hash_encode_bwd_into_fake(*_: object) -> None:
+    return None
+
+
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,8 +151,15 @@ class _HashEncode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         to_positions = ctx.needs_input_grad[0]
-        arguments = (*ctx.saved_tensors, v_features.contiguous(), *ctx.levels, to_positions)
-        v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(*arguments)
+        positions, table = ctx.saved_tensors
+        v_features, v_positions = v_features.contiguous(), None
+        v_table = None if to_positions else spare_gradient(table)
+        if v_table is None:
+            v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
+                positions, table, v_features, *ctx.levels, to_positions
+            )
+        else:
+            torch.ops.nerftrain.hash_encode_bwd_(positions, v_table, v_features, *ctx.levels)
         return (
             v_positions if to_positions else None,
             v_table,

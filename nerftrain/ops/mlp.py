@@ -75,6 +75,12 @@ def flat(weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([weight.reshape(-1) for weight in weights])
 
 
+def unflat(numbers: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Undo `flat`, for weights of these shapes."""
+    parts = numbers.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def widths(weights: Sequence[Tensor]) -> list[int]:
     """List the numbers of inputs, of each hidden layer and of outputs."""
     return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]

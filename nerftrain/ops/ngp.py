@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerftrain.ops import library
-from nerftrain.ops.mlp import BEST, flat, mlp, widths
+from nerftrain.ops.mlp import BEST, flat, mlp, unflat, widths
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
 NUM_COLORS = 3
@@ -106,32 +106,31 @@ class _Ngp(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         directions: Tensor,
-        density_weights: Tensor,
-        color_weights: Tensor,
-        *shape: Any,
+        num_density: int,
+        sh_degree: int,
+        lanes: int,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(features, directions, density_weights, color_weights)
-        ctx.shape = shape
-        return torch.ops.nerftrain.ngp_fwd(
-            features, directions, density_weights, color_weights, *shape
-        )
+        networks = weights[:num_density], weights[num_density:]
+        inputs = (features, directions, *(flat(network) for network in networks))
+        ctx.save_for_backward(*inputs)
+        ctx.shape = (*(widths(network) for network in networks), sh_degree, lanes)
+        ctx.sizes = [[weight.shape for weight in network] for network in networks]
+        return torch.ops.nerftrain.ngp_fwd(*inputs, *ctx.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         v = [g.contiguous() for g in grads]
-        v_features, v_density, v_color = torch.ops.nerftrain.ngp_bwd(
-            *ctx.saved_tensors, *v, *ctx.shape
-        )
+        v_features, *v_networks = torch.ops.nerftrain.ngp_bwd(*ctx.saved_tensors, *v, *ctx.shape)
+        parts = zip(v_networks, ctx.sizes, strict=True)
         return (
             v_features,
             None,  # directions
-            v_density,
-            v_color,
-            None,  # density_widths
-            None,  # color_widths
+            None,  # num_density
             None,  # sh_degree
             None,  # lanes
+            *(v_weight for v_network, sizes in parts for v_weight in unflat(v_network, sizes)),
         )
 
 
@@ -175,10 +174,11 @@ def ngp(
     return _Ngp.apply(
         features.contiguous(),
         directions.contiguous(),
-        *(flat(weights) for weights in networks),
-        *(widths(weights) for weights in networks),
+        len(density_weights),
         sh_degree,
         lanes,
+        *density_weights,
+        *color_weights,
     )
 
 

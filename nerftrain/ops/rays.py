@@ -1,4 +1,4 @@
-"""Rays through the centres of pixels: r(t) = o + t d (NeRF, arXiv:2003.08934, section 4)."""
+"""Pixels: their colours, and rays r(t) = o + t d through their centres (NeRF, arXiv:2003.08934)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ def pixel_rays_reference(
     return through(poses.index_select(0, camera_indices), right, down)
 
 
+def pixel_colors_reference(pixels: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
+    """Find colours by torch (see `pixel_colors`)."""
+    return composite_over(pixels.index_select(0, drawn).float() / 255, background)
+
+
+def composite_over(colors: Tensor, background: Tensor) -> Tensor:
+    """Lay straight colours [..., 3 or 4] over a background [..., 3]; without alpha they hide it."""
+    if colors.shape[-1] == 3:
+        return colors
+    return torch.lerp(background.expand_as(colors[..., :3]), colors[..., :3], colors[..., 3:])
+
+
+@library.fake("pixel_colors")
+def _pixel_colors_fake(_p: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
+    return background.new_empty(drawn.shape[0], 3)
+
+
 @library.fake("pixel_rays")
 def _pixel_rays_fake(
     poses: Tensor, _i: Tensor, camera_indices: Tensor, *_: Tensor
@@ -63,3 +80,19 @@ def pixel_rays(
     if asked or mixed or not library.native(*tensors):
         return pixel_rays_reference(*tensors)
     return torch.ops.nerftrain.pixel_rays(*(t.contiguous() for t in tensors))
+
+
+def pixel_colors(pixels: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
+    """Find the colours [R, 3] of some pixels over backgrounds.
+
+    Only the drawn rows leave uint8: all of them as float32 would take four times the memory.
+
+    Args:
+        pixels: [P, 3 or 4] uint8, straight colour and perhaps alpha.
+        drawn: [R] int64, below P.
+        background: [R, 3] float32 in 0..1.
+    """
+    tensors = (pixels, drawn, background)
+    if background.dtype != torch.float32 or not library.native(*tensors):
+        return pixel_colors_reference(*tensors)
+    return torch.ops.nerftrain.pixel_colors(*(t.contiguous() for t in tensors))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
-from nerftrain.losses import Kind
+from nerftrain.losses import ColorLoss
 from nerftrain.ops.points import sample_points
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.spacing import to_distance
@@ -77,7 +77,7 @@ class Sampler(nn.Module, ABC):
         """
         del rays
 
-    def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
+    def loss_terms(self, loss: ColorLoss, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Name what the last call of `sample` adds to the loss: by default there is nothing."""
         return {}
 

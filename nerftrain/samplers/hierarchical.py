@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nerftrain.losses import Kind, color_loss
+from nerftrain.losses import ColorLoss
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.histogram import invert_cdf
@@ -90,10 +90,10 @@ class Hierarchical(Sampler):
             density = self.coarse.density(positions, times)
             return composite(density, density.new_empty(len(density), 0), samples).weights
 
-    def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
+    def loss_terms(self, loss: ColorLoss, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Compare the coarse network's colours with the images, as the fine one's are."""
         if self._rendered is None:
             return {}
         out, self._rendered = self._rendered, None
         rgb = out.channels + (1 - out.opacity)[:, None] * batch.background
-        return {"coarse": color_loss(kind, rgb, batch.target)}
+        return {"coarse": loss(rgb, batch.target)}

@@ -7,6 +7,7 @@ is occupied where it exceeds min(mean, occ_thre).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,6 +77,7 @@ class OccGrid(Sampler):
         alpha_thre: float,
         min_weight: float,
         max_steps: int,
+        finer_views: float = 1.0,
         *,
         aabb: Tensor,
         cameras: Cameras,
@@ -97,6 +99,8 @@ class OccGrid(Sampler):
         ):
             if value < 0:
                 raise UserError(f"{name}={value}: must not be negative")
+        if finer_views <= 0:
+            raise UserError(f"finer_views={finer_views}: must be more than 0")
         self.settings = grid
         self.is_dynamic = cameras.times is not None
         self.num_marched: int | Tensor = 0  # samples in occupied cells at the last call
@@ -107,6 +111,7 @@ class OccGrid(Sampler):
         self.grid = ops.pack_grid(torch.zeros(grid.num_levels, 16, 16, 16).bool(), self.aabb)
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
+        self.finer_views = finer_views
         self.early_stop_eps, self.alpha_thre, self.min_weight = (
             early_stop_eps,
             alpha_thre,
@@ -190,7 +195,7 @@ class OccGrid(Sampler):
 
     def phase(self) -> Hashable:
         """Name the stride of the march, which shrinks in warm-up."""
-        return self._march_so_far().step
+        return self._march_so_far(training=True).step
 
     @torch.no_grad()
     def sample(
@@ -205,16 +210,16 @@ class OccGrid(Sampler):
         With a room the density of all of them is asked for at once, for which of them lie behind a
         surface only the device knows.
         """
-        at = jitter(rays, generator)
+        at, march = jitter(rays, generator), self._march_so_far(training=generator is not None)
         if room is None:
-            samples = ops.march(rays, at, self.grid, self._march_so_far())
+            samples = ops.march(rays, at, self.grid, march)
             visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
             density, num_evaluated = visited.density, visited.num_evaluated
             num_marched = len(samples)
             mean = float(visited.sum_alpha.sum()) / max(num_marched, 1)
-            thresholds = float(self._alpha_thre), float(self._min_weight)
+            thresholds = self._thresholds(training=generator is not None)
         else:
-            samples = ops.march(rays, at, self.grid, self._march_so_far(), MARCHED * room)
+            samples = ops.march(rays, at, self.grid, march, MARCHED * room)
             density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
             num_marched = num_evaluated = samples.offsets[-1]
             alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
@@ -232,20 +237,26 @@ class OccGrid(Sampler):
     @torch.no_grad()
     def marched(self, rays: Rays) -> tuple[Samples, Thresholds]:
         """Place samples in occupied cells; what else would be left out is for the thresholds."""
-        samples = ops.march(rays, jitter(rays, None), self.grid, self._march_so_far())
-        thresholds = float(self._alpha_thre), float(self._min_weight)
-        return samples, Thresholds(self.early_stop_eps, *thresholds)
+        march = self._march_so_far(training=False)
+        samples = ops.march(rays, jitter(rays, None), self.grid, march)
+        return samples, Thresholds(self.early_stop_eps, *self._thresholds(training=False))
 
-    def _march_so_far(self) -> ops.March:
+    def _march_so_far(self, training: bool) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
 
-        Without it the first seconds go by on a few rays of very many samples. An image rendered
-        during warm-up shows what was learnt at these steps by these steps.
+        Without it the first seconds go by on a few rays of very many samples. Images are rendered
+        at finer steps, in proportion: in training jitter makes up for what long ones miss.
         """
         warm = min(1.0, self._steps / max(self.settings.warmup_steps, 1))
         stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm
-        cone_angle = self.march.cone_angle * stride
-        return ops.March(self.march.step * stride, cone_angle, self.march.max_steps)
+        finer = 1.0 if training else self.finer_views
+        steps, angle = self.march.step * stride / finer, self.march.cone_angle * stride / finer
+        return ops.March(steps, angle, math.ceil(self.march.max_steps * finer))
+
+    def _thresholds(self, training: bool) -> tuple[float, float]:
+        """Name the least opacity and weight of a sample, which are less where steps are shorter."""
+        finer = 1.0 if training else self.finer_views
+        return float(self._alpha_thre) / finer, float(self._min_weight) / finer
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nerftrain.errors import UserError
-from nerftrain.losses import Kind
+from nerftrain.losses import ColorLoss
 from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp
 from nerftrain.ops.composite import composite
 from nerftrain.ops.contract import unit_positions
@@ -258,7 +258,7 @@ class Proposal(Sampler):
         keep = visible_samples(samples, density, self.early_stop_eps, *thresholds)
         return select(samples, keep, room)
 
-    def loss_terms(self, kind: Kind, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
+    def loss_terms(self, loss: ColorLoss, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Hold the proposal fields, where it is their turn, to what the radiance field found."""
         if not self._levels or self._final is None:
             return {}

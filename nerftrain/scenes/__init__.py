@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from nerftrain.cameras import pixel_rays
+from nerftrain.ops.rays import composite_over as composite_over
+from nerftrain.ops.rays import pixel_colors
 from nerftrain.types import Batch, Cameras, Contraction
 
 
@@ -140,17 +142,8 @@ class Scene:
         if pixels is not None and total:
             drawn = pixels.index_select(0, drawn).long()
         cameras, x, y = train.locate(drawn)
-        # Only the drawn rows leave uint8: a split as float32 would take four times the memory.
-        colors = train.pixels.index_select(0, drawn).float().mul_(1 / 255)
         return Batch(
             rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
-            target=composite_over(colors, background_colors),
+            target=pixel_colors(train.pixels, drawn, background_colors),
             background=background_colors,
         )
-
-
-def composite_over(colors: Tensor, background: Tensor) -> Tensor:
-    """Lay straight colours [..., 3 or 4] over a background [..., 3]; without alpha they hide it."""
-    if colors.shape[-1] == 3:
-        return colors
-    return torch.lerp(background.expand_as(colors[..., :3]), colors[..., :3], colors[..., 3:])

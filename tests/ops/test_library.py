@@ -398,6 +398,9 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             (poses, 9 * random(3, 4), sizes, counts, 1.0, boxes, [16] * 3, 0.1),
             (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, [16] * 3, 0.1),
         ],
+        "pixel_colors": [
+            ((random(10, n) * 255).to(torch.uint8), offsets, random(4, 3)) for n in (3, 4)
+        ],
         "march_count": [tuple(march)],
         "march_write": [(*march, ray_offsets, 0)],
         "select_count": [(keep, offsets)],
@@ -503,7 +506,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         arguments["mlp_fwd"] = [(random(7, 6), weights, [6, 8, 3], BEST)]
         arguments["mlp_bwd"] = [(random(7, 6), weights, random(7, 3), [6, 8, 3], BEST)]
         matrix, copy = [random(6, 4) for _ in range(4)], random(6, 4).half()
-        arguments["adam_with_copy_"] = [(*matrix, copy, 0.1, 0.9, 0.99, 1e-8, 0.01, 3, True)]
+        rates = 0.1, 0.9, 0.99, 1e-8, 0.01, 3, True
+        arguments["adam_with_copy_"] = [(*matrix, copy, *rates, clear) for clear in (False, True)]
+        hashed = [4, 4, 4, 9, 9, 9], [0, 125, 157]
+        arguments["hash_encode_bwd_"] = [(random(7, 3), random(157, 2), random(7, 4), *hashed)]
         networks = random(6 * 8 + 8 * 3), random(6 * 8 + 8 * 4)
         shape = ([6, 8, 3], [6, 8, 4], 2, BEST)
         inputs = random(7, 6), random(7, 3), *networks
@@ -535,6 +541,7 @@ CPU_ONLY = (
     "mlp_fwd",
     "mlp_bwd",
     "adam_with_copy_",
+    "hash_encode_bwd_",
     "ngp_density",
     "ngp_fwd",
     "ngp_bwd",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.losses import ColorLoss
 from nerftrain.models import RadianceField
 from nerftrain.models.encodings import HashEncoding
 from nerftrain.rendering import field_functions, render
@@ -88,7 +89,7 @@ def step(sampler: Sampler, field: RadianceField, rays: Rays, generator: torch.Ge
     samples = sampler.sample(rays, sigma_fn, generator)
     rendering = render(samples, rgb_sigma_fn, torch.ones(len(rays), 3))
     batch = Batch(rays, torch.zeros(len(rays), 3), torch.ones(len(rays), 3))
-    return samples, sampler.loss_terms("huber", batch, rendering)
+    return samples, sampler.loss_terms(ColorLoss("huber"), batch, rendering)
 
 
 def taught(sampler: Proposal, steps: int = 120, rays: Rays | None = None) -> Proposal:
@@ -296,4 +297,4 @@ def test_the_coarse_network_learns_from_the_colours_and_only_in_training():
         field_functions(Ball(), rays)[1],
         torch.ones(3),
     )
-    assert sampler.loss_terms("huber", batch, rendering) == {}
+    assert sampler.loss_terms(ColorLoss("huber"), batch, rendering) == {}
