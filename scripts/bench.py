@@ -224,11 +224,12 @@ class Stages:
     def measuring(self, run: trainer.Run, tally: Tally) -> Iterator[None]:
         """Time the trainer's loop while inside."""
 
-        def functions(*args: Any) -> tuple[Callable[..., Any], ...]:
-            sigma_fn, rgb_sigma_fn = field_functions(*args)
-            density = self.timed(sigma_fn, DENSITY)
+        def functions(*args: Any, **kwargs: Any) -> tuple[Callable[..., Any], ...]:
+            sigma_fn, rgb_sigma_fn = field_functions(*args, **kwargs)
+            density, field = self.timed(sigma_fn, DENSITY), self.timed(rgb_sigma_fn, FIELD)
             density.visit = self.timed(sigma_fn.visit, DENSITY)  # type: ignore[attr-defined]
-            return density, self.timed(rgb_sigma_fn, FIELD)
+            field.at = self.timed(rgb_sigma_fn.at, FIELD)  # type: ignore[attr-defined]
+            return density, field
 
         with ExitStack() as stack:
             for owner, attribute, name in _parts(run, tally):
@@ -264,7 +265,8 @@ def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
     yield from ((m, "forward", ": MLPs") for m in modules if isinstance(m, LAYERS))
     yield from ((ngp_model, name, ": MLPs") for name in ("ngp", "ngp_density"))
     native = torch.ops.nerftrain  # iterates over the ops that were called so far
-    yield from ((native, op, f": {op}") for op in list(native) if op.endswith("_bwd"))
+    backwards = (op for op in list(native) if op.rstrip("_").endswith("_bwd"))
+    yield from ((native, op, f": {op.rstrip('_')}") for op in backwards)
 
 
 def stages(arguments: argparse.Namespace) -> list[Table]:
