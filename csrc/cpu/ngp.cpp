@@ -30,6 +30,7 @@ NgpShape ngp_shape(const std::vector<int64_t>& density, const std::vector<int64_
 }
 
 Tensor ngp_density(const Tensor& features, const Tensor& weights, std::vector<int64_t> widths, int64_t lanes) {
+  widths.back() = 1;  // the density; what colour knows of it is not asked for
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
   const NgpKernels& kernels = ngp_kernels(lanes);

@@ -357,6 +357,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
                        remember ? write<float>(places) : nullptr,
                        remember ? write<int64_t>(rows) : nullptr};
   const float nothing = 0.f;
+  widths.back() = 1;  // the density; what colour knows of it is not asked for
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
   with_ngp(origins, directions, times, t_starts, t_ends, offsets, table, resolutions, level_offsets, moving_table,
