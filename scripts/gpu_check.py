@@ -163,10 +163,11 @@ def _lego(options: argparse.Namespace, device: str, recipe: Sequence[str], skip:
 
 
 def _tests(options: argparse.Namespace) -> Part:
-    """Run the tests of the device."""
+    """Run the tests of the device, which several processes would only share."""
     which = ["tests/ops/test_contract.py"] if options.quick else list(TESTS)
     # Its name has the device's in it, but it compiles for all others as well: minutes.
     without = ["-p", "no:cacheprovider", "--ignore=tests/ops/test_cuda_build.py"]
+    without += ["-o", "addopts=--import-mode=importlib"]
     command = ["-m", "pytest", "-q", "-k", options.device, *without, *which]
     return Part("tests", command, 110, tests_of, codes=(0, 1))
 

@@ -18,6 +18,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 from nerftrain.scenes.demo import render_folder
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have to show: their property `printed`, whatever process ran them."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, text in report.user_properties if report.when == "call" else ():
+            if name == "printed":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(str(text))
+
+
 @pytest.fixture
 def single_precision() -> Iterator[None]:
     """Keep CPU kernels from rounding to bfloat16, so that references are met to all digits."""

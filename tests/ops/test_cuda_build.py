@@ -35,7 +35,7 @@ def undefined_symbols(path: Path) -> list[str]:
 @pytest.mark.skipif(
     library.find_nvcc() is None, reason="nvcc was not found: pip install 'nerftrain[cuda]'"
 )
-def test_cuda_ops_compile_link_and_stay_in_registers_on_every_architecture(cache, capsys):
+def test_cuda_ops_compile_link_and_stay_in_registers_on_every_architecture(cache, record_property):
     try:
         built = library.build("cuda", library.ALL_ARCHITECTURES)
     except library.BuildError as error:
@@ -44,8 +44,7 @@ def test_cuda_ops_compile_link_and_stay_in_registers_on_every_architecture(cache
     assert library.build("cuda", (90,)) == built  # which serves each of its architectures
 
     uses = cuda_report.of_library(built)
-    with capsys.disabled():
-        print("\n" + cuda_report.table(uses))
+    record_property("printed", cuda_report.table(uses))
     kernels = {use.kernel for use in uses}
     assert len(uses) == len(kernels) * len(library.ALL_ARCHITECTURES)
     assert {
