@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
+from nerftrain.ops.visit import select
 from nerftrain.rendering import Background, field_functions, render, render_image
 from nerftrain.samplers import occgrid
 from nerftrain.samplers.uniform import Uniform
@@ -186,6 +187,14 @@ def test_other_samples_than_those_visited_last_are_looked_up(fog) -> None:
     unknown = replace(samples, picked=None)
     for others in (samples, unknown):
         torch.testing.assert_close(render(others, rgb_sigma_fn, batch.background).rgb, view.rgb)
+    marched, _ = run.sampler.marched(batch.rays)
+    sigma_fn.visit(marched, 0.9)  # which ends before most of them
+    everything = select(marched, torch.ones(len(marched), dtype=torch.bool))
+    views = (
+        render(s, rgb_sigma_fn, batch.background)
+        for s in (everything, replace(everything, picked=None))
+    )
+    torch.testing.assert_close(*(view.rgb for view in views))
     assert len(again) == 1
 
 

@@ -200,7 +200,7 @@ struct VisitSink {
   int64_t num_features, num_axes;
   float* features;   // [N][num_features] or none
   float* places;     // [N][num_axes] or none
-  int64_t* rows;     // [N] where those of each sample are, or none
+  int64_t* rows;     // [N] where those of each sample are, -1 where nobody was; or none
   int64_t next = 0;  // of these rows: one after the other, which is faster than where each sample is
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
@@ -221,6 +221,7 @@ struct VisitSink {
     transmittance[walk.ray] = walk.transmittance;
     sum_alpha[walk.ray] = walk.sum_alpha;
     std::fill(density + walk.next, density + walk.last, kUnseen);
+    if (rows) std::fill(rows + walk.next, rows + walk.last, -1);
   }
 };
 

@@ -21,18 +21,17 @@ from nerftrain.types import Picked, Samples, SigmaFn
 
 
 class LookedUp(NamedTuple):
-    """What a field has looked up at samples, to be used again where they are asked for gradients.
-
-    Samples that have not been visited have no rows: `rows` says anything there.
-    """
+    """What a field has looked up at samples, to be used again where gradients are asked for."""
 
     places: Tensor  # [M, 3] unit positions or, where a field has both, [M, 4] with times
     features: Tensor  # [M, D]
-    rows: Tensor  # [N] int64, where those of each sample are
+    rows: Tensor  # [N] int64, where those of each sample are; -1 where it has not been visited
 
-    def at(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Find places and features of visited samples, by their indices [K]."""
+    def at(self, samples: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Find places and features of samples by their indices [K]; None if any was not visited."""
         rows = self.rows.index_select(0, samples)
+        if len(rows) and int(rows.amin()) < 0:
+            return None
         return self.places.index_select(0, rows), self.features.index_select(0, rows)
 
 

@@ -22,7 +22,7 @@ from nerftrain.ops.march import visible_samples_reference
 from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
-from nerftrain.ops.visit import LookedUp, Visited, select_reference, visit
+from nerftrain.ops.visit import UNSEEN, LookedUp, Visited, select_reference, visit
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
@@ -79,7 +79,8 @@ def visit_ngp_reference(
     visited = visit(samples, sigma_fn, early_stop_eps, ROUND)
     if remember:
         each = torch.arange(len(samples), device=samples.offsets.device)
-        visited.looked_up = LookedUp(*_look_up(rays, samples, field), each)
+        rows = torch.where(visited.density == UNSEEN, -1, each)
+        visited.looked_up = LookedUp(*_look_up(rays, samples, field), rows)
     return visited
 
 
