@@ -4,7 +4,7 @@
 // the time of the portable one). A step's samples touch a part of a hash table: whole blocks of gradients are zero, and
 // finding that out in vectors is faster than asking entry by entry.
 #pragma once
-#if defined(__F16C__) || defined(__AVX2__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -23,47 +23,6 @@ inline void keep_copy(const float* numbers, nerftrain::Half* copy, int64_t first
 }
 
 constexpr int kBlock = 32;
-
-#if defined(__AVX2__) && defined(__FMA__)
-
-// mean / (sqrt(variance) correction + eps). Roots and quotients proper take longer than moving the numbers to and fro:
-// the CPU's estimates of 12 bits do, made twice as exact by a step of Newton's.
-inline __m256 quotient(__m256 mean, __m256 variance, __m256 correction, __m256 eps) {
-  const __m256 some = _mm256_max_ps(variance, _mm256_set1_ps(1e-36f)), half = _mm256_set1_ps(0.5f);
-  __m256 inverse = _mm256_rsqrt_ps(some);
-  const __m256 error = _mm256_fnmadd_ps(_mm256_mul_ps(some, half), _mm256_mul_ps(inverse, inverse), half);
-  inverse = _mm256_fmadd_ps(inverse, error, inverse);
-  const __m256 below = _mm256_fmadd_ps(_mm256_mul_ps(variance, inverse), correction, eps);
-  inverse = _mm256_rcp_ps(below);
-  inverse = _mm256_mul_ps(inverse, _mm256_fnmadd_ps(below, inverse, _mm256_set1_ps(2.f)));
-  return _mm256_mul_ps(mean, inverse);
-}
-
-// AdamEntry for eight entries.
-inline void step_eight(const nerftrain::AdamEntry<float>& body, int64_t i) {
-  const __m256 p = _mm256_loadu_ps(body.parameter + i), seen = _mm256_loadu_ps(body.gradient + i);
-  const __m256 m = _mm256_loadu_ps(body.mean + i), v = _mm256_loadu_ps(body.variance + i);
-  const __m256 g = _mm256_fmadd_ps(_mm256_set1_ps(body.weight_decay), p, seen);
-  __m256 new_m = _mm256_fmadd_ps(_mm256_set1_ps(1.f - body.beta1), _mm256_sub_ps(g, m), m);
-  __m256 new_v = _mm256_fmadd_ps(_mm256_set1_ps(1.f - body.beta2), _mm256_fmsub_ps(g, g, v), v);
-  const __m256 move = quotient(new_m, new_v, _mm256_set1_ps(body.correction), _mm256_set1_ps(body.eps));
-  __m256 new_p = _mm256_fnmadd_ps(_mm256_set1_ps(body.rate), move, p);
-  if (body.skip) {
-    const __m256 stay = _mm256_cmp_ps(seen, _mm256_setzero_ps(), _CMP_EQ_OQ);
-    new_m = _mm256_blendv_ps(new_m, m, stay);
-    new_v = _mm256_blendv_ps(new_v, v, stay);
-    new_p = _mm256_blendv_ps(new_p, p, stay);
-  }
-  _mm256_storeu_ps(body.mean + i, new_m);
-  _mm256_storeu_ps(body.variance + i, new_v);
-  _mm256_storeu_ps(body.parameter + i, new_p);
-}
-
-inline void step_block(const nerftrain::AdamEntry<float>& body, int64_t first) {
-  for (int64_t i = first; i < first + kBlock; i += 8) step_eight(body, i);
-}
-
-#else
 
 // AdamEntry for a whole block. What both sides of a choice need is worked out before it: compilers do not move a root
 // or a quotient out of a branch, and without branches they turn the loops into vectors.
@@ -89,8 +48,6 @@ inline void step_block(const nerftrain::AdamEntry<float>& body, int64_t first) {
   __builtin_memcpy(variance, new_v, sizeof(new_v));
   __builtin_memcpy(parameter, new_p, sizeof(new_p));
 }
-
-#endif
 
 inline bool any_seen(const float* gradient) {
   int seen = 0;
