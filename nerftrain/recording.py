@@ -20,7 +20,7 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 
 AHEAD = 8  # steps by which the host is ahead of a GPU, at most
-AGAIN = 3  # times that a step comes as it was before it is recorded: each record costs some steps
+AGAIN = 1  # times that a step comes as it was before it is recorded: each record costs some steps
 RECORDS = 4  # that are kept: samplers alternate between few kinds of steps
 
 T = TypeVar("T")
@@ -161,9 +161,13 @@ class Recorder(Generic[T]):
         return taken
 
     def _make_room(self) -> None:
-        """Give back what the allocator keeps: while a step is recorded it cannot."""
-        if self._generator.device.type == "cuda":
-            torch.cuda.synchronize(self._generator.device)
+        """Give back what the allocator keeps where memory is scarce: in a recording it cannot."""
+        device = self._generator.device
+        if device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < torch.cuda.memory_reserved(device):  # which no step needs as much as
+            torch.cuda.synchronize(device)
             gc.collect()
             torch.cuda.empty_cache()
 

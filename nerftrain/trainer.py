@@ -41,9 +41,10 @@ MIN_RAYS = 64
 MIN_BUDGET = 1024  # samples of a step
 FILM_PIXELS = 800  # the longer side of the video at the end, at most
 GROWTH = 1.2  # of the number of rays from step to step, at most
-# Where a GPU is not asked for numbers: what of its buffers is to be full, how far off the number of
-# rays may be, and what it is a multiple of.
-FILL, LEEWAY, RAYS_APART = 0.95, 0.1, 64
+# Where a GPU is not asked for numbers, rays that find no room are marched in vain: how many are
+# drawn for each that is likely to find room, how many there may come to be until their number is
+# chosen anew (what is recorded is of one number), and what it is a multiple of.
+SPARE, MOST_SPARE, RAYS_APART = 1.25, 1.8, 64
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ class State:
         if not leaps:
             self.num_rays *= min(GROWTH, 0.8 + 0.2 * fit)
         else:
-            # That share of the rays drawn has found room: a few too many cost less than too few.
-            target = fit * counts.whole / counts.drawn * FILL
-            if 1 - LEEWAY < target < 1 + LEEWAY:
+            fitting = fit * counts.whole / counts.drawn  # of the rays drawn; more than 1: too few
+            if 1 / MOST_SPARE < fitting <= 1:
                 return
-            self.num_rays = RAYS_APART * round(self.num_rays * min(target, 2.0) / RAYS_APART)
+            growth = min(SPARE * fitting, 2.0)
+            self.num_rays = RAYS_APART * round(self.num_rays * growth / RAYS_APART)
         self.num_rays = min(max(self.num_rays, MIN_RAYS), settings.max_rays)
 
     def make_do(self) -> None:

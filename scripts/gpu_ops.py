@@ -41,6 +41,7 @@ CALLS_OF_THE_HOST = {
     "kernels launched one by one": ("cudaLaunchKernel", "cuLaunchKernel"),
     "graphs launched": ("cudaGraphLaunch",),
 }
+SHOWN_KERNELS, KERNEL_NAME = 40, 90  # and the letters of a name
 GATHER_ROWS = (13, 16, 19, 21, 23)  # log2 of the rows of a table; a row is two float32
 
 
@@ -106,15 +107,16 @@ def results(case: Case, reference: bool = False) -> tuple[list[Tensor], list[Ten
 
 def _gradients(case: Case, output: Any) -> Callable[[], Sequence[Tensor]]:
     outputs = output[:2] if isinstance(output, tuple) else (output,)
-    ones = [torch.ones_like(value) for value in outputs]
-    return lambda: torch.autograd.grad(outputs, case.leaves, ones, retain_graph=True)
+    # As in training, where the logarithm of a density counts, which can be in the thousands.
+    given = [1 / (1 + value.detach().abs()) for value in outputs]
+    return lambda: torch.autograd.grad(outputs, case.leaves, given, retain_graph=True)
 
 
 class Difference(NamedTuple):
     """How far two lists of tensors are apart."""
 
     largest: float | None  # between floats; none where there are none to compare
-    relative: float | None  # to the largest float of the tensor
+    relative: float | None  # |ours - theirs| / |theirs|, of the worst tensor
     entries: int  # flags, counts and indices that differ, and entries that only one side has
 
 
@@ -133,7 +135,7 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Difference:
             # A NaN on one side alone must not pass for agreement.
             apart = torch.where(a.isnan() & b.isnan(), 0.0, (a - b).abs()).nan_to_num(float("inf"))
             largest.append(float(apart.max()))
-            relative.append(largest[-1] / max(float(b.abs().nan_to_num(0, 0, 0).max()), 1e-30))
+            relative.append(float(apart.norm() / b.nan_to_num(0, 0, 0).norm().clamp(min=1e-30)))
     return Difference(max(largest, default=None), max(relative, default=None), entries)
 
 
@@ -151,9 +153,10 @@ def agreement(cases: Sequence[Case]) -> Table:
         entries = forward.entries + backward.entries
         rows.append((case.op, case.size, *forward[:2], *backward[:2], entries))
     note = (
-        "Largest difference, also relative to the largest number; then flags, counts and indices "
-        "that differ. Marches may differ where a midpoint lies on a wall, by rounding. What runs "
-        "in half precision (ngp_half) is held to torch's of the same roundings."
+        "Largest difference, and the norm of all relative to the tensor's; then flags, counts and "
+        "indices that differ. Marches may differ where a midpoint lies on a wall, by rounding; "
+        "fields in products of 10 bits (tf32). What runs in half precision (ngp_half) is held to "
+        "torch's of the same roundings."
     )
     columns = ("op", "size", "forward", "relative", "backward", "relative", "entries")
     return Table("Against the CPU", note, columns, rows)
@@ -281,9 +284,12 @@ def against_floors(cases: Sequence[Case], top: Ceilings) -> Table:
     return Table("Ops against their floors", note, ("op", "size", "bound by", *kinds), rows)
 
 
-def trace(run: Bench) -> Table:
-    """Count what the host does in a step of training, once steps are recorded where they can be."""
+def trace(run: Bench) -> Iterator[Table]:
+    """Tell what host and GPU do in a step, once steps are recorded where they can be."""
     cuda = run.device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
     profiler = torch.profiler.profile(activities=kinds)
@@ -303,14 +309,44 @@ def trace(run: Bench) -> Table:
         (name, sum(e.count for key, e in found.items() if key.startswith(names)) / TRACED)
         for name, names in CALLS_OF_THE_HOST.items()
     ]
-    # Those of the host name the time of what they launched, too: it would count twice.
-    busy = sum(e.self_device_time_total for e in found.values() if e.device_type == DeviceType.CUDA)
+    # Spans of the host name the time of what they launched, too: it would count twice.
+    busy = sum(e.self_device_time_total for e in found.values() if _is_kernel(e))
     rows.append(("ms of the step", sum(tally.milliseconds[SETTLING:]) / TRACED))
     rows.append(("ms in which the GPU runs kernels", busy / 1000 / TRACED if cuda else None))
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     rows.append(("peak GPU memory, GiB", peak))
     note = f"Of {TRACED} steps by torch's profiler, which takes time itself; calls per step."
-    return Table("A step as the profiler sees it", note, ("what", "per step"), rows)
+    yield Table("A step as the profiler sees it", note, ("what", "per step"), rows)
+    if cuda:
+        yield _kernels(found)
+
+
+def _is_kernel(event: Any) -> bool:
+    """Tell the GPU's own work from spans of the host's that are shown beside it."""
+    return event.device_type == DeviceType.CUDA and not event.key.startswith("Optimizer.")
+
+
+def _kernels(found: dict[str, Any]) -> Table:
+    """List what took the GPU longest."""
+    kernels = [e for e in found.values() if _is_kernel(e)]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    rows: list[Row] = [
+        (_short(e.key), e.count / TRACED, e.self_device_time_total / TRACED)
+        for e in kernels[:SHOWN_KERNELS]
+    ]
+    rest = kernels[SHOWN_KERNELS:]
+    calls, spent = (sum(e.count for e in rest), sum(e.self_device_time_total for e in rest))
+    rows.append((f"{len(rest)} others", calls / TRACED, spent / TRACED))
+    note = "Kernels, copies and fills of the same steps, by the time that they take."
+    return Table("Kernels of a step", note, ("kernel", "launches per step", "us per step"), rows)
+
+
+def _short(name: str) -> str:
+    """Tell a kernel's name without namespaces and arguments."""
+    name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+    for prefix in ("at::native::", "at_cuda_detail::", "nerftrain::", "cub::", "at::cuda::"):
+        name = name.replace(prefix, "")
+    return name.partition("(")[0].replace("|", "/")[:KERNEL_NAME]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,7 +374,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     done(ceiling_table(top, run.device))
     done(against_floors(cases, top))
     library.set_mode("auto")
-    done(trace(run))  # last: a profiler that fails takes nothing with it
+    del cases
+    for table in trace(run):  # last: a profiler that fails takes nothing with it
+        done(table)
     print(f"gpu_ops: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return 0
 

@@ -14,6 +14,7 @@ struct HashEncodeHalf {
   const float* positions;  // [N][D]
   const uint32_t* table;   // [entries][F / 2] pairs
   uint32_t* features;      // [N][L * F / 2]
+  bool even;               // the number of entries, so that two at an even place can be read at once
 
   NT_HD int num_groups() const { return (levels.num_levels + kLevels - 1) / kLevels; }
 };
@@ -31,6 +32,31 @@ __device__ __forceinline__ void read_pairs(const uint32_t* row, uint32_t (&pairs
   }
 }
 
+// The rows of two corners that are neighbours along x. Where they are neighbours in memory too, as every other such
+// pair is, hashed or not, they are read at once.
+template <int kPairs>
+__device__ __forceinline__ void read_two(const uint32_t* table, int64_t first, int64_t second, bool even,
+                                         uint32_t (&a)[kPairs], uint32_t (&b)[kPairs]) {
+  if constexpr (kPairs > 2) {
+    read_pairs(table + first * kPairs, a);
+    read_pairs(table + second * kPairs, b);
+  } else {
+    const bool together = even && (first ^ second) == 1;
+    if (together) {
+      uint32_t both[2 * kPairs];
+      read_pairs(table + (first & ~int64_t(1)) * kPairs, both);
+#pragma unroll
+      for (int k = 0; k < kPairs; ++k) {
+        a[k] = first & 1 ? both[kPairs + k] : both[k];
+        b[k] = first & 1 ? both[k] : both[kPairs + k];
+      }
+    } else {
+      read_pairs(table + first * kPairs, a);
+      read_pairs(table + second * kPairs, b);
+    }
+  }
+}
+
 template <int F, int D>
 __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
   constexpr int kPairs = F / 2, kLevels = HashEncodeHalf<F, D>::kLevels;
@@ -44,17 +70,20 @@ __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
     float sum[F] = {};
     if (level < num_levels) {
       const CellCorners<float, D> cell(body.positions + D * i, body.levels.resolution[level], body.levels.size[level]);
-      const uint32_t* rows = body.table + body.levels.offset[level] * kPairs;
+      const int64_t begin = body.levels.offset[level];
 #pragma unroll
-      for (int corner = 0; corner < 1 << D; ++corner) {
-        uint32_t pairs[kPairs];
-        read_pairs(rows + int64_t(cell.entry(corner)) * kPairs, pairs);
-        const float w = cell.weight(corner);
+      for (int corner = 0; corner < 1 << D; corner += 2) {
+        uint32_t rows[2][kPairs];
+        read_two(body.table, begin + cell.entry(corner), begin + cell.entry(corner + 1), body.even, rows[0], rows[1]);
 #pragma unroll
-        for (int k = 0; k < kPairs; ++k) {
-          const float2 pair = unpack_halves(pairs[k]);
-          sum[2 * k] += w * pair.x;
-          sum[2 * k + 1] += w * pair.y;
+        for (int side = 0; side < 2; ++side) {
+          const float w = cell.weight(corner + side);
+#pragma unroll
+          for (int k = 0; k < kPairs; ++k) {
+            const float2 pair = unpack_halves(rows[side][k]);
+            sum[2 * k] += w * pair.x;
+            sum[2 * k + 1] += w * pair.y;
+          }
         }
       }
     }
@@ -75,6 +104,93 @@ __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
   }
 }
 
+// To two rows that are neighbours along x; at once where they are so in memory and the GPU can.
+template <int F, class T>
+__device__ __forceinline__ void add_two(T* rows, uint32_t first, uint32_t second, bool even, const T (&a)[F],
+                                        const T (&b)[F]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (sizeof(T) == 4 && F <= 2) {
+    if (even && (first ^ second) == 1) {
+      T both[2 * F];
+#pragma unroll
+      for (int k = 0; k < F; ++k) {
+        both[k] = first & 1 ? b[k] : a[k];
+        both[F + k] = first & 1 ? a[k] : b[k];
+      }
+      atomic_add_row<2 * F>(rows + int64_t(first & ~1u) * F, both);
+      return;
+    }
+  }
+#endif
+  atomic_add_row<F>(rows + int64_t(first) * F, a);
+  atomic_add_row<F>(rows + int64_t(second) * F, b);
+}
+
+// To the table. Samples that stand beside each other lie along a ray, at coarse levels in one cell: a thread takes kRun
+// of them at a level, and memory is asked to add only once they leave a cell. What has no gradient is not added: rows
+// that are nobody's would all be added to one place.
+constexpr int kRun = 8;
+
+template <class T, int F, int D>
+__global__ void hash_scatter_kernel(int64_t n, HashEncodeBackward<T, F, D> body) {
+  constexpr int kCorners = 1 << D;
+  const int64_t first = piece_of(blockIdx.x, blockDim.x, threadIdx.x) * kRun, last = min_of(first + kRun, n);
+  const int level = int(blockIdx.y);
+  const uint32_t *resolution = body.levels.resolution[level], size = body.levels.size[level];
+  T* const rows = body.v_table + body.levels.offset[level] * F;
+  const bool even = body.levels.offset[level] % 2 == 0;
+  T sums[kCorners][F] = {};
+  uint32_t entries[kCorners], held[D];
+  bool holds = false;
+  for (int64_t i = first; i <= last; ++i) {
+    T v[F] = {};
+    bool any = false;
+    if (i < last) {
+      const T* from = body.gradient(i, level);
+#pragma unroll
+      for (int k = 0; k < F; ++k) {
+        v[k] = from[k];
+        any = any || v[k] != T(0);  // NaN is a gradient
+      }
+      if (!any) continue;
+    }
+    const CellCorners<T, D> cell(body.positions + D * min_of(i, n - 1), resolution, size);
+    bool same = any;
+#pragma unroll
+    for (int a = 0; a < D; ++a) same = same && cell.c[a] == held[a];
+    if (holds && !same) {
+#pragma unroll
+      for (int corner = 0; corner < kCorners; corner += 2)
+        add_two<F>(rows, entries[corner], entries[corner + 1], even, sums[corner], sums[corner + 1]);
+    }
+    if (!any) break;
+#pragma unroll
+    for (int corner = 0; corner < kCorners; ++corner) {
+      const T w = cell.weight(corner);
+      entries[corner] = cell.entry(corner);
+#pragma unroll
+      for (int k = 0; k < F; ++k) sums[corner][k] = (holds && same ? sums[corner][k] : T(0)) + w * v[k];
+    }
+#pragma unroll
+    for (int a = 0; a < D; ++a) held[a] = cell.c[a];
+    holds = true;
+  }
+}
+
+struct CudaHash : Cuda {
+  template <class T, int F, int D>
+  static void scatter(const Tensor& like, int64_t n, const HashEncodeBackward<T, F, D>& body) {
+    constexpr bool kFits = sizeof(T) * F << D <= 256;  // its sums, into a thread's registers
+    if constexpr (kFits) {
+      if (n)
+        launch(like, hash_scatter_kernel<T, F, D>, grid_of(blocks_for(n, kRun), body.levels.num_levels), kThreads, 0, n,
+               body);
+    } else {
+      for_each(like, n, body.levels.num_levels, body);
+    }
+  }
+};
+
 Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vector<int64_t> resolutions,
                         std::vector<int64_t> offsets) {
   const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
@@ -83,7 +199,7 @@ Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vecto
   const auto run = [&]<int F, int D>(Constant<F>, Constant<D>) {
     const HashEncodeHalf<F, D> body{levels, read<float>(positions),
                                     static_cast<const uint32_t*>(table.const_data_ptr()),
-                                    static_cast<uint32_t*>(features.mutable_data_ptr())};
+                                    static_cast<uint32_t*>(features.mutable_data_ptr()), table.size(0) % 2 == 0};
     if (num)
       Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0,
                    num, body);
@@ -112,5 +228,5 @@ Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vecto
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("hash_encode_fwd", TORCH_BOX(&nerftrain::hash_encode_fwd<nerftrain::Cuda>));
   m.impl("hash_encode_half", TORCH_BOX(&nerftrain::hash_encode_half));
-  m.impl("hash_encode_bwd", TORCH_BOX(&nerftrain::hash_encode_bwd<nerftrain::Cuda>));
+  m.impl("hash_encode_bwd", TORCH_BOX(&nerftrain::hash_encode_bwd<nerftrain::CudaHash>));
 }

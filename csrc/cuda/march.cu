@@ -16,7 +16,31 @@ struct MarchWindows {
   int32_t* nums;     // [R] windows
 };
 
-// Looks at 32 steps from k on; the same steps are samples as in march_steps.
+// Whether steps between two distances may have samples: false where every block of cells about them is empty. Of grids
+// of one level.
+__device__ __forceinline__ bool may_hold(const OccupancyGrid& g, const Line& line, float t0, float t1) {
+  int low[3], high[3], num = 1;
+  for (int a = 0; a < 3; ++a) {
+    const float n = float(g.resolution[a]);
+    const float u0 = (line.o[a] + t0 * line.d[a] - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f;
+    const float u1 = (line.o[a] + t1 * line.d[a] - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f;
+    // A little more on either side, for what rounding makes of a step between.
+    low[a] = to_int_clamped(min_of(u0, u1) * n - 0.25f, 0, g.resolution[a] - 1) >> 2;
+    high[a] = to_int_clamped(max_of(u0, u1) * n + 0.25f, 0, g.resolution[a] - 1) >> 2;
+    num *= high[a] - low[a] + 1;
+  }
+  if (num > kWarp) return true;  // more than a look at each step would take
+  for (int x = low[0]; x <= high[0]; ++x)
+    for (int y = low[1]; y <= high[1]; ++y)
+      for (int z = low[2]; z <= high[2]; ++z) {
+        const BitPlace block = bit_place(x, y, z, g.side / 4);
+        if (g.blocks[block.word] >> block.bit & 1) return true;
+      }
+  return false;
+}
+
+// Looks at 32 steps from k on; the same steps are samples as in march_steps. Where one level is all there is, each lane
+// first looks whether 32 steps of its own may have samples at all.
 __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
@@ -25,13 +49,31 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   const MarchSettings& m = body.rays.settings;
   const float near = body.rays.near[r], far = body.rays.far[r];
   const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
+  const bool looks_ahead = g.num_levels == 1;
   float t0 = near, t1 = far, end = near;
   int count = 0, num = 0;
   if (near < far && line.clip(g, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = lattice.first_after(t0, 0, m.max_steps);
+    int k = lattice.first_after(t0, 0, m.max_steps), ahead = k;
+    unsigned worth = 0;  // which of the 32 times 32 steps before `ahead` are still to be looked at
     end = lattice.start(k);
     while (k < m.max_steps && count < m.max_samples) {
+      if (looks_ahead) {
+        if (!worth) {
+          const int own = ahead + kWarp * lane;
+          const float from = lattice.start(own), to = lattice.start(own + kWarp);
+          worth = __ballot_sync(kAll, own < m.max_steps && (!(to < t1) || may_hold(g, line, from, to)));
+          k = ahead;
+          ahead += kWarp * kWarp;
+          if (!worth) {
+            k = min_of(ahead, m.max_steps);
+            end = lattice.start(k);
+            continue;
+          }
+        }
+        k = ahead + kWarp * (__ffs(int(worth)) - 1 - kWarp);
+        worth &= worth - 1;
+      }
       const int own = k + lane;
       const float start = lattice.start(own), mid = 0.5f * (start + lattice.start(own + 1));
       bool over = own >= m.max_steps || !(mid < far), on = false;
@@ -43,10 +85,10 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
         int side = 0;
         if (!find_cell(g, p, place)) {
           over = mid > t1;
-          if (lane == kWarp - 1)
+          if (lane == kWarp - 1 && !looks_ahead)
             next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), own + 1, m.max_steps);
         } else if ((side = empty_cube(g, place)) != 0) {
-          if (lane == kWarp - 1)
+          if (lane == kWarp - 1 && !looks_ahead)
             next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), own + 1, m.max_steps);
         } else {
           on = true;
@@ -150,6 +192,44 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
+// A warp for each ray. Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU.
+template <class T>
+__global__ void visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body) {
+  const int64_t r = piece_of_warp();
+  if (r >= num_rays) return;
+  const int lane = lane_of_warp();
+  const T alpha_thre = body.least[0], min_weight = body.least[1];
+  const int64_t last = body.offsets[r + 1];
+  T arriving = 1;  // at the first of these 32
+  for (int64_t base = body.offsets[r]; base < last; base += kWarp) {
+    const int64_t i = base + lane;
+    const bool there = i < last;
+    const T kept = there ? exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i])) : T(1);
+    T light = arriving;
+#pragma unroll
+    for (int before = 0; before < kWarp; ++before) {
+      const T other = __shfl_sync(kAll, kept, before);
+      arriving *= other;
+      if (before < lane) light = arriving;
+    }
+    const T alpha = T(1) - kept;
+    if (there) body.visible[i] = light >= body.early_stop_eps && alpha >= alpha_thre && light * alpha >= min_weight;
+    if (!(arriving >= body.early_stop_eps)) {  // and so it stays
+      for (int64_t behind = base + kWarp + lane; behind < last; behind += kWarp) body.visible[behind] = false;
+      break;
+    }
+  }
+}
+
+struct CudaMarch : Cuda {
+  using Cuda::for_each;
+
+  template <class T>
+  static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<T>& body) {
+    for_each_warp(like, n, visible_samples_kernel<T>, body);
+  }
+};
+
 }  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
@@ -159,5 +239,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cuda>));
   m.impl("march_windows", TORCH_BOX(&nerftrain::march_windows));
   m.impl("march_fill", TORCH_BOX(&nerftrain::march_fill));
-  m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::Cuda>));
+  m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::CudaMarch>));
 }

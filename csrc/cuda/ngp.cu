@@ -34,6 +34,7 @@ struct NgpHalf {
   const float* v_channels;   // [N][num_channels]
   const float* v_density;    // [N]
   float* v_features;         // [N][num_features]
+  uint32_t* v_geometry;      // [N][8] pairs in half precision, what the density MLP gave: between the two passes
   float* v_density_weights;  // as density_weights, zero at first
   float* v_color_weights;    // as color_weights, zero at first
   float scale;               // gradients are multiplied by it in half precision, a power of two
@@ -60,25 +61,37 @@ struct NgpHalf {
 // Words between the rows of a matrix of pairs in shared memory: the rows that a warp reads at once lie in other banks.
 __host__ __device__ constexpr int stride_of(int columns) { return (columns + 8) / 2; }
 
-// Where the matrices lie in shared memory, in words. Transposed ones are for the backward pass alone, as are the
-// buffers in which a block's samples stand beside each other.
+// Where the matrices lie in shared memory, in words: those of the density MLP, then those of the colour MLP. Each pass
+// has those that it needs; transposed ones lead gradients back, and in the buffers at the end a block's samples stand
+// beside each other.
 template <int kIn, int kLayers>
-struct SharedPlaces {
+struct ForwardPlaces {
   static constexpr int density_hidden = 0;
   static constexpr int density_out = density_hidden + kWidth * stride_of(kIn);
   static constexpr int color_first = density_out + kGeometry * stride_of(kWidth);
   static constexpr int color_hidden = color_first + kWidth * stride_of(kColorIn);
   static constexpr int color_out = color_hidden + (kLayers - 1) * kWidth * stride_of(kWidth);
-  static constexpr int forward = color_out + kOut * stride_of(kWidth);
+  static constexpr int end = color_out + kOut * stride_of(kWidth);
+};
 
-  static constexpr int density_hidden_t = forward;
-  static constexpr int density_out_t = density_hidden_t + kIn * stride_of(kWidth);
-  static constexpr int color_first_t = density_out_t + kWidth * stride_of(kGeometry);
+template <int kIn, int kLayers>
+struct ColorBackwardPlaces : ForwardPlaces<kIn, kLayers> {
+  static constexpr int color_first_t = ForwardPlaces<kIn, kLayers>::end;
   static constexpr int color_hidden_t = color_first_t + kGeometry * stride_of(kWidth);
   static constexpr int color_out_t = color_hidden_t + (kLayers - 1) * kWidth * stride_of(kWidth);
   static constexpr int inputs = color_out_t + kWidth * stride_of(16);
   static constexpr int deltas = inputs + kWidth * stride_of(kTile);
-  static constexpr int backward = deltas + kWidth * stride_of(kTile);
+  static constexpr int end = deltas + kWidth * stride_of(kTile);
+};
+
+template <int kIn>
+struct DensityBackwardPlaces {
+  static constexpr int density_hidden = 0;
+  static constexpr int density_hidden_t = density_hidden + kWidth * stride_of(kIn);
+  static constexpr int density_out_t = density_hidden_t + kIn * stride_of(kWidth);
+  static constexpr int inputs = density_out_t + kWidth * stride_of(kGeometry);
+  static constexpr int deltas = inputs + kWidth * stride_of(kTile);
+  static constexpr int end = deltas + kWidth * stride_of(kTile);
 };
 
 // Fills a matrix in shared memory with what number(row, column) gives, by all threads of the block.
@@ -90,33 +103,32 @@ __device__ __forceinline__ void fill(uint32_t* words, Number number) {
   }
 }
 
-template <int kIn, int kLayers, bool kColor, bool kTransposed>
-__device__ __forceinline__ void fill_weights(const NgpHalf& net) {
-  using At = SharedPlaces<kIn, kLayers>;
+// The numbers of the padded matrices by row and column.
+struct Numbers {
+  const NgpHalf& net;
+
+  __device__ float of(const float* weights, int place) const { return place < 0 ? 0.f : weights[place]; }
+  __device__ float density_hidden(int r, int c) const { return of(net.density_weights, net.density_hidden(r, c)); }
+  __device__ float density_out(int r, int c) const { return of(net.density_weights, net.density_out(r, c)); }
+  __device__ float color_first(int r, int c) const { return of(net.color_weights, net.color_first(r, c)); }
+  __device__ float color_hidden(int r, int c) const { return of(net.color_weights, net.color_hidden(r, c)); }
+  __device__ float color_out(int num_layers, int r, int c) const {
+    return r < kOut ? of(net.color_weights, net.color_out(num_layers, r, c)) : 0.f;
+  }
+};
+
+template <int kIn, int kLayers, bool kColor>
+__device__ __forceinline__ void fill_forward(const NgpHalf& net) {
+  using At = ForwardPlaces<kIn, kLayers>;
   uint32_t* shared = dynamic_shared;
-  const auto of_density = [&net](int place) { return place < 0 ? 0.f : net.density_weights[place]; };
-  const auto of_color = [&net](int place) { return place < 0 ? 0.f : net.color_weights[place]; };
-  const auto density_hidden = [&](int r, int c) { return of_density(net.density_hidden(r, c)); };
-  const auto density_out = [&](int r, int c) { return of_density(net.density_out(r, c)); };
-  const auto color_first = [&](int r, int c) { return of_color(net.color_first(r, c)); };
-  const auto color_hidden = [&](int r, int c) { return of_color(net.color_hidden(r, c)); };
-  const auto color_out = [&](int r, int c) { return of_color(net.color_out(kLayers, r, c)); };
-  fill<kWidth, kIn>(shared + At::density_hidden, density_hidden);
-  fill<kGeometry, kWidth>(shared + At::density_out, density_out);
-  if (kColor) {
-    fill<kWidth, kColorIn>(shared + At::color_first, color_first);
-    if (kLayers > 1) fill<kWidth, kWidth>(shared + At::color_hidden, color_hidden);
-    fill<kOut, kWidth>(shared + At::color_out, color_out);
-  }
-  if (kTransposed) {
-    fill<kIn, kWidth>(shared + At::density_hidden_t, [&](int r, int c) { return density_hidden(c, r); });
-    fill<kWidth, kGeometry>(shared + At::density_out_t, [&](int r, int c) { return density_out(c, r); });
-    fill<kGeometry, kWidth>(shared + At::color_first_t, [&](int r, int c) { return color_first(c, r); });
-    if (kLayers > 1)
-      fill<kWidth, kWidth>(shared + At::color_hidden_t, [&](int r, int c) { return color_hidden(c, r); });
-    fill<kWidth, 16>(shared + At::color_out_t, [&](int r, int c) { return c < kOut ? color_out(c, r) : 0.f; });
-  }
-  __syncthreads();
+  const Numbers numbers{net};
+  fill<kWidth, kIn>(shared + At::density_hidden, [&](int r, int c) { return numbers.density_hidden(r, c); });
+  fill<kGeometry, kWidth>(shared + At::density_out, [&](int r, int c) { return numbers.density_out(r, c); });
+  if (!kColor) return;
+  fill<kWidth, kColorIn>(shared + At::color_first, [&](int r, int c) { return numbers.color_first(r, c); });
+  if (kLayers > 1)
+    fill<kWidth, kWidth>(shared + At::color_hidden, [&](int r, int c) { return numbers.color_hidden(r, c); });
+  fill<kOut, kWidth>(shared + At::color_out, [&](int r, int c) { return numbers.color_out(kLayers, r, c); });
 }
 
 // The places of a lane in the fragments.
@@ -151,38 +163,57 @@ __device__ __forceinline__ void pack(uint32_t (&out)[kTiles][4], const float (&s
       out[k][j] = pack_halves(sums[2 * k + j / 2][j % 2 * 2], sums[2 * k + j / 2][j % 2 * 2 + 1]);
 }
 
-template <int kTiles>
-__device__ __forceinline__ void rectify(float (&sums)[kTiles][4]) {
+// The same, 16 outputs at a time, packed as the next layer's inputs after finish(k, sums of tiles 2 k and the next).
+template <int kTilesK, int kTiles, class Finish>
+__device__ __forceinline__ void apply_packed(uint32_t (&out)[kTiles][4], const uint32_t (&inputs)[kTilesK][4],
+                                             const uint32_t* matrix, Finish finish) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n)
+  for (int k = 0; k < kTiles; ++k) {
+    float sums[2][4];
+    apply(sums, inputs, matrix + 16 * k * stride_of(16 * kTilesK));
+    finish(k, sums);
+    uint32_t packed[1][4];
+    pack(packed, sums);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[n][i] = max_of(0.f, sums[n][i]);  // NaN stays NaN
+    for (int j = 0; j < 4; ++j) out[k][j] = packed[0][j];
+  }
 }
+
+// What apply_packed does with the sums of 16 outputs.
+struct Rectified {
+  __device__ __forceinline__ void operator()(int, float (&sums)[2][4]) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] = max_of(0.f, sums[n][i]);  // NaN stays NaN
+  }
+};
 
 // What passes a rectified layer backwards: what it gave was more than zero.
 template <int kTiles>
-__device__ __forceinline__ void mask(float (&sums)[2 * kTiles][4], const uint32_t (&given)[kTiles][4]) {
-#pragma unroll
-  for (int k = 0; k < kTiles; ++k)
+struct Masked {
+  const uint32_t (&given)[kTiles][4];
+
+  __device__ __forceinline__ void operator()(int k, float (&sums)[2][4]) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      float* pair = sums[2 * k + j / 2] + j % 2 * 2;
+      float* pair = sums[j / 2] + j % 2 * 2;
       if (!(given[k][j] & 0x7fffu)) pair[0] = 0;
       if (!(given[k][j] & 0x7fff0000u)) pair[1] = 0;
     }
-}
+  }
+};
 
-// What 16 samples give in each layer.
-template <int kIn, int kLayers>
+// What 16 samples give in the layers of the colour MLP.
+template <int kLayers>
 struct Activations {
-  uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4], color_in[2][4], color[kLayers][kHiddenTiles][4];
+  uint32_t color_in[2][4], color[kLayers][kHiddenTiles][4];
   float raw_density[2];  // rows group and group + 8, in the lanes of place 0
   float out[1][4];
 };
 
-template <int kIn, int kLayers>
-__device__ __forceinline__ void density_forward(Activations<kIn, kLayers>& now, const NgpHalf& net, int64_t first) {
-  using At = SharedPlaces<kIn, kLayers>;
+template <int kIn>
+__device__ __forceinline__ void read_features(uint32_t (&features)[kIn / 16][4], const NgpHalf& net, int64_t first) {
   const Lane lane;
   const int pairs = net.num_features / 2;
 #pragma unroll
@@ -191,13 +222,19 @@ __device__ __forceinline__ void density_forward(Activations<kIn, kLayers>& now, 
     for (int j = 0; j < 4; ++j) {
       const int64_t row = first + lane.group + j % 2 * 8;
       const int pair = 8 * k + lane.place + j / 2 * 4;
-      now.features[k][j] = row < net.num && pair < pairs ? net.features[row * pairs + pair] : 0u;
+      features[k][j] = row < net.num && pair < pairs ? net.features[row * pairs + pair] : 0u;
     }
-  float sums[2 * kHiddenTiles][4], geometry[2][4];
-  apply(sums, now.features, dynamic_shared + At::density_hidden);
-  rectify(sums);
-  pack(now.hidden, sums);
-  apply(geometry, now.hidden, dynamic_shared + At::density_out);
+}
+
+template <int kIn, int kLayers>
+__device__ __forceinline__ void density_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t first) {
+  using At = ForwardPlaces<kIn, kLayers>;
+  const Lane lane;
+  uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4];
+  read_features<kIn>(features, net, first);
+  apply_packed(hidden, features, dynamic_shared + At::density_hidden, Rectified{});
+  float geometry[2][4];
+  apply(geometry, hidden, dynamic_shared + At::density_out);
   now.raw_density[0] = geometry[0][0];
   now.raw_density[1] = geometry[0][2];
   if (lane.place == 0) geometry[0][0] = geometry[0][2] = 0;
@@ -208,8 +245,8 @@ __device__ __forceinline__ void density_forward(Activations<kIn, kLayers>& now, 
 }
 
 template <int kIn, int kLayers>
-__device__ __forceinline__ void color_forward(Activations<kIn, kLayers>& now, const NgpHalf& net, int64_t first) {
-  using At = SharedPlaces<kIn, kLayers>;
+__device__ __forceinline__ void color_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t first) {
+  using At = ForwardPlaces<kIn, kLayers>;
   const Lane lane;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -225,15 +262,8 @@ __device__ __forceinline__ void color_forward(Activations<kIn, kLayers>& now, co
       now.color_in[1][2 + half] = pack_halves(harmonics[2 * place + 8], harmonics[2 * place + 9]);
     }
   }
-  float sums[2 * kHiddenTiles][4];
-  apply(sums, now.color_in, dynamic_shared + At::color_first);
-  rectify(sums);
-  pack(now.color[0], sums);
-  if constexpr (kLayers > 1) {
-    apply(sums, now.color[0], dynamic_shared + At::color_hidden);
-    rectify(sums);
-    pack(now.color[1], sums);
-  }
+  apply_packed(now.color[0], now.color_in, dynamic_shared + At::color_first, Rectified{});
+  if constexpr (kLayers > 1) apply_packed(now.color[1], now.color[0], dynamic_shared + At::color_hidden, Rectified{});
   apply(now.out, now.color[kLayers - 1], dynamic_shared + At::color_out);
 }
 
@@ -241,14 +271,15 @@ __device__ __forceinline__ float logistic(float x) { return 1 / (1 + expf(-x)); 
 
 template <int kIn, int kLayers, bool kColor>
 __global__ void __launch_bounds__(kThreads) ngp_half_forward_kernel(NgpHalf net) {
-  fill_weights<kIn, kLayers, kColor, false>(net);
+  fill_forward<kIn, kLayers, kColor>(net);
+  __syncthreads();
   const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
   for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
-    Activations<kIn, kLayers> now;
-    density_forward(now, net, first);
-    if constexpr (kColor) color_forward(now, net, first);
+    Activations<kLayers> now;
+    density_forward<kIn>(now, net, first);
+    if constexpr (kColor) color_forward<kIn>(now, net, first);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + lane.group + 8 * half;
@@ -303,7 +334,7 @@ struct MatrixGradient {
       const int tile = t * kWarps + warp;
       const uint32_t* row = deltas + (tile / kTilesN * 16 + lane.group) * kStride + lane.place;
       const uint32_t* column = inputs + (tile % kTilesN * 8 + lane.group) * kStride + lane.place;
-#pragma unroll
+#pragma unroll 2  // or registers would not suffice
       for (int s = 0; s < kTile / 2; s += 8) {
         const uint32_t a[4] = {row[s], row[8 * kStride + s], row[s + 4], row[8 * kStride + s + 4]};
         const uint32_t b[2] = {column[s], column[s + 4]};
@@ -341,27 +372,33 @@ __device__ __forceinline__ void learn(MatrixGradient<kTilesM, kTilesN>& gradient
   gradient.add(deltas, inputs);
 }
 
+// Back through the colour MLP, to what the density MLP gave. In two passes, this and the next, a thread's registers
+// suffice for two blocks on a processor.
 template <int kIn, int kLayers>
-__global__ void __launch_bounds__(kThreads, 1) ngp_half_backward_kernel(NgpHalf net) {
-  using At = SharedPlaces<kIn, kLayers>;
-  fill_weights<kIn, kLayers, true, true>(net);
+__global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(NgpHalf net) {
+  using At = ColorBackwardPlaces<kIn, kLayers>;
   uint32_t *shared = dynamic_shared, *inputs = shared + At::inputs, *deltas = shared + At::deltas;
+  const Numbers numbers{net};
+  fill_forward<kIn, kLayers, true>(net);
+  fill<kGeometry, kWidth>(shared + At::color_first_t, [&](int r, int c) { return numbers.color_first(c, r); });
+  if (kLayers > 1)
+    fill<kWidth, kWidth>(shared + At::color_hidden_t, [&](int r, int c) { return numbers.color_hidden(c, r); });
+  fill<kWidth, 16>(shared + At::color_out_t, [&](int r, int c) { return numbers.color_out(kLayers, c, r); });
+  __syncthreads();
+
   const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
-  MatrixGradient<kHiddenTiles, kIn / 8> v_density_hidden;
-  MatrixGradient<1, kWidth / 8> v_density_out, v_color_out;
+  MatrixGradient<1, kWidth / 8> v_color_out;
   MatrixGradient<kHiddenTiles, kColorIn / 8> v_color_first;
   MatrixGradient<kHiddenTiles, kWidth / 8> v_color_hidden;
-  v_density_hidden.clear();
-  v_density_out.clear();
   v_color_first.clear();
   v_color_hidden.clear();
   v_color_out.clear();
   for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
-    Activations<kIn, kLayers> now;
-    density_forward(now, net, first);
-    color_forward(now, net, first);
+    Activations<kLayers> now;
+    density_forward<kIn>(now, net, first);
+    color_forward<kIn>(now, net, first);
 
     float v_raw_density[2] = {};
     uint32_t v_out[1][4] = {};
@@ -383,51 +420,82 @@ __global__ void __launch_bounds__(kThreads, 1) ngp_half_backward_kernel(NgpHalf 
       v_out[0][half] = pack_halves(v[0], v[1]);
     }
 
-    float sums[2 * kHiddenTiles][4];
-    uint32_t v_hidden[kHiddenTiles][4];
+    uint32_t v_hidden[kLayers][kHiddenTiles][4];
     learn(v_color_out, inputs, deltas, now.color[kLayers - 1], v_out);
-    apply(sums, v_out, shared + At::color_out_t);
-    mask(sums, now.color[kLayers - 1]);
-    pack(v_hidden, sums);
+    apply_packed(v_hidden[0], v_out, shared + At::color_out_t, Masked<kHiddenTiles>{now.color[kLayers - 1]});
     if constexpr (kLayers > 1) {
-      learn(v_color_hidden, inputs, deltas, now.color[0], v_hidden);
-      apply(sums, v_hidden, shared + At::color_hidden_t);
-      mask(sums, now.color[0]);
-      pack(v_hidden, sums);
+      learn(v_color_hidden, inputs, deltas, now.color[0], v_hidden[0]);
+      apply_packed(v_hidden[1], v_hidden[0], shared + At::color_hidden_t, Masked<kHiddenTiles>{now.color[0]});
     }
-    learn(v_color_first, inputs, deltas, now.color_in, v_hidden);
+    learn(v_color_first, inputs, deltas, now.color_in, v_hidden[kLayers - 1]);
     float v_geometry[2][4];
-    apply(v_geometry, v_hidden, shared + At::color_first_t);
+    apply(v_geometry, v_hidden[kLayers - 1], shared + At::color_first_t);
     if (lane.place == 0) {
       v_geometry[0][0] = v_raw_density[0];
       v_geometry[0][2] = v_raw_density[1];
     }
     uint32_t v_packed[1][4];
     pack(v_packed, v_geometry);
-    learn(v_density_out, inputs, deltas, now.hidden, v_packed);
-    apply(sums, v_packed, shared + At::density_out_t);
-    mask(sums, now.hidden);
-    pack(v_hidden, sums);
-    learn(v_density_hidden, inputs, deltas, now.features, v_hidden);
-    float v_in[kIn / 8][4];
-    apply(v_in, v_hidden, shared + At::density_hidden_t);
 #pragma unroll
-    for (int n = 0; n < kIn / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = first + lane.group + i / 2 * 8;
-        const int feature = 8 * n + 2 * lane.place + i % 2;
-        if (row < net.num && feature < net.num_features)
-          net.v_features[row * net.num_features + feature] = v_in[n][i] / net.scale;
-      }
+    for (int j = 0; j < 4; ++j) {
+      const int64_t row = first + lane.group + j % 2 * 8;
+      if (row < net.num) net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] = v_packed[0][j];
+    }
   }
   const float factor = 1 / net.scale;
-  v_density_hidden.give(net.v_density_weights, factor, [&](int r, int c) { return net.density_hidden(r, c); });
-  v_density_out.give(net.v_density_weights, factor, [&](int r, int c) { return net.density_out(r, c); });
   v_color_first.give(net.v_color_weights, factor, [&](int r, int c) { return net.color_first(r, c); });
   if (kLayers > 1)
     v_color_hidden.give(net.v_color_weights, factor, [&](int r, int c) { return net.color_hidden(r, c); });
   v_color_out.give(net.v_color_weights, factor, [&](int r, int c) { return net.color_out(kLayers, r, c); });
+}
+
+template <int kIn>
+__global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(NgpHalf net) {
+  using At = DensityBackwardPlaces<kIn>;
+  uint32_t *shared = dynamic_shared, *inputs = shared + At::inputs, *deltas = shared + At::deltas;
+  const Numbers numbers{net};
+  fill<kWidth, kIn>(shared + At::density_hidden, [&](int r, int c) { return numbers.density_hidden(r, c); });
+  fill<kIn, kWidth>(shared + At::density_hidden_t, [&](int r, int c) { return numbers.density_hidden(c, r); });
+  fill<kWidth, kGeometry>(shared + At::density_out_t, [&](int r, int c) { return numbers.density_out(c, r); });
+  __syncthreads();
+
+  const Lane lane;
+  const int warp = int(threadIdx.x) / kWarp;
+  const float factor = 1 / net.scale;
+  MatrixGradient<kHiddenTiles, kIn / 8> v_density_hidden;
+  MatrixGradient<1, kWidth / 8> v_density_out;
+  v_density_hidden.clear();
+  v_density_out.clear();
+  for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
+    const int64_t first = tile * kTile + 16 * warp;
+    uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4], v_out[1][4], v_hidden[kHiddenTiles][4];
+    read_features<kIn>(features, net, first);
+    apply_packed(hidden, features, shared + At::density_hidden, Rectified{});
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t row = first + lane.group + j % 2 * 8;
+      v_out[0][j] = row < net.num ? net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] : 0u;
+    }
+    learn(v_density_out, inputs, deltas, hidden, v_out);
+    apply_packed(v_hidden, v_out, shared + At::density_out_t, Masked<kHiddenTiles>{hidden});
+    learn(v_density_hidden, inputs, deltas, features, v_hidden);
+#pragma unroll
+    for (int n = 0; n < kIn / 8; ++n) {
+      float v_in[1][4];
+      apply(v_in, v_hidden, shared + At::density_hidden_t + 8 * n * stride_of(kWidth));
+      const int feature = 8 * n + 2 * lane.place;  // and the next: their number is even
+      if (feature >= net.num_features) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = first + lane.group + 8 * half;
+        if (row < net.num)
+          *reinterpret_cast<float2*>(net.v_features + row * net.num_features + feature) = {
+              v_in[0][2 * half] * factor, v_in[0][2 * half + 1] * factor};
+      }
+    }
+  }
+  v_density_hidden.give(net.v_density_weights, factor, [&](int r, int c) { return net.density_hidden(r, c); });
+  v_density_out.give(net.v_density_weights, factor, [&](int r, int c) { return net.density_out(r, c); });
 }
 
 // Describes the networks; the colour's widths are empty where densities alone are asked for.
@@ -461,19 +529,21 @@ inline NgpHalf describe(const Tensor& features, const Tensor& density_weights,
 template <int kIn, int kLayers>
 void run_forward(const Tensor& like, const NgpHalf& net, bool color) {
   if (net.num == 0) return;
-  using At = SharedPlaces<kIn, kLayers>;
-  const size_t shared = (color ? At::forward : At::color_first) * sizeof(uint32_t);
+  using At = ForwardPlaces<kIn, kLayers>;
+  const size_t shared = (color ? At::end : At::color_first) * sizeof(uint32_t);
   const auto kernel =
       color ? ngp_half_forward_kernel<kIn, kLayers, true> : ngp_half_forward_kernel<kIn, kLayers, false>;
-  Cuda::launch(like, kernel, Cuda::standing_grid(net.num, kTile, color ? 3 : 4), kThreads, shared, net);
+  Cuda::launch(like, kernel, Cuda::standing_grid(net.num, kTile, 4), kThreads, shared, net);
 }
 
 template <int kIn, int kLayers>
 void run_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
-  const size_t shared = SharedPlaces<kIn, kLayers>::backward * sizeof(uint32_t);
-  Cuda::launch(like, ngp_half_backward_kernel<kIn, kLayers>, Cuda::standing_grid(net.num, kTile, 1), kThreads, shared,
-               net);
+  const dim3 grid = Cuda::standing_grid(net.num, kTile, 2);
+  const size_t color = ColorBackwardPlaces<kIn, kLayers>::end * sizeof(uint32_t);
+  const size_t density = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
+  Cuda::launch(like, ngp_half_color_backward_kernel<kIn, kLayers>, grid, kThreads, color, net);
+  Cuda::launch(like, ngp_half_density_backward_kernel<kIn>, grid, kThreads, density, net);
 }
 
 // Calls run(kIn, kLayers) with the padded number of features and the colour's hidden layers as constants.
@@ -518,7 +588,7 @@ std::tuple<Tensor, Tensor, Tensor> ngp_half_bwd(const Tensor& features, const Te
                                                 std::vector<int64_t> density_widths, std::vector<int64_t> color_widths,
                                                 int64_t degree, double scale) {
   NgpHalf net = describe(features, density_weights, density_widths, color_widths, degree);
-  Tensor v_features = make(directions, {net.num, net.num_features});
+  Tensor v_features = make(directions, {net.num, net.num_features}), v_geometry = make(features, {net.num, kGeometry});
   Tensor v_density_weights = torch::stable::new_zeros(density_weights, {density_weights.numel()});
   Tensor v_color_weights = torch::stable::new_zeros(color_weights, {color_weights.numel()});
   net.directions = read<float>(directions);
@@ -526,6 +596,7 @@ std::tuple<Tensor, Tensor, Tensor> ngp_half_bwd(const Tensor& features, const Te
   net.v_channels = read<float>(v_channels);
   net.v_density = read<float>(v_density);
   net.v_features = write<float>(v_features);
+  net.v_geometry = static_cast<uint32_t*>(v_geometry.mutable_data_ptr());
   net.v_density_weights = write<float>(v_density_weights);
   net.v_color_weights = write<float>(v_color_weights);
   net.scale = float(scale);

@@ -226,10 +226,15 @@ def agrees(device: torch.device) -> bool:
         channels, density = evaluate(encoded, directions, *networks, 4)
         leaves = [table, *networks[0], *networks[1]]
         figures.append(
-            [channels, density, *torch.autograd.grad([channels.sum() + density.sum()], leaves)]
+            [
+                channels.detach(),
+                density.detach(),
+                *torch.autograd.grad([channels.sum() + density.sum()], leaves),
+            ]
         )
     pairs = zip(*figures, strict=True)
-    return all(float((a - e).abs().mean()) <= 0.02 * float(e.abs().mean()) for a, e in pairs)
+    apart = ((float((a - e).abs().mean()), float(e.abs().mean())) for a, e in pairs)
+    return all(difference <= 0.02 * size for difference, size in apart)
 
 
 @torch.no_grad()

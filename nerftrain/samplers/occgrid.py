@@ -29,6 +29,7 @@ from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Threshol
 ROUND = 16
 
 FIRST_STRIDE = 4.0  # the factor on the steps of training rays at first; it falls to 1 in warm-up
+STRIDES = 3  # by so many steps where a GPU records them: what is recorded is of one stride
 # With a room, how many samples are marched for each that is trained on: the trainer draws as many
 # rays as fit both.
 MARCHED = 4
@@ -195,7 +196,7 @@ class OccGrid(Sampler):
 
     def phase(self) -> Hashable:
         """Name the stride of the march, which shrinks in warm-up."""
-        return self._march_so_far(training=True).step
+        return self._march_so_far(training=True, recorded=True).step
 
     @torch.no_grad()
     def sample(
@@ -210,7 +211,8 @@ class OccGrid(Sampler):
         With a room the density of all of them is asked for at once, for which of them lie behind a
         surface only the device knows.
         """
-        at, march = jitter(rays, generator), self._march_so_far(training=generator is not None)
+        at = jitter(rays, generator)
+        march = self._march_so_far(training=generator is not None, recorded=room is not None)
         if room is None:
             samples = ops.march(rays, at, self.grid, march)
             visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
@@ -241,13 +243,14 @@ class OccGrid(Sampler):
         samples = ops.march(rays, jitter(rays, None), self.grid, march)
         return samples, Thresholds(self.early_stop_eps, *self._thresholds(training=False))
 
-    def _march_so_far(self, training: bool) -> ops.March:
+    def _march_so_far(self, training: bool, recorded: bool = False) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
 
         Without it the first seconds go by on a few rays of very many samples. Images are rendered
         at finer steps, in proportion: in training jitter makes up for what long ones miss.
         """
         warm = min(1.0, self._steps / max(self.settings.warmup_steps, 1))
+        warm = math.floor(warm * STRIDES) / STRIDES if recorded else warm
         stride = FIRST_STRIDE + (1 - FIRST_STRIDE) * warm
         finer = 1.0 if training else self.finer_views
         steps, angle = self.march.step * stride / finer, self.march.cone_angle * stride / finer

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ PROGRESS_AFTER = 2.0  # seconds of reading
 _CACHE_VERSION = "area 1"  # of what shrinking makes; a change leaves old entries unread
 
 _log = logging.getLogger(__name__)
+_warning = threading.Lock()
 
 
 class Listing:
@@ -144,7 +146,8 @@ def _store(image: Tensor, entry: Path) -> None:
     except OSError as error:
         if partial is not None:
             partial.unlink(missing_ok=True)
-        _warn_uncached(entry.parent, error.strerror or str(error))
+        with _warning:  # or threads that fail at once would each say so
+            _warn_uncached(entry.parent, error.strerror or str(error))
 
 
 @cache

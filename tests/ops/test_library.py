@@ -597,7 +597,9 @@ def test_a_render_compiles_whole_and_equals_the_eager_one(device, make_samples):
         out = function(positions, table)
         loss = out[0].square().sum() + out[3].sum()
         results.append((*out, *torch.autograd.grad(loss, table)))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    # A GPU adds gradients up in any order.
+    tolerance = {"rtol": 0, "atol": 0} if device.type == "cpu" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(*results, **tolerance)
 
 
 COMPILED_FIRST = """
