@@ -47,7 +47,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def("select_count(Tensor keep, Tensor offsets) -> Tensor");
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
-      "SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+      "SymInt num_samples) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Where rays' samples begin in a buffer of a fixed size, and which rays have room in it.
+  m.def("fit(Tensor ends, int room) -> (Tensor, Tensor)");
   // Rays through the centres of pixels, and the pixels' colours; where samples lie and along what they are seen.
   m.def(
       "pixel_rays(Tensor poses, Tensor intrinsics, Tensor cameras, Tensor x, Tensor y) -> (Tensor origins, "

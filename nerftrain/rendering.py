@@ -18,7 +18,9 @@ from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
 
-CHUNK = 16384  # rays of an image that are rendered at once
+# Rays of an image that are rendered at once: on a GPU with so much free memory many, which the host
+# launches as fast as few.
+CHUNK, LARGE_CHUNK, LARGE_MEMORY = 1 << 14, 1 << 16, 16 << 30
 
 
 class Background:
@@ -57,7 +59,12 @@ class _DensityAlong:
 
     def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
         points, _, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
-        return self._model.density(points, times)
+        looked_at = self._model.look_at(points, times) if self._remember else None
+        if looked_at is None:
+            return self._model.density(points, times)
+        density, self._looked_up = looked_at
+        self._among = t_starts
+        return density
 
     def visit(self, samples: Samples, early_stop_eps: float) -> Visited | None:
         visited = self._model.visit(self._rays, samples, early_stop_eps, self._remember)
@@ -162,11 +169,17 @@ def render_image(
     return _joined(list(_render_chunks(rays, model, sampler, background)))
 
 
+def _chunk_size(device: torch.device) -> int:
+    roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= LARGE_MEMORY
+    return LARGE_CHUNK if roomy else CHUNK
+
+
 def _render_chunks(
     rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor
 ) -> Iterator[Rendering]:
-    for first in range(0, len(rays), CHUNK):
-        chunk = rays[first : first + CHUNK]
+    size = _chunk_size(rays.origins.device)
+    for first in range(0, len(rays), size):
+        chunk = rays[first : first + size]
         draw = model.drawing(chunk)
         marched = None if draw is None else sampler.marched(chunk)
         if draw is not None and marched is not None:

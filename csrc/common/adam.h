@@ -45,6 +45,7 @@ struct AdamPlaced {
   NT_HD static T bias(T beta, T step) { return beta > T(0) ? -expm1_of(step * log_of(beta)) : T(1); }
 
   NT_HD void operator()(int64_t i) const {
+    if (entry.skip && entry.gradient[i] == T(0)) return;  // a GPU need not even read the rest
     AdamEntry<T> now = entry;
     now.rate = T(*lr) / bias(entry.beta1, T(*step));
     now.correction = T(1) / sqrt_of(bias(entry.beta2, T(*step)));

@@ -107,7 +107,7 @@ struct SelectPick {
   T* kept_starts;               // [M]
   T* kept_ends;                 // [M]
   int64_t* kept_rays;           // [M]
-  int64_t* kept_rows;           // [M] where they were, or none
+  int64_t* kept_rows;           // [M] where they were
 
   NT_HD void operator()(int64_t r) const {
     int64_t to = kept_offsets[r];
@@ -116,9 +116,30 @@ struct SelectPick {
       if (!keep[i]) continue;
       kept_starts[to] = t_starts[i];
       kept_ends[to] = t_ends[i];
-      if (kept_rows) kept_rows[to] = i;
+      kept_rows[to] = i;
       kept_rays[to++] = r;
     }
+  }
+};
+
+// Rays are taken in their order until the next one would not fit; those without room have no samples.
+struct FitRays {
+  static constexpr int64_t kGrain = 1 << 12;
+  const int64_t* ends;  // [R] of the samples of each ray and all before it
+  int64_t num_rays;     // R
+  int64_t room;
+  int64_t* offsets;  // [R + 1]
+  bool* whole;       // [R]
+
+  NT_HD void operator()(int64_t i) const {
+    int64_t low = 0, high = num_rays;  // the first ray that does not fit lies between
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      ends[middle] <= room ? low = middle + 1 : high = middle;
+    }
+    const int64_t used = low > 0 ? ends[low - 1] : 0;
+    offsets[i] = i > 0 ? min_of(ends[i - 1], used) : 0;
+    if (i < num_rays) whole[i] = i < low;
   }
 };
 

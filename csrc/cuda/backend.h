@@ -27,6 +27,17 @@ __global__ void each_level_kernel(int64_t n, Body body) {
   if (i < n) body(i, int(blockIdx.y));
 }
 
+// Zeros from a row on that only the GPU knows.
+struct ClearRest {
+  const int64_t* first;  // [1]
+  int64_t row_words;
+  uint32_t* words;
+
+  NT_HD void operator()(int64_t i) const {
+    if (i >= *first * row_words) words[i] = 0;
+  }
+};
+
 struct Cuda {
   static constexpr int kThreads = 256;
 
@@ -82,11 +93,13 @@ struct Cuda {
     if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body);
   }
 
-  // All of it: how much is nobody's only the GPU knows.
-  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor&) {
-    torch::stable::accelerator::DeviceGuard guard(packed.get_device_index());
-    const size_t bytes = size_t(packed.numel()) * packed.element_size();
-    STD_CUDA_CHECK(cudaMemsetAsync(packed.mutable_data_ptr(), 0, bytes, stream_of(packed)));
+  // Of numbers of four bytes or more.
+  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets) {
+    if (packed.numel() == 0) return;
+    const int64_t words = packed.numel() * int64_t(packed.element_size() / sizeof(uint32_t));
+    const ClearRest body{offsets.const_data_ptr<int64_t>() + offsets.size(0) - 1, words / packed.size(0),
+                         static_cast<uint32_t*>(packed.mutable_data_ptr())};
+    for_each(packed, words, body);
   }
 
   template <class Body>

@@ -313,12 +313,17 @@ __device__ __forceinline__ void show(uint32_t* words, const uint32_t (&given)[kT
     }
 }
 
-// The gradient of a matrix, over all samples of the block: tiles of 16 x 8 of its numbers are dealt out to the warps.
+// The gradient of a matrix, over all samples of the block: tiles of 16 x 8 of its numbers are dealt out to the warps,
+// to each such that lie in the same rows.
 template <int kTilesM, int kTilesN>
 struct MatrixGradient {
   static constexpr int kCount = kTilesM * kTilesN / kWarps;
-  static_assert(kTilesM * kTilesN % kWarps == 0);
+  static_assert(kTilesM * kTilesN % kWarps == 0 && kTilesN % kCount == 0);
   float sums[kCount][4];
+
+  // The first of a warp's tiles; the others follow in the row.
+  static __device__ __forceinline__ int row_of() { return int(threadIdx.x) / kWarp * kCount / kTilesN; }
+  static __device__ __forceinline__ int column_of() { return int(threadIdx.x) / kWarp * kCount % kTilesN; }
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -327,17 +332,15 @@ struct MatrixGradient {
 
   __device__ __forceinline__ void add(const uint32_t* deltas, const uint32_t* inputs) {
     const Lane lane;
-    const int warp = int(threadIdx.x) / kWarp;
     constexpr int kStride = stride_of(kTile);
-#pragma unroll
-    for (int t = 0; t < kCount; ++t) {
-      const int tile = t * kWarps + warp;
-      const uint32_t* row = deltas + (tile / kTilesN * 16 + lane.group) * kStride + lane.place;
-      const uint32_t* column = inputs + (tile % kTilesN * 8 + lane.group) * kStride + lane.place;
+    const uint32_t* row = deltas + (16 * row_of() + lane.group) * kStride + lane.place;
+    const uint32_t* column = inputs + (8 * column_of() + lane.group) * kStride + lane.place;
 #pragma unroll 2  // or registers would not suffice
-      for (int s = 0; s < kTile / 2; s += 8) {
-        const uint32_t a[4] = {row[s], row[8 * kStride + s], row[s + 4], row[8 * kStride + s + 4]};
-        const uint32_t b[2] = {column[s], column[s + 4]};
+    for (int s = 0; s < kTile / 2; s += 8) {
+      const uint32_t a[4] = {row[s], row[8 * kStride + s], row[s + 4], row[8 * kStride + s + 4]};
+#pragma unroll
+      for (int t = 0; t < kCount; ++t) {
+        const uint32_t b[2] = {column[8 * t * kStride + s], column[8 * t * kStride + s + 4]};
         multiply_add(sums[t], a, b);
       }
     }
@@ -347,14 +350,11 @@ struct MatrixGradient {
   template <class Place>
   __device__ __forceinline__ void give(float* weights, float factor, Place place) const {
     const Lane lane;
-    const int warp = int(threadIdx.x) / kWarp;
 #pragma unroll
     for (int t = 0; t < kCount; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int tile = t * kWarps + warp;
-        const int row = tile / kTilesN * 16 + lane.group + i / 2 * 8,
-                  column = tile % kTilesN * 8 + 2 * lane.place + i % 2;
+        const int row = 16 * row_of() + lane.group + i / 2 * 8, column = 8 * (column_of() + t) + 2 * lane.place + i % 2;
         const int to = place(row, column);
         if (to >= 0) atomic_add(weights + to, sums[t][i] * factor);
       }

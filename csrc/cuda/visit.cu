@@ -34,7 +34,7 @@ __global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
       body.kept_starts[place] = body.t_starts[i];
       body.kept_ends[place] = body.t_ends[i];
       body.kept_rays[place] = r;
-      if (body.kept_rows) body.kept_rows[place] = i;
+      body.kept_rows[place] = i;
     }
     to += __popc(kept);
   }
@@ -58,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("visit_count", TORCH_BOX(&nerftrain::visit_count<nerftrain::Cuda>));
   m.impl("visit_pick", TORCH_BOX(&nerftrain::visit_pick<nerftrain::Cuda>));
   m.impl("visit_take_", TORCH_BOX(&nerftrain::visit_take_<nerftrain::Cuda>));
+  m.impl("fit", TORCH_BOX(&nerftrain::fit<nerftrain::Cuda>));
   m.impl("select_count", TORCH_BOX(&nerftrain::select_count<nerftrain::CudaVisit>));
   m.impl("select_pick", TORCH_BOX(&nerftrain::select_pick<nerftrain::CudaVisit>));
 }

@@ -71,22 +71,33 @@ Tensor select_count(const Tensor& keep, const Tensor& offsets) {
 template <class Backend, class T>
 void select_pick_as(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
                     const Tensor& kept_offsets, const Tensor& starts, const Tensor& ends, const Tensor& rays,
-                    int64_t* rows) {
+                    const Tensor& rows) {
   const SelectPick<T> body{read<bool>(keep),       read<T>(t_starts),           read<T>(t_ends),
                            read<int64_t>(offsets), read<int64_t>(kept_offsets), write<T>(starts),
-                           write<T>(ends),         write<int64_t>(rays),        rows};
+                           write<T>(ends),         write<int64_t>(rays),        write<int64_t>(rows)};
   Backend::for_each(keep, offsets.size(0) - 1, body);
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends,
-                                               const Tensor& offsets, const Tensor& kept_offsets, int64_t num_samples) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends,
+                                                       const Tensor& offsets, const Tensor& kept_offsets,
+                                                       int64_t num_samples) {
   Tensor starts = make_packed<Backend>(t_starts, {num_samples}, kept_offsets);
   Tensor ends = make_packed<Backend>(t_starts, {num_samples}, kept_offsets);
   Tensor rays = make_packed<Backend>(offsets, {num_samples}, kept_offsets);
+  Tensor rows = make_packed<Backend>(offsets, {num_samples}, kept_offsets);
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
-  run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, nullptr);
-  return {starts, ends, rays};
+  run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, rows);
+  return {starts, ends, rays, rows};
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> fit(const Tensor& ends, int64_t room) {
+  const int64_t num_rays = ends.size(0);
+  Tensor offsets = make(ends, {num_rays + 1}), whole = make(ends, {num_rays}, ScalarType::Bool);
+  Backend::for_each(ends, num_rays + 1,
+                    FitRays{read<int64_t>(ends), num_rays, room, write<int64_t>(offsets), write<bool>(whole)});
+  return {offsets, whole};
 }
 
 }  // namespace nerftrain

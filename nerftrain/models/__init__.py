@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.points import sample_points
-from nerftrain.ops.visit import Visited
+from nerftrain.ops.visit import LookedUp, Visited
 from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
@@ -86,6 +86,13 @@ class RadianceField(nn.Module, ABC):
         `remember` it tells what it has looked up, if it can, for `revisit`.
         """
         del rays, samples, early_stop_eps, remember
+
+    def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
+        """Evaluate `density` without gradients, and tell what has been looked up for `revisit`.
+
+        None where the field cannot.
+        """
+        del positions, times
 
     def revisit(
         self, rays: Rays, samples: Samples, places: Tensor, features: Tensor

@@ -19,8 +19,8 @@ from nerftrain.models.encodings import (
 from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
 from nerftrain.ops import library
 from nerftrain.ops.ngp import ngp, ngp_density
-from nerftrain.ops.ngp_half import Encoded, can_do, ngp_half, ngp_half_density
-from nerftrain.ops.visit import Visited
+from nerftrain.ops.ngp_half import Encoded, can_do, look_up, ngp_half, ngp_half_density
+from nerftrain.ops.visit import LookedUp, Visited
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
@@ -141,6 +141,17 @@ class NGP(RadianceField):
             return None
         return visit_ngp(rays, samples, field, early_stop_eps, remember=remember)
 
+    def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
+        """Keep features of half precision; where a warp field moves places they must learn too."""
+        weights = self._fused_weights()
+        encoded = None if self.warp is not None else self._encoded(positions, times)
+        if encoded is None or weights is None:
+            return None
+        features = look_up(encoded)
+        # Of space and time, where there is such a grid, the places have both.
+        density = ngp_half_density(encoded, weights[0], features)
+        return density, LookedUp(encoded[-1].positions, features)
+
     def revisit(
         self, rays: Rays, samples: Samples, places: Tensor, features: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -150,6 +161,10 @@ class NGP(RadianceField):
             return super().revisit(rays, samples, places, features)
         moving = [] if self.spacetime is None else [(self.spacetime, places)]
         grids = [(self.encoding, places[:, :3]), *moving]
+        if features.dtype == torch.float16:
+            encoded = [grid.at(at) for grid, at in grids if isinstance(grid, HashEncoding)]
+            directions = rays.directions.index_select(0, samples.ray_indices)
+            return ngp_half(encoded, directions, *weights, self.directions.degree, features)
         parts = features.split([grid.num_features for grid, _ in grids], -1)
         known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]
         features = known[0] if len(known) == 1 else torch.cat(known, -1)

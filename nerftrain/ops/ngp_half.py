@@ -121,12 +121,17 @@ def _features(encoded: Sequence[Encoded]) -> Tensor:
     return features[0] if len(features) == 1 else torch.cat(features, -1)
 
 
+def _placed(encoded: Encoded) -> Encoded:
+    return encoded._replace(positions=encoded.positions.float().contiguous())
+
+
 class _NgpHalf(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         shape: tuple[Any, ...],
         levels: Sequence[HashLevels],
+        known: Tensor | None,
         directions: Tensor,
         density_weights: Tensor,
         color_weights: Tensor,
@@ -134,7 +139,7 @@ class _NgpHalf(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         by_three = zip(grids[0::3], grids[1::3], grids[2::3], levels, strict=True)
         encoded = [Encoded(*grid) for grid in by_three]
-        features = _features(encoded)
+        features = _features(encoded) if known is None else known
         arguments = features, directions, density_weights, color_weights
         ctx.save_for_backward(*arguments, *(t for e in encoded for t in e[:2]))
         ctx.shape, ctx.grids = shape, [e.levels.as_arguments for e in encoded]
@@ -153,7 +158,7 @@ class _NgpHalf(torch.autograd.Function):
             last = first + (len(shape[1]) - 1) * table.shape[1]
             own = v_features[:, first:last].contiguous()
             first = last
-            to_positions = ctx.needs_input_grad[5 + 3 * number]
+            to_positions = ctx.needs_input_grad[6 + 3 * number]
             v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
                 positions, table, own, *shape, to_positions
             )
@@ -161,6 +166,7 @@ class _NgpHalf(torch.autograd.Function):
         return (
             None,  # shape
             None,  # levels
+            None,  # known
             None,  # directions
             *v_weights,
             *v_grids,
@@ -238,10 +244,21 @@ def agrees(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def ngp_half_density(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
-    """Evaluate densities [N] without gradients; `weights` are [out, in] of the density MLP."""
-    placed = [e._replace(positions=e.positions.float().contiguous()) for e in encoded]
-    return torch.ops.nerftrain.ngp_half_density(_features(placed), flat(weights), widths(weights))
+def look_up(encoded: Sequence[Encoded]) -> Tensor:
+    """Look up the features of all grids beside each other, without gradients: [N, D]."""
+    return _features([_placed(e) for e in encoded])
+
+
+@torch.no_grad()
+def ngp_half_density(
+    encoded: Sequence[Encoded], weights: Sequence[Tensor], known: Tensor | None = None
+) -> Tensor:
+    """Evaluate densities [N] without gradients; `weights` are [out, in] of the density MLP.
+
+    `known` [N, D] is what `look_up` gives, where that is known.
+    """
+    features = look_up(encoded) if known is None else known
+    return torch.ops.nerftrain.ngp_half_density(features, flat(weights), widths(weights))
 
 
 def ngp_half(
@@ -250,6 +267,7 @@ def ngp_half(
     density_weights: Sequence[Tensor],
     color_weights: Sequence[Tensor],
     sh_degree: int,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate channels [N, K] and densities [N] where `can_do` says that it can.
 
@@ -259,12 +277,14 @@ def ngp_half(
         density_weights: [out, in] of each layer, as in `ngp.ngp`.
         color_weights: [out, in] of each layer.
         sh_degree: 1 to 4, of the directions' harmonics.
+        known: [N, D] in half precision, what `look_up` gives, where that is known.
     """
     shape = widths(density_weights), widths(color_weights), sh_degree
-    grids = [t for e in encoded for t in (e.positions.float().contiguous(), e.table, e.half)]
+    grids = [t for e in map(_placed, encoded) for t in e[:3]]
     return _NgpHalf.apply(
         shape,
         [e.levels for e in encoded],
+        known,
         directions.float().contiguous(),
         flat(density_weights),
         flat(color_weights),

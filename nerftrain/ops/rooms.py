@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nerftrain.ops import library
 from nerftrain.types import Samples
+
+
+@library.fake("fit")
+def _fit_fake(ends: Tensor, _room: int) -> tuple[Tensor, Tensor]:
+    return ends.new_empty(ends.shape[0] + 1), ends.new_empty(ends.shape[0], dtype=torch.bool)
 
 
 def fit(counts: Tensor, room: int) -> tuple[Tensor, Tensor]:
@@ -17,6 +23,13 @@ def fit(counts: Tensor, room: int) -> tuple[Tensor, Tensor]:
 
     Returns offsets [R + 1], in which rays without room are empty, and which rays have room, [R].
     """
+    if library.native(counts):
+        return torch.ops.nerftrain.fit(counts.cumsum(0), room)
+    return fit_reference(counts, room)
+
+
+def fit_reference(counts: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """Give rays room by torch (see `fit`)."""
     ends = counts.cumsum(0)
     whole = ends <= room
     used = torch.where(whole, ends, 0).amax() if len(ends) else ends.sum()

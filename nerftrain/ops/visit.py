@@ -25,12 +25,14 @@ class LookedUp(NamedTuple):
 
     places: Tensor  # [M, 3] unit positions or, where a field has both, [M, 4] with times
     features: Tensor  # [M, D]
-    rows: Tensor  # [N] int64, where those of each sample are; -1 where it has not been visited
+    # [N] int64, where those of each sample are, -1 where it has not been visited; None: of all of
+    # them, in their order.
+    rows: Tensor | None = None
 
     def at(self, samples: Tensor) -> tuple[Tensor, Tensor] | None:
         """Find places and features of samples by their indices [K]; None if any was not visited."""
-        rows = self.rows.index_select(0, samples)
-        if len(rows) and int(rows.amin()) < 0:
+        rows = samples if self.rows is None else self.rows.index_select(0, samples)
+        if self.rows is not None and len(rows) and int(rows.amin()) < 0:
             return None
         return self.places.index_select(0, rows), self.features.index_select(0, rows)
 
@@ -145,8 +147,8 @@ def _select_count_fake(_keep: Tensor, offsets: Tensor) -> Tensor:
 @library.fake("select_pick")
 def _select_pick_fake(
     _k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, _o: Tensor, num_samples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _picked_fake(t_starts, offsets, num_samples)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_picked_fake(t_starts, offsets, num_samples), offsets.new_empty(num_samples)
 
 
 # --------------------------------------------------------------------------------- public functions
@@ -220,6 +222,8 @@ def select(samples: Samples, keep: Tensor, room: int | None = None) -> Samples:
     offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
-    picked = torch.ops.nerftrain.select_pick(keep, *times, samples.offsets, offsets, num_samples)
+    t_starts, t_ends, rays, rows = torch.ops.nerftrain.select_pick(
+        keep, *times, samples.offsets, offsets, num_samples
+    )
     whole = samples.whole if whole is None else both(samples.whole, whole)
-    return Samples(picked[0], picked[1], picked[2], offsets, whole)
+    return Samples(t_starts, t_ends, rays, offsets, whole, Picked(rows, samples.t_starts))

@@ -224,8 +224,7 @@ class OccGrid(Sampler):
             samples = ops.march(rays, at, self.grid, march, MARCHED * room)
             density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
             num_marched = num_evaluated = samples.offsets[-1]
-            alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
-            mean = alpha.sum() / num_marched.clamp(min=1)
+            mean = self._mean_alpha(samples, density)
             thresholds = self._alpha_thre, self._min_weight
         self.num_marched, self.num_evaluated = num_marched, num_evaluated
         if generator is not None:
@@ -235,6 +234,13 @@ class OccGrid(Sampler):
             thresholds = tuple(_lesser(threshold, mean) for threshold in thresholds)
         keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
         return select(samples, keep, room)
+
+    def _mean_alpha(self, samples: Samples, density: Tensor) -> Tensor:
+        """Average the opacity of samples in a buffer; of use only where there is a threshold."""
+        if self.alpha_thre == self.min_weight == 0:
+            return self._alpha_thre
+        alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
+        return alpha.sum() / samples.offsets[-1].clamp(min=1)
 
     @torch.no_grad()
     def marched(self, rays: Rays) -> tuple[Samples, Thresholds]:

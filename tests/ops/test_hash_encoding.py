@@ -74,6 +74,28 @@ def test_hash_encode_equals_its_reference_forward_and_backward(
     assert_close(actual[1] / finest, expected[1] / finest)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_samples_along_rays_are_summed_cell_by_cell(
+    device, dtype, assert_close, layout
+):
+    features, levels = LAYOUTS[layout]
+    num, axes = 203, levels.num_axes
+    table = random_table(levels, features).to(device, dtype).requires_grad_()
+    starts, ends = random_positions(18, axes)[:9], random_positions(18, axes, seed=4)[:9]
+    places = torch.arange(num, dtype=torch.float64) / 23
+    where = starts[places.long()].lerp(ends[places.long()], (places % 1)[:, None])
+    v = torch.randn(num, len(levels.resolutions) * features, dtype=torch.float64)
+    v[::5], v[40:70], v[100, 0] = 0, 0, float("nan")
+    found = []
+    for function in (hash_encode, hash_encode_reference):
+        encoded = function(where.to(device, dtype), table, levels)
+        found.append(torch.autograd.grad(encoded, table, v.to(device, dtype))[0])
+    nowhere = [gradient.isnan() for gradient in found]
+    assert 0 < int(nowhere[0].sum()) <= 2**axes
+    assert torch.equal(*nowhere)
+    assert_close(*(gradient.nan_to_num(0) for gradient in found))
+
+
 # One level in order, one hashed.
 @pytest.mark.parametrize(
     "levels",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from nerftrain.ops.ngp_half import (
     Encoded,
     agrees,
     can_do,
+    look_up,
     ngp_half,
     ngp_half_density,
     ngp_half_density_reference,
@@ -105,6 +108,11 @@ def test_half_precision_is_what_torch_makes_of_the_same_roundings(
         assert float((a - e).abs().mean()) <= 3e-3 * float(e.abs().mean())
     density = ngp_half_density(encoded, networks[0])
     assert torch.equal(density, actual[1])
+    known = look_up(encoded)
+    assert torch.equal(ngp_half_density(encoded, networks[0], known), density)
+    from_known = run(partial(ngp_half, known=known))
+    for a, e in zip((*from_known[0], *from_known[1]), (*actual, *actual_grads), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4)
     expected_density = ngp_half_density_reference(encoded, networks[0])
     torch.testing.assert_close(density, expected_density, rtol=2e-3, atol=1e-4)
 

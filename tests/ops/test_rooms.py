@@ -1,0 +1,29 @@
+"""Buffers of a fixed size: which rays have room, and where their samples begin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nerftrain.ops.rooms import fit, fit_reference
+
+
+@pytest.mark.parametrize("room", [0, 5, 100, 10_000])
+def test_rays_are_taken_in_their_order_until_one_does_not_fit(device, room):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 9, (300,), generator=generator).to(device)
+    offsets, whole = fit(counts, room)
+    for actual, expected in zip((offsets, whole), fit_reference(counts, room), strict=True):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)
+    assert int(offsets[-1]) <= room
+    assert torch.equal(offsets.diff(), torch.where(whole, counts, 0))
+    last = int(whole.sum())
+    assert whole[:last].all()
+    assert last == len(counts) or int(counts[: last + 1].sum()) > room
+
+
+def test_no_rays_have_no_samples(device):
+    offsets, whole = fit(torch.zeros(0, dtype=torch.int64, device=device), 7)
+    assert offsets.tolist() == [0]
+    assert len(whole) == 0
