@@ -48,6 +48,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
       "SymInt num_samples) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("gather_rows(Tensor numbers, Tensor rows) -> Tensor");
   // Where rays' samples begin in a buffer of a fixed size, and which rays have room in it.
   m.def("fit(Tensor ends, int room) -> (Tensor, Tensor)");
   // Rays through the centres of pixels, and the pixels' colours; where samples lie and along what they are seen.

@@ -47,7 +47,7 @@ class Source:
 
 # --- Interpolation -------------------------------------------------------------------------------
 
-_GPU = 100.0  # what a GPU does in a second takes a few CPU cores so many
+_GPU = 200.0  # what a GPU does in a second takes a few CPU cores so many (docs/benchmarks/gpu.md)
 
 
 def _by_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:

@@ -11,6 +11,7 @@ after each. It needs no network. --device cpu --quick tries the same at sizes th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -121,7 +122,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("ops", [OPS, *small, *brief, device, *recipe], 75, tables_of, lego[1]),
         Part("stages", [BENCH, "stages", *small, device, *recipe], 45, tables_of, lego[1]),
         _tests(options),
-        *_lego(options, device, recipe, lego[1]),
+        *_lego(options, device, recipe, lego),
         _sanitizer(options, device),
         _peer(options),
     ]
@@ -137,15 +138,20 @@ def _scene(text: str | None, missing: str) -> tuple[list[str], str]:
     return [f"scene.root={Path(folder).resolve()}", *overrides], ""
 
 
-def _lego(options: argparse.Namespace, device: str, recipe: Sequence[str], skip: str) -> list[Part]:
-    """Train for fixed times, each with the schedule's end in it, and for the protocol's steps."""
+def _lego(
+    options: argparse.Namespace, device: str, recipe: Sequence[str], lego: tuple[list[str], str]
+) -> list[Part]:
+    """Train for fixed times, with what is chosen for the time, and for the protocol's steps."""
+    scene, skip = lego
+    by_time = recipe if options.quick else ["scene=lego", *scene]
 
     def train(name: str, more: Sequence[str], limit: float, skip: str) -> Part:
         return Part(name, [BENCH, "curve", device, *more], limit, tables_of, skip)
 
     def timed(name: str, seconds: float, overrides: Sequence[str], skip: str) -> Part:
         marks = ["--seconds", str(seconds), "--marks", str(seconds)]
-        return train(name, [*marks, *overrides], 2 * seconds + 40, skip)
+        sizes = f"trainer.max_seconds={seconds}"  # which are chosen by the time
+        return train(name, [*marks, *overrides, sizes], 2 * seconds + 40, skip)
 
     *early, last = [0.2, 0.4] if options.quick else MARKS
     steps = ["trainer.steps=20"] if options.quick else ["--marks", "5,15,30,60", "--views", "8"]
@@ -155,19 +161,21 @@ def _lego(options: argparse.Namespace, device: str, recipe: Sequence[str], skip:
         found, why = _scene(getattr(options, kind), f"no --{kind}")
         others.append(timed(kind, minute, [f"experiment={preset}", *found], why))
     return [
-        *(timed(f"lego-{mark:g}s", mark, recipe, skip) for mark in early),
+        *(timed(f"lego-{mark:g}s", mark, by_time, skip) for mark in early),
         train("lego-steps", [*steps, *recipe], 180, skip),
         *others,
-        timed(f"lego-{last:g}s", last, recipe, skip),
+        timed(f"lego-{last:g}s", last, by_time, skip),
     ]
 
 
 def _tests(options: argparse.Namespace) -> Part:
-    """Run the tests of the device, which several processes would only share."""
+    """Run the tests of the device, some at a time where pytest can."""
     which = ["tests/ops/test_contract.py"] if options.quick else list(TESTS)
     # Its name has the device's in it, but it compiles for all others as well: minutes.
     without = ["-p", "no:cacheprovider", "--ignore=tests/ops/test_cuda_build.py"]
     without += ["-o", "addopts=--import-mode=importlib"]
+    if importlib.util.find_spec("xdist"):  # one after the other they take minutes
+        without += ["-n", str(min(8, max(1, (os.cpu_count() or 1) // 2)))]
     command = ["-m", "pytest", "-q", "-k", options.device, *without, *which]
     return Part("tests", command, 110, tests_of, codes=(0, 1))
 

@@ -122,6 +122,22 @@ struct SelectPick {
   }
 };
 
+struct alignas(16) Chunk {
+  uint32_t words[4];
+};
+
+// Rows of a matrix, a few words each.
+template <class Word>
+struct GatherRows {
+  static constexpr int64_t kGrain = 1 << 14;
+  const Word* from;     // [M][K]
+  const int64_t* rows;  // [N], below M
+  int64_t num_words;    // K
+  Word* to;             // [N][K]
+
+  NT_HD void operator()(int64_t i) const { to[i] = from[rows[i / num_words] * num_words + i % num_words]; }
+};
+
 // Rays are taken in their order until the next one would not fit; those without room have no samples.
 struct FitRays {
   static constexpr int64_t kGrain = 1 << 12;

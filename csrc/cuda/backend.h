@@ -27,14 +27,14 @@ __global__ void each_level_kernel(int64_t n, Body body) {
   if (i < n) body(i, int(blockIdx.y));
 }
 
-// Zeros from a row on that only the GPU knows.
+// Zeros from a row on that only the GPU knows: most often there are few.
 struct ClearRest {
   const int64_t* first;  // [1]
-  int64_t row_words;
+  int64_t row_words, num_words, num_threads;
   uint32_t* words;
 
-  NT_HD void operator()(int64_t i) const {
-    if (i >= *first * row_words) words[i] = 0;
+  NT_HD void operator()(int64_t thread) const {
+    for (int64_t i = *first * row_words + thread; i < num_words; i += num_threads) words[i] = 0;
   }
 };
 
@@ -97,9 +97,10 @@ struct Cuda {
   static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets) {
     if (packed.numel() == 0) return;
     const int64_t words = packed.numel() * int64_t(packed.element_size() / sizeof(uint32_t));
-    const ClearRest body{offsets.const_data_ptr<int64_t>() + offsets.size(0) - 1, words / packed.size(0),
-                         static_cast<uint32_t*>(packed.mutable_data_ptr())};
-    for_each(packed, words, body);
+    const int64_t num_threads = min_of(words, int64_t(1) << 15);
+    const ClearRest body{offsets.const_data_ptr<int64_t>() + offsets.size(0) - 1, words / packed.size(0), words,
+                         num_threads, static_cast<uint32_t*>(packed.mutable_data_ptr())};
+    for_each(packed, num_threads, body);
   }
 
   template <class Body>

@@ -19,7 +19,7 @@ struct MarchWindows {
 // Whether steps between two distances may have samples: false where every block of cells about them is empty. Of grids
 // of one level.
 __device__ __forceinline__ bool may_hold(const OccupancyGrid& g, const Line& line, float t0, float t1) {
-  int low[3], high[3], num = 1;
+  int low[3], high[3], num = 1;  // blocks
   for (int a = 0; a < 3; ++a) {
     const float n = float(g.resolution[a]);
     const float u0 = (line.o[a] + t0 * line.d[a] - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f;
@@ -27,14 +27,21 @@ __device__ __forceinline__ bool may_hold(const OccupancyGrid& g, const Line& lin
     // A little more on either side, for what rounding makes of a step between.
     low[a] = to_int_clamped(min_of(u0, u1) * n - 0.25f, 0, g.resolution[a] - 1) >> 2;
     high[a] = to_int_clamped(max_of(u0, u1) * n + 0.25f, 0, g.resolution[a] - 1) >> 2;
-    num *= high[a] - low[a] + 1;
+    num *= (high[a] >> 2) - (low[a] >> 2) + 1;
   }
-  if (num > kWarp) return true;  // more than a look at each step would take
-  for (int x = low[0]; x <= high[0]; ++x)
-    for (int y = low[1]; y <= high[1]; ++y)
-      for (int z = low[2]; z <= high[2]; ++z) {
-        const BitPlace block = bit_place(x, y, z, g.side / 4);
-        if (g.blocks[block.word] >> block.bit & 1) return true;
+  if (num > kWarp) return true;  // more groups of blocks than a look at each step would take
+  const int groups = g.side / 16;
+  for (int x = low[0] >> 2; x <= high[0] >> 2; ++x)
+    for (int y = low[1] >> 2; y <= high[1] >> 2; ++y)
+      for (int z = low[2] >> 2; z <= high[2] >> 2; ++z) {
+        const uint64_t word = g.blocks[(int64_t(x) * groups + y) * groups + z];
+        // The bits of the blocks between low and high, as bit_place lays them out: z, then y, then x.
+        const int from[3] = {max_of(low[0] - 4 * x, 0), max_of(low[1] - 4 * y, 0), max_of(low[2] - 4 * z, 0)};
+        const int to[3] = {min_of(high[0] - 4 * x, 3), min_of(high[1] - 4 * y, 3), min_of(high[2] - 4 * z, 3)};
+        const uint64_t row = (2u << to[2]) - (1u << from[2]);
+        const uint64_t plane = row * (0x1111u >> 4 * (3 - to[1] + from[1])) << 4 * from[1];
+        const uint64_t cube = plane * (0x0001000100010001u >> 16 * (3 - to[0] + from[0])) << 16 * from[0];
+        if (word & cube) return true;
       }
   return false;
 }

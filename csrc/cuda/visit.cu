@@ -58,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("visit_count", TORCH_BOX(&nerftrain::visit_count<nerftrain::Cuda>));
   m.impl("visit_pick", TORCH_BOX(&nerftrain::visit_pick<nerftrain::Cuda>));
   m.impl("visit_take_", TORCH_BOX(&nerftrain::visit_take_<nerftrain::Cuda>));
+  m.impl("gather_rows", TORCH_BOX(&nerftrain::gather_rows<nerftrain::Cuda>));
   m.impl("fit", TORCH_BOX(&nerftrain::fit<nerftrain::Cuda>));
   m.impl("select_count", TORCH_BOX(&nerftrain::select_count<nerftrain::CudaVisit>));
   m.impl("select_pick", TORCH_BOX(&nerftrain::select_pick<nerftrain::CudaVisit>));

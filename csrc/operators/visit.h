@@ -1,4 +1,6 @@
 #pragma once
+#include <stdexcept>
+
 #include "../common/visit.h"
 #include "tensors.h"
 
@@ -89,6 +91,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
   run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, rows);
   return {starts, ends, rays, rows};
+}
+
+template <class Backend, class Word>
+void gather_rows_as(const Tensor& from, const Tensor& rows, const Tensor& to) {
+  const int64_t num_words = from.size(1) * int64_t(from.element_size()) / int64_t(sizeof(Word));
+  const GatherRows<Word> body{static_cast<const Word*>(from.const_data_ptr()), read<int64_t>(rows), num_words,
+                              static_cast<Word*>(to.mutable_data_ptr())};
+  Backend::for_each(rows, rows.size(0) * num_words, body);
+}
+
+template <class Backend>
+Tensor gather_rows(const Tensor& from, const Tensor& rows) {
+  const int64_t row_bytes = from.size(1) * int64_t(from.element_size());
+  if (row_bytes % 4) throw std::runtime_error("gather_rows: rows must be of whole words");
+  Tensor to = make(from, {rows.size(0), from.size(1)});
+  (row_bytes % 16 ? gather_rows_as<Backend, uint32_t> : gather_rows_as<Backend, Chunk>)(from, rows, to);
+  return to;
 }
 
 template <class Backend>

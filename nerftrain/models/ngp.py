@@ -20,7 +20,7 @@ from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
 from nerftrain.ops import library
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.ngp_half import Encoded, can_do, look_up, ngp_half, ngp_half_density
-from nerftrain.ops.visit import LookedUp, Visited
+from nerftrain.ops.visit import LookedUp, Visited, gather_rows
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
@@ -163,7 +163,7 @@ class NGP(RadianceField):
         grids = [(self.encoding, places[:, :3]), *moving]
         if features.dtype == torch.float16:
             encoded = [grid.at(at) for grid, at in grids if isinstance(grid, HashEncoding)]
-            directions = rays.directions.index_select(0, samples.ray_indices)
+            directions = gather_rows(rays.directions, samples.ray_indices)
             return ngp_half(encoded, directions, *weights, self.directions.degree, features)
         parts = features.split([grid.num_features for grid, _ in grids], -1)
         known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]

@@ -34,7 +34,7 @@ class LookedUp(NamedTuple):
         rows = samples if self.rows is None else self.rows.index_select(0, samples)
         if self.rows is not None and len(rows) and int(rows.amin()) < 0:
             return None
-        return self.places.index_select(0, rows), self.features.index_select(0, rows)
+        return gather_rows(self.places, rows), gather_rows(self.features, rows)
 
 
 @dataclass
@@ -139,6 +139,11 @@ def _select_fake(_k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor) -> t
     return starts, ends, rays, torch.empty_like(offsets), torch.empty_like(rays)
 
 
+@library.fake("gather_rows")
+def _gather_rows_fake(numbers: Tensor, rows: Tensor) -> Tensor:
+    return numbers.new_empty(rows.shape[0], numbers.shape[1])
+
+
 @library.fake("select_count")
 def _select_count_fake(_keep: Tensor, offsets: Tensor) -> Tensor:
     return offsets.new_empty(offsets.shape[0] - 1)
@@ -177,6 +182,16 @@ def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int)
         visited.num_evaluated += len(now)
         most *= 2
     return visited
+
+
+def gather_rows(numbers: Tensor, rows: Tensor) -> Tensor:
+    """Take rows [N] of numbers [M, K], without gradients: [N, K].
+
+    On a GPU torch's index_select lays a block of threads out for a row, however short it is.
+    """
+    if library.on_cpu(numbers) or not library.native(numbers, rows):
+        return numbers.index_select(0, rows)
+    return torch.ops.nerftrain.gather_rows(numbers.contiguous(), rows)
 
 
 def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: int) -> Samples:

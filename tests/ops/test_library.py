@@ -443,6 +443,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "pixel_rays": [(random(2, 3, 4, dtype=dtype), random(2, 4, dtype=dtype), *pixels)],
             "sample_points": [(points, points, *a_round, round_offsets)],
             "fit": [(offsets[1:], 5)],
+            "gather_rows": [
+                (random(7, 4, dtype=dtype), offsets.clamp(max=6)),
+                (random(7, 3, dtype=dtype), offsets[:0]),
+            ],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
             "composite_fwd": [packed],
             "composite_bwd": [

@@ -1,4 +1,4 @@
-"""Buffers of a fixed size: which rays have room, and where their samples begin."""
+"""Buffers of a fixed size: which rays have room, where their samples begin, what was there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nerftrain.ops.rooms import fit, fit_reference
+from nerftrain.ops.visit import gather_rows
 
 
 @pytest.mark.parametrize("room", [0, 5, 100, 10_000])
@@ -27,3 +28,13 @@ def test_no_rays_have_no_samples(device):
     offsets, whole = fit(torch.zeros(0, dtype=torch.int64, device=device), 7)
     assert offsets.tolist() == [0]
     assert len(whole) == 0
+
+
+@pytest.mark.parametrize("width", [3, 4, 32])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_rows_are_gathered(device, width, kind):
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(50, 2 * width, generator=generator).to(device, kind)
+    rows = torch.randint(50, (77,), generator=generator).to(device)
+    assert torch.equal(gather_rows(numbers, rows), numbers[rows])
+    assert gather_rows(numbers, rows[:0]).shape == (0, 2 * width)
