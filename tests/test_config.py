@@ -343,7 +343,7 @@ def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
     ]
     assert layouts == [8, 6]
     steps = [compose([*overrides, *more]).trainer for more in ([], ["runtime=cpu"])]
-    assert [step.sample_budget for step in steps] == [262144, 8192]
+    assert [step.sample_budget for step in steps] == [262144, 16384]
     assert [step.max_rays for step in steps] == [131072, 32768]
     assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 18
 

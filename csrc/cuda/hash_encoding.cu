@@ -14,7 +14,7 @@ struct HashEncodeHalf {
   const float* positions;  // [N][D]
   const uint32_t* table;   // [entries][F / 2] pairs
   uint32_t* features;      // [N][L * F / 2]
-  bool even;               // the number of entries, so that two at an even place can be read at once
+  bool even;               // whether two entries from an even one on can be read at once
 
   NT_HD int num_groups() const { return (levels.num_levels + kLevels - 1) / kLevels; }
 };
@@ -196,10 +196,12 @@ Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vecto
   const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
   const int64_t num = positions.size(0), num_features = table.size(1);
   Tensor features = make(table, {num, levels.num_levels * num_features});
+  const bool even =
+      table.size(0) % 2 == 0 && reinterpret_cast<uintptr_t>(table.const_data_ptr()) % (4 * num_features) == 0;
   const auto run = [&]<int F, int D>(Constant<F>, Constant<D>) {
     const HashEncodeHalf<F, D> body{levels, read<float>(positions),
                                     static_cast<const uint32_t*>(table.const_data_ptr()),
-                                    static_cast<uint32_t*>(features.mutable_data_ptr()), table.size(0) % 2 == 0};
+                                    static_cast<uint32_t*>(features.mutable_data_ptr()), even};
     if (num)
       Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0,
                    num, body);

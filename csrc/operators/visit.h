@@ -106,7 +106,8 @@ Tensor gather_rows(const Tensor& from, const Tensor& rows) {
   const int64_t row_bytes = from.size(1) * int64_t(from.element_size());
   if (row_bytes % 4) throw std::runtime_error("gather_rows: rows must be of whole words");
   Tensor to = make(from, {rows.size(0), from.size(1)});
-  (row_bytes % 16 ? gather_rows_as<Backend, uint32_t> : gather_rows_as<Backend, Chunk>)(from, rows, to);
+  const bool aligned = row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(from.const_data_ptr()) % 16 == 0;
+  (aligned ? gather_rows_as<Backend, Chunk> : gather_rows_as<Backend, uint32_t>)(from, rows, to);
   return to;
 }
 
