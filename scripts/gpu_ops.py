@@ -29,6 +29,7 @@ from nerftrain import trainer
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.recording import Counts
+from nerftrain.types import Samples
 
 CALLS = 10  # whose mean is a time, of the fastest of ROUNDS: launches overlap as in training
 ROUNDS = 3
@@ -87,6 +88,8 @@ def tensors(value: Any) -> list[Tensor]:
     """List the tensors of an op's arguments or results."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Samples):  # one that a ray has more must not count for all rays after it
+        return [value.t_starts, value.t_ends, value.ray_indices, value.offsets.diff()]
     if is_dataclass(value) and not isinstance(value, type):
         return tensors([getattr(value, field.name) for field in fields(value) if field.compare])
     return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []

@@ -27,17 +27,6 @@ __global__ void each_level_kernel(int64_t n, Body body) {
   if (i < n) body(i, int(blockIdx.y));
 }
 
-// Zeros from a row on that only the GPU knows: most often there are few.
-struct ClearRest {
-  const int64_t* first;  // [1]
-  int64_t row_words, num_words, num_threads;
-  uint32_t* words;
-
-  NT_HD void operator()(int64_t thread) const {
-    for (int64_t i = *first * row_words + thread; i < num_words; i += num_threads) words[i] = 0;
-  }
-};
-
 struct Cuda {
   static constexpr int kThreads = 256;
 
@@ -93,15 +82,8 @@ struct Cuda {
     if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body);
   }
 
-  // Of numbers of four bytes or more.
-  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets) {
-    if (packed.numel() == 0) return;
-    const int64_t words = packed.numel() * int64_t(packed.element_size() / sizeof(uint32_t));
-    const int64_t num_threads = min_of(words, int64_t(1) << 15);
-    const ClearRest body{offsets.const_data_ptr<int64_t>() + offsets.size(0) - 1, words / packed.size(0), words,
-                         num_threads, static_cast<uint32_t*>(packed.mutable_data_ptr())};
-    for_each(packed, num_threads, body);
-  }
+  // Of numbers of four bytes or more (visit.cu).
+  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets);
 
   template <class Body>
   static void scatter(const torch::stable::Tensor& like, int64_t n, const Body& body) {

@@ -40,6 +40,26 @@ __global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
   }
 }
 
+// Zeros from a row on that only the GPU knows: most often there are few.
+struct ClearRest {
+  const int64_t* first;  // [1]
+  int64_t row_words, num_words, num_threads;
+  uint32_t* words;
+
+  NT_HD void operator()(int64_t thread) const {
+    for (int64_t i = *first * row_words + thread; i < num_words; i += num_threads) words[i] = 0;
+  }
+};
+
+void Cuda::clear_rest(const Tensor& packed, const Tensor& offsets) {
+  if (packed.numel() == 0) return;
+  const int64_t words = packed.numel() * int64_t(packed.element_size() / sizeof(uint32_t));
+  const int64_t num_threads = min_of(words, int64_t(1) << 15);
+  const ClearRest body{read<int64_t>(offsets) + offsets.size(0) - 1, words / packed.size(0), words, num_threads,
+                       static_cast<uint32_t*>(packed.mutable_data_ptr())};
+  for_each(packed, num_threads, body);
+}
+
 struct CudaVisit : Cuda {
   using Cuda::for_each;
 
