@@ -70,7 +70,6 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
           const int own = ahead + kWarp * lane;
           const float from = lattice.start(own), to = lattice.start(own + kWarp);
           worth = __ballot_sync(kAll, own < m.max_steps && (!(to < t1) || may_hold(g, line, from, to)));
-          k = ahead;
           ahead += kWarp * kWarp;
           if (!worth) {
             k = min_of(ahead, m.max_steps);

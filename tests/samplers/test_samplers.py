@@ -6,7 +6,7 @@ import torch
 from nerftrain.cameras import pixel_rays
 from nerftrain.errors import UserError
 from nerftrain.ops import march as ops
-from nerftrain.samplers.occgrid import UNKNOWN, GridSettings, OccGrid
+from nerftrain.samplers.occgrid import FIRST_STRIDE, STRIDES, UNKNOWN, GridSettings, OccGrid
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
@@ -140,6 +140,22 @@ def test_cells_not_looked_at_stay_occupied(scene: Scene) -> None:
     looked_at = (sampler.occupancy != UNKNOWN).sum()
     assert looked_at <= 1000 + (~sampler.visible).sum()
     assert sampler.describe()["occupied"] > 0.9 * float(sampler.visible.float().mean())
+
+
+def test_strides_of_what_is_recorded_are_few_and_end_at_the_full_resolution(scene: Scene) -> None:
+    sampler, generator = occgrid(scene, warmup_steps=48, update_every=1000), torch.Generator()
+    rays, phases, spacings = rays_of(scene, 64), [], []
+    for step in range(60):
+        phases.append(sampler.phase())
+        samples = sampler.sample(rays, lambda t, *_: torch.ones_like(t), generator, room=4096)
+        used = int(samples.offsets[-1])
+        spacings.append(float((samples.t_ends - samples.t_starts)[:used].median()))
+        sampler.update(step, ball, generator)
+    assert phases == sorted(phases, reverse=True)
+    assert len(set(phases)) == STRIDES + 1
+    assert phases[0] == pytest.approx(FIRST_STRIDE * sampler.march.step)
+    assert phases[-1] == pytest.approx(sampler.march.step)
+    assert spacings == pytest.approx(phases, rel=1e-3)  # a recorded step is of the stride it names
 
 
 def test_weights_too_small_to_see_do_not_starve_a_new_field(scene: Scene) -> None:
