@@ -154,8 +154,9 @@ def _answer(handler: BaseHTTPRequestHandler, state: FileServer) -> None:
         handler.send_header("Content-Length", str(len(content) - start))
     handler.send_header("Content-Type", state.content_type)
     handler.send_header("ETag", tag)
-    handler.end_headers()
+    # Before the client sees a byte: it may close this answer unread and ask for the next.
     end = start + state.cuts.pop(0) if state.cuts else len(content)
-    state.sent += len(content[start:end])  # before it is read, and the test goes on
+    state.sent += len(content[start:end])
+    handler.end_headers()
     handler.wfile.write(content[start:end])
     handler.close_connection = True
