@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
+#include <vector>
 
 namespace nerftrain {
 
@@ -27,12 +28,15 @@ struct Cpu {
     });
   }
 
-  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets) {
-    const int64_t num_rows = packed.size(0), num_rays = offsets.size(0) - 1;
+  static void clear_rest(const torch::stable::Tensor& offsets, const std::vector<torch::stable::Tensor>& packed) {
+    const int64_t num_rays = offsets.size(0) - 1;
     const int64_t first = num_rays < 0 ? 0 : offsets.const_data_ptr<int64_t>()[num_rays];
-    if (first >= num_rows) return;
-    const size_t row_bytes = size_t(packed.numel() / num_rows) * packed.element_size();
-    std::memset(static_cast<char*>(packed.mutable_data_ptr()) + first * row_bytes, 0, (num_rows - first) * row_bytes);
+    for (const torch::stable::Tensor& tensor : packed) {
+      const int64_t num_rows = tensor.size(0);
+      if (first >= num_rows) continue;
+      const size_t row_bytes = size_t(tensor.numel() / num_rows) * tensor.element_size();
+      std::memset(static_cast<char*>(tensor.mutable_data_ptr()) + first * row_bytes, 0, (num_rows - first) * row_bytes);
+    }
   }
 
   // Levels inside blocks of samples: a level's table stays in the cache while a block reads it.

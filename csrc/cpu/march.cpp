@@ -20,14 +20,37 @@ struct Piece {
 
 constexpr int64_t kRoom = 1 << 15;  // samples of a piece: what stays in the cache until it is copied
 
-std::vector<Piece> march_range(const MarchRays& rays, int64_t begin, int64_t end, int64_t* counts, float* ends) {
+// Of the first box. Blocks are 4^3 cells, a bit each; words are 4^3 blocks.
+OccupiedCells occupied_cells(const OccupancyGrid& grid) {
+  OccupiedCells found;
+  const int groups = grid.side / 16;
+  for (int i = 0; i < groups * groups * groups; ++i) {
+    const uint64_t word = grid.blocks[i];
+    if (!word) continue;
+    const int at[3] = {i / (groups * groups), i / groups % groups, i % groups};
+    for (int bit = 0; bit < 64; ++bit) {
+      if (!(word >> bit & 1)) continue;
+      const int within[3] = {bit >> 4, bit >> 2 & 3, bit & 3};
+      const bool first = found.low[0] > found.high[0];
+      for (int a = 0; a < 3; ++a) {
+        const int cell = (at[a] * 4 + within[a]) * 4;
+        found.low[a] = first ? cell - 1 : std::min(found.low[a], cell - 1);
+        found.high[a] = first ? cell + 5 : std::max(found.high[a], cell + 5);
+      }
+    }
+  }
+  return found;
+}
+
+std::vector<Piece> march_range(const MarchRays& rays, const OccupiedCells& occupied, int64_t begin, int64_t end,
+                               int64_t* counts, float* ends) {
   const MarchKernels& kernels = kernels_for(0, march_portable, march_avx2, march_avx512);
   const int64_t most = std::min(rays.settings.max_steps, rays.settings.max_samples), room = std::max(kRoom, most);
   std::vector<Piece> pieces;
   while (begin < end) {
     std::unique_ptr<float[]> t_starts(new float[room]), t_ends(new float[room]);
     const int64_t next =
-        kernels.march(rays, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
+        kernels.march(rays, occupied, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
     int64_t num_samples = 0;
     for (int64_t r = begin; r < next; ++r) num_samples += counts[r];
     pieces.push_back({begin, next, num_samples, std::move(t_starts), std::move(t_ends)});
@@ -41,9 +64,10 @@ std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t
   constexpr int64_t kRays = 256;
   const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
   std::vector<std::vector<Piece>> ranges(num_ranges);
+  const OccupiedCells occupied = occupied_cells(rays.grid);
   torch::stable::parallel_for(0, num_ranges, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
-      ranges[i] = march_range(rays, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
+      ranges[i] = march_range(rays, occupied, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
   });
   std::vector<Piece> pieces;
   for (auto& range : ranges) std::move(range.begin(), range.end(), std::back_inserter(pieces));

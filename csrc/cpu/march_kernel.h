@@ -20,6 +20,7 @@ using nerftrain::Marched;
 using nerftrain::MarchRays;
 using nerftrain::MarchSettings;
 using nerftrain::OccupancyGrid;
+using nerftrain::OccupiedCells;
 
 constexpr int kLanes = NT_LANES;  // set by the including file
 constexpr int kStretches = 64;    // that a ray may have; one with more goes the long way
@@ -85,8 +86,10 @@ struct Box {
   int words, groups;  // 4^3 and 16^3 cells along the cube of bits
   int resolution[3];
   float center[3], half[3], inverse[3], unit[3], share[3];
+  float low[3], high[3];  // around all that is occupied
 
-  explicit Box(const OccupancyGrid& g) : cells(g.cells), blocks(g.blocks), words(g.side / 4), groups(g.side / 16) {
+  Box(const OccupancyGrid& g, const OccupiedCells& occupied)
+      : cells(g.cells), blocks(g.blocks), words(g.side / 4), groups(g.side / 16) {
     for (int a = 0; a < 3; ++a) {
       resolution[a] = g.resolution[a];
       center[a] = g.center[0][a];
@@ -94,6 +97,8 @@ struct Box {
       inverse[a] = g.inverse[0][a];
       unit[a] = float(g.resolution[a]);
       share[a] = 2.f / float(g.resolution[a]);
+      low[a] = center[a] + (float(occupied.low[a]) * share[a] - 1.f) * half[a];
+      high[a] = center[a] + (float(occupied.high[a]) * share[a] - 1.f) * half[a];
     }
   }
 
@@ -117,7 +122,8 @@ inline Ints ceil_clamped(Floats x, Ints low, int high) {
 // A ray in each lane, and the stretches of its steps that may have samples.
 struct Bundle {
   Floats o[3], d[3], inverse[3], near, far, first, last, jitter;
-  Ints alive, step;  // the step at which a ray's march is
+  Floats enter, quit;  // what is occupied lies between; a ray that meets none of it enters at its last and has quit
+  Ints alive, step;    // the step at which a ray's march is
   int num_stretches[kLanes];
   int from[kLanes][kStretches], to[kLanes][kStretches];
 
@@ -154,6 +160,24 @@ struct Bundle {
     alive &= first < last;
   }
 
+  // Finds where rays pass what is occupied, from `first` to `last` at most.
+  void clip_occupied(const Box& box) {
+    enter = first;
+    quit = last;
+    Ints meets = alive;
+    for (int a = 0; a < 3; ++a) {
+      const Ints still = inverse[a] == 0.f, within = (o[a] >= box.low[a]) & (o[a] < box.high[a]);
+      const Floats ta = (box.low[a] - o[a]) * inverse[a], tb = (box.high[a] - o[a]) * inverse[a];
+      const Floats nearer = ta < tb ? ta : tb, farther = ta > tb ? ta : tb;
+      enter = ~still & (nearer > enter) ? nearer : enter;
+      quit = ~still & (farther < quit) ? farther : quit;
+      meets &= ~still | within;
+    }
+    meets &= enter < quit;
+    enter = meets ? enter : last;
+    quit = meets ? quit : first;
+  }
+
   // Line::leave: the distance at which rays leave the aligned cubes around their cells.
   Floats leave(const Box& box, const Ints* cell, Ints cube) const {
     Floats exit = Floats{} + 3.4e38f;
@@ -179,13 +203,14 @@ inline void keep_stretch(Bundle& rays, int lane, int from, int to) {
   }
 }
 
-// march_steps of a bundle, past all blocks: those that have occupied cells are noted.
+// march_steps of a bundle, past all blocks: those that have occupied cells are noted. What lies before and behind all
+// of these is passed in one step.
 inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
   const float inverse_step = 1.f / m.step;
   const auto first_after = [&](Floats t, Ints low) {
     return ceil_clamped((t - rays.near) * inverse_step - rays.jitter - 0.55f, low, m.max_steps);
   };
-  rays.step = first_after(rays.first, Ints{});
+  rays.step = first_after(rays.enter, Ints{});
   Ints going = rays.alive & (rays.step < m.max_steps);
   while (bits_of(going) != 0) {
     const Ints k = rays.step;
@@ -200,7 +225,7 @@ inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
     const Ints lower = half_words(box.blocks, place.word * 2), upper = half_words(box.blocks, place.word * 2 + 1);
     const Ints half = place.bit > 31 ? upper : lower;
     const Ints cube = (lower | upper) == 0 ? Ints{} + 16 : Ints{} + 4;
-    const Floats exit = rays.leave(box, cell, cube);
+    const Floats exit = mid > rays.quit ? rays.last : rays.leave(box, cell, cube);
     const Ints next = inside ? first_after(exit < rays.last ? exit : rays.last, k + 1) : k + 1;
     for (uint32_t kept = bits_of(going & inside & -(half >> (place.bit & 31) & 1)); kept != 0; kept &= kept - 1) {
       const int lane = __builtin_ctz(kept);
@@ -247,19 +272,22 @@ inline Marched march_stretches(const Box& box, const MarchSettings& m, const Bun
   return {count, start_of(rays.step[lane])};
 }
 
-int64_t march(const MarchRays& rays, int64_t begin, int64_t end, int64_t room, float* t_starts, float* t_ends,
-              int64_t* counts, float* ends) {
+int64_t march(const MarchRays& rays, const OccupiedCells& occupied, int64_t begin, int64_t end, int64_t room,
+              float* t_starts, float* t_ends, int64_t* counts, float* ends) {
   const MarchSettings m = rays.settings;
   const int64_t most = m.max_steps < m.max_samples ? m.max_steps : m.max_samples;
   const bool equal_steps = m.step > 0.f && m.cone_angle <= 0.f && m.max_samples > 0;
   const bool one_box = equal_steps && rays.grid.num_levels == 1 && rays.grid.side < 4096;  // words fit an int
-  const Box box(rays.grid);
+  const Box box(rays.grid, occupied);
   int64_t used = 0;
   for (int64_t r = begin; r < end; r += kLanes) {
     const int num = int(end - r < kLanes ? end - r : kLanes);
     Bundle bundle(rays, r, num);
     bundle.clip(box);
-    if (one_box) pass_blocks(box, m, bundle);
+    if (one_box) {
+      bundle.clip_occupied(box);
+      pass_blocks(box, m, bundle);
+    }
     for (int lane = 0; lane < num; ++lane) {
       if (room - used < most) return r + lane;
       float *starts = t_starts + used, *stops = t_ends + used;

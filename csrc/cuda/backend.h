@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <stdexcept>
+#include <vector>
 
 #include "../common/launch.h"
 
@@ -82,8 +83,8 @@ struct Cuda {
     if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body);
   }
 
-  // Of numbers of four bytes or more (visit.cu).
-  static void clear_rest(const torch::stable::Tensor& packed, const torch::stable::Tensor& offsets);
+  // Of numbers of four bytes or more, by one launch (visit.cu).
+  static void clear_rest(const torch::stable::Tensor& offsets, const std::vector<torch::stable::Tensor>& packed);
 
   template <class Body>
   static void scatter(const torch::stable::Tensor& like, int64_t n, const Body& body) {

@@ -1,31 +1,52 @@
-// Compositing with a warp for each ray: lanes take neighbouring samples, 32 at a time, and scan over them. Float64 goes
-// ray by ray.
+// Compositing with a team of lanes for each ray, which take neighbouring samples and scan over them: eight lanes where
+// rays have few samples, since what a warp does costs the same however few of its lanes have one, else all 32. Float64
+// goes ray by ray.
 #include "../operators/composite.h"
 #include "backend.h"
 #include "warp.h"
 
 namespace nerftrain {
 
+// The ray and the lane of a team; teams behind the last ray have none, but take part in what warps do together.
+template <int kTeam>
+struct Team {
+  int64_t ray;
+  int lane;
+  bool there;
+  int64_t first = 0, last = 0;  // samples
+
+  __device__ __forceinline__ Team(int64_t num_rays, const int64_t* offsets)
+      : ray(piece_of(blockIdx.x, blockDim.x, threadIdx.x) / kTeam),
+        lane(lane_of_warp() % kTeam),
+        there(ray < num_rays) {
+    if (there) first = offsets[ray], last = offsets[ray + 1];
+  }
+
+  // Whether any team of the warp has a sample from here on.
+  __device__ __forceinline__ bool any(bool here) const {
+    return kTeam == kWarp ? here : __ballot_sync(kAll, here) != 0;
+  }
+};
+
 // K channels; 0: as many as there are, in a pass of their own that adds them up in the same order.
-template <int K>
+template <int K, int kTeam>
 __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<float> body) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays) return;
-  const int lane = lane_of_warp();
   const PackedRays<float>& in = body.in;
-  const int64_t first = in.offsets[r], last = in.offsets[r + 1];
+  const Team<kTeam> team(num_rays, in.offsets);
+  const int64_t r = team.ray, first = team.first, last = team.last;
+  const int lane = team.lane;
   float color[K ? K : 1] = {}, sum_w = 0, sum_wm = 0, spread = 0;  // of this lane's samples
-  float arriving = 1, before_w = 0, before_wm = 0;                 // of all samples before these 32
-  for (int64_t base = first; base < last; base += kWarp) {
+  float arriving = 1, before_w = 0, before_wm = 0;                 // of all samples before these
+  for (int64_t base = first; team.any(base < last); base += kTeam) {
     const int64_t i = base + lane;
     const bool there = i < last;
     const float start = there ? in.t_starts[i] : 0, end = there ? in.t_ends[i] : 0;
     const float dt = end - start, mid = (start + end) * 0.5f;
     const float kept = there ? in.kept_of(i) : 1;
-    const float kept_so_far = warp_product_so_far(kept, lane);
+    const float kept_so_far = product_so_far<kTeam>(kept, lane);
     const float light = arriving * of_lane_before(kept_so_far, lane, 1);
     const float w = light * (1 - kept), wm = w * mid;
-    const float w_so_far = warp_sum_so_far(w, lane), wm_so_far = warp_sum_so_far(wm, lane);
+    const float w_so_far = sum_so_far<kTeam>(w, lane), wm_so_far = sum_so_far<kTeam>(wm, lane);
     const float w_before = before_w + of_lane_before(w_so_far, lane, 0);
     const float wm_before = before_wm + of_lane_before(wm_so_far, lane, 0);
     if (there) {
@@ -38,22 +59,22 @@ __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<floa
       sum_w += w;
       sum_wm += wm;
     }
-    arriving *= __shfl_sync(kAll, kept_so_far, kWarp - 1);
-    before_w += __shfl_sync(kAll, w_so_far, kWarp - 1);
-    before_wm += __shfl_sync(kAll, wm_so_far, kWarp - 1);
+    arriving *= of_last<kTeam>(kept_so_far);
+    before_w += of_last<kTeam>(w_so_far);
+    before_wm += of_last<kTeam>(wm_so_far);
   }
   for (int64_t k = 0; K == 0 && k < in.num_channels; ++k) {
     float sum = 0;
-    for (int64_t i = first + lane; i < last; i += kWarp) sum += body.weights[i] * in.channels[i * in.num_channels + k];
-    sum = warp_sum(sum);
-    if (lane == 0) body.channels[r * in.num_channels + k] = sum;
+    for (int64_t i = first + lane; i < last; i += kTeam) sum += body.weights[i] * in.channels[i * in.num_channels + k];
+    sum = team_sum<kTeam>(sum);
+    if (lane == 0 && team.there) body.channels[r * in.num_channels + k] = sum;
   }
 #pragma unroll
-  for (int k = 0; k < K; ++k) color[k] = warp_sum(color[k]);
-  sum_w = warp_sum(sum_w);
-  sum_wm = warp_sum(sum_wm);
-  spread = warp_sum(spread);
-  if (lane) return;
+  for (int k = 0; k < K; ++k) color[k] = team_sum<kTeam>(color[k]);
+  sum_w = team_sum<kTeam>(sum_w);
+  sum_wm = team_sum<kTeam>(sum_wm);
+  spread = team_sum<kTeam>(spread);
+  if (lane || !team.there) return;
 #pragma unroll
   for (int k = 0; k < K; ++k) body.channels[r * K + k] = color[k];
   body.opacity[r] = sum_w;
@@ -61,37 +82,39 @@ __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<floa
   body.distortion[r] = spread;
 }
 
-// From the back, 32 samples at a time; the letters are those of CompositeBackward.
-template <int K, bool kMore>
+// From the back, as many samples at a time as a team has lanes; the letters are those of CompositeBackward.
+template <int K, bool kMore, int kTeam>
 __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<float> body) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays) return;
-  const int lane = lane_of_warp();
   const PackedRays<float>& in = body.in;
-  const int64_t first = in.offsets[r], last = in.offsets[r + 1];
+  const Team<kTeam> team(num_rays, in.offsets);
+  const int64_t first = team.first, last = team.last;
+  const int lane = team.lane;
+  // A team without a ray reads the first one's; its samples are none.
+  const int64_t r = team.there ? team.ray : 0;
   const float v_sum_w = body.at(body.v_opacity, r), v_sum_wm = body.at(body.v_depth, r);
   const float v_spread = body.at(body.v_distortion, r), total_w = body.opacity[r], total_wm = body.depth[r];
   const int64_t num_channels = K ? K : in.num_channels;
   float v[K ? K : 1];
 #pragma unroll
   for (int k = 0; k < K; ++k) v[k] = body.at(body.v_channels, r * K + k);
-  float behind = 0, behind_w = 0, behind_wm = 0;  // of all samples after these 32
-  for (int64_t base = first + (last - first - 1) / kWarp * kWarp; last > first && base >= first; base -= kWarp) {
+  float behind = 0, behind_w = 0, behind_wm = 0;  // of all samples after these
+  const int64_t last_base = first + (last - first - 1) / kTeam * kTeam;
+  for (int64_t base = last > first ? last_base : first - 1; team.any(base >= first); base -= kTeam) {
     const int64_t i = base + lane;
-    const bool there = i < last;
+    const bool there = base >= first && i < last;
     const float start = there ? in.t_starts[i] : 0, end = there ? in.t_ends[i] : 0;
     const float dt = end - start, mid = (start + end) * 0.5f;
     const float w = there ? body.weights[i] : 0, light = there ? body.arriving[i] : 0;
     float q = v_sum_w;
     if (kMore) {
-      const float wm = w * mid, w_from = warp_sum_from_here(w, lane), wm_from = warp_sum_from_here(wm, lane);
-      const float sum_w = behind_w + of_lane_after(w_from, lane, 0);  // behind this sample
-      const float sum_wm = behind_wm + of_lane_after(wm_from, lane, 0);
+      const float wm = w * mid, w_from = sum_from_here<kTeam>(w, lane), wm_from = sum_from_here<kTeam>(wm, lane);
+      const float sum_w = behind_w + of_lane_after<kTeam>(w_from, lane, 0);  // behind this sample
+      const float sum_wm = behind_wm + of_lane_after<kTeam>(wm_from, lane, 0);
       if (there) q += body.at(body.v_weights, i) + v_sum_wm * mid;
       const float spread = mid * (total_w - 2 * sum_w - w) - (total_wm - 2 * sum_wm - wm);
       q += v_spread * (2 * spread + 2.f / 3 * w * dt);
-      behind_w += __shfl_sync(kAll, w_from, 0);
-      behind_wm += __shfl_sync(kAll, wm_from, 0);
+      behind_w += of_first<kTeam>(w_from);
+      behind_wm += of_first<kTeam>(wm_from);
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -106,28 +129,49 @@ __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<fl
     }
     float own = w * q;
     if (kMore && there) own += light * body.at(body.v_arriving, i);
-    const float own_from = warp_sum_from_here(own, lane), own_after = of_lane_after(own_from, lane, 0);
+    const float own_from = sum_from_here<kTeam>(own, lane), own_after = of_lane_after<kTeam>(own_from, lane, 0);
     if (there) {
       const float leaving = i + 1 < last ? body.arriving[i + 1] : light * in.kept_of(i);
       float inner = leaving * q - (behind + own_after);
       if (kMore && body.v_alphas) inner += in.kept_of(i) * body.v_alphas[i];
       body.v_density[i] = dt * inner;
     }
-    behind += __shfl_sync(kAll, own_from, 0);
+    behind += of_first<kTeam>(own_from);
   }
 }
 
 struct CudaComposite : Cuda {
   using Cuda::for_each;
+  static constexpr int kFew = 8;  // lanes
+
+  // A team for each ray: of few lanes where rays have few samples in the mean.
+  template <class Body>
+  static void launch_teams(const torch::stable::Tensor& samples, int64_t num_rays, void (*few)(int64_t, Body),
+                           void (*all)(int64_t, Body), const Body& body) {
+    if (num_rays == 0) return;
+    const bool long_rays = samples.size(0) / num_rays > 2 * kFew;
+    launch(samples, long_rays ? all : few, grid_of(num_rays * (long_rays ? kWarp : kFew), 1), kThreads, 0, num_rays,
+           body);
+  }
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
-    for_each_warp(like, n, body.in.num_channels == 3 ? composite_forward_kernel<3> : composite_forward_kernel<0>, body);
+    if (body.in.num_channels == 3)
+      launch_teams(like, n, composite_forward_kernel<3, kFew>, composite_forward_kernel<3, kWarp>, body);
+    else
+      launch_teams(like, n, composite_forward_kernel<0, kFew>, composite_forward_kernel<0, kWarp>, body);
   }
+
+  template <int K, bool kMore>
+  static void backward(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
+    launch_teams(like, n, composite_backward_kernel<K, kMore, kFew>, composite_backward_kernel<K, kMore, kWarp>, body);
+  }
+
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
     const bool more = body.v_depth || body.v_distortion || body.v_weights || body.v_alphas || body.v_arriving;
-    const auto of_colors = more ? composite_backward_kernel<3, true> : composite_backward_kernel<3, false>;
-    const auto of_any = more ? composite_backward_kernel<0, true> : composite_backward_kernel<0, false>;
-    for_each_warp(like, n, body.in.num_channels == 3 ? of_colors : of_any, body);
+    if (body.in.num_channels == 3)
+      more ? backward<3, true>(like, n, body) : backward<3, false>(like, n, body);
+    else
+      more ? backward<0, true>(like, n, body) : backward<0, false>(like, n, body);
   }
 };
 

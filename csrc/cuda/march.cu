@@ -181,9 +181,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, 
 std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& windows,
                                               const Tensor& nums, double step, double cone_angle, int64_t max_steps,
                                               const Tensor& offsets, int64_t num_samples) {
-  Tensor t_starts = make_packed<Cuda>(near, {num_samples}, offsets),
-         t_ends = make_packed<Cuda>(near, {num_samples}, offsets);
-  Tensor ray_indices = make_packed<Cuda>(offsets, {num_samples}, offsets);
+  Tensor t_starts = make(near, {num_samples}), t_ends = make(near, {num_samples});
+  Tensor ray_indices = make(offsets, {num_samples});
+  Cuda::clear_rest(offsets, {t_starts, t_ends, ray_indices});
   const MarchFill body{{float(step), float(cone_angle), int(max_steps), 0},
                        read<float>(near),
                        read<float>(jitter),

@@ -12,26 +12,43 @@ constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp; }
 
-// The sum over all lanes, in each of them.
-__device__ __forceinline__ float warp_sum(float x) {
+// What follows goes over teams of lanes side by side, a power of two of them; all lanes of the warp take part, and
+// `lane` counts within the team.
+
+// The sum over a team, in each of its lanes.
+template <int kTeam = kWarp>
+__device__ __forceinline__ float team_sum(float x) {
 #pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
+  for (int step = kTeam / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
   return x;
 }
 
-// Of all lanes up to this one.
-__device__ __forceinline__ float warp_product_so_far(float x, int lane) {
+// What the last lane of a team has.
+template <int kTeam = kWarp>
+__device__ __forceinline__ float of_last(float x) {
+  return __shfl_sync(kAll, x, lane_of_warp() | (kTeam - 1));
+}
+
+template <int kTeam = kWarp>
+__device__ __forceinline__ float of_first(float x) {
+  return __shfl_sync(kAll, x, lane_of_warp() & ~(kTeam - 1));
+}
+
+// Of a team's lanes up to this one.
+template <int kTeam = kWarp>
+__device__ __forceinline__ float product_so_far(float x, int lane) {
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
+  for (int step = 1; step < kTeam; step *= 2) {
     const float other = __shfl_up_sync(kAll, x, step);
     x = lane >= step ? x * other : x;
   }
   return x;
 }
 
-__device__ __forceinline__ float warp_sum_so_far(float x, int lane) {
+template <int kTeam = kWarp>
+__device__ __forceinline__ float sum_so_far(float x, int lane) {
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
+  for (int step = 1; step < kTeam; step *= 2) {
     const float other = __shfl_up_sync(kAll, x, step);
     x = lane >= step ? x + other : x;
   }
@@ -39,11 +56,12 @@ __device__ __forceinline__ float warp_sum_so_far(float x, int lane) {
 }
 
 // Of this lane and all after it.
-__device__ __forceinline__ float warp_sum_from_here(float x, int lane) {
+template <int kTeam = kWarp>
+__device__ __forceinline__ float sum_from_here(float x, int lane) {
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
+  for (int step = 1; step < kTeam; step *= 2) {
     const float other = __shfl_down_sync(kAll, x, step);
-    x = lane + step < kWarp ? x + other : x;
+    x = lane + step < kTeam ? x + other : x;
   }
   return x;
 }
@@ -54,9 +72,10 @@ __device__ __forceinline__ float of_lane_before(float so_far, int lane, float no
   return lane > 0 ? other : none;
 }
 
+template <int kTeam = kWarp>
 __device__ __forceinline__ float of_lane_after(float from_here, int lane, float none) {
   const float other = __shfl_down_sync(kAll, from_here, 1);
-  return lane + 1 < kWarp ? other : none;
+  return lane + 1 < kTeam ? other : none;
 }
 
 // Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it, and

@@ -19,9 +19,9 @@ Composited composite_fwd_as(const Tensor& density, const Tensor& channels, const
   const int64_t num_rays = offsets.size(0) - 1;
   Tensor out = make(density, {num_rays, channels.size(1)}), opacity = make(density, {num_rays});
   Tensor depth = make(density, {num_rays}), distortion = make(density, {num_rays});
-  Tensor weights = make_packed<Backend>(density, {density.size(0)}, offsets);
-  Tensor alphas = make_packed<Backend>(density, {density.size(0)}, offsets);
-  Tensor arriving = make_packed<Backend>(density, {density.size(0)}, offsets);
+  Tensor weights = make(density, {density.size(0)}), alphas = make(density, {density.size(0)});
+  Tensor arriving = make(density, {density.size(0)});
+  Backend::clear_rest(offsets, {weights, alphas, arriving});
   const CompositeForward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                  write<T>(out),
                                  write<T>(opacity),
@@ -48,8 +48,9 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
                                             const Tensor& v_channels, const Tensor& v_opacity, const Tensor& v_depth,
                                             const Tensor& v_distortion, const Tensor& v_weights, const Tensor& v_alphas,
                                             const Tensor& v_arriving) {
-  Tensor v_density = make_packed<Backend>(density, {density.size(0)}, offsets);
-  Tensor v_sample_channels = make_packed<Backend>(density, {channels.size(0), channels.size(1)}, offsets);
+  Tensor v_density = make(density, {density.size(0)});
+  Tensor v_sample_channels = make(density, {channels.size(0), channels.size(1)});
+  Backend::clear_rest(offsets, {v_density, v_sample_channels});
   const CompositeBackward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                   read<T>(weights),
                                   read<T>(arriving),

@@ -36,7 +36,8 @@ void distortion_bwd_as(const Tensor& weights, const Tensor& starts, const Tensor
 template <class Backend>
 Tensor distortion_bwd(const Tensor& weights, const Tensor& starts, const Tensor& ends, const Tensor& offsets,
                       const Tensor& v_distortion) {
-  Tensor v_weights = make_packed<Backend>(weights, {weights.size(0)}, offsets);
+  Tensor v_weights = make(weights, {weights.size(0)});
+  Backend::clear_rest(offsets, {v_weights});
   const auto run = is_double(weights) ? distortion_bwd_as<Backend, double> : distortion_bwd_as<Backend, float>;
   run(weights, starts, ends, offsets, v_distortion, v_weights);
   return v_weights;

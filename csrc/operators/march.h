@@ -97,9 +97,9 @@ std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tens
                                                const Tensor& offsets, int64_t num_samples) {
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
                                     step, cone_angle, max_steps, max_samples);
-  Tensor t_starts = make_packed<Backend>(origins, {num_samples}, offsets);
-  Tensor t_ends = make_packed<Backend>(origins, {num_samples}, offsets);
-  Tensor ray_indices = make_packed<Backend>(offsets, {num_samples}, offsets);
+  Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
+  Tensor ray_indices = make(offsets, {num_samples});
+  Backend::clear_rest(offsets, {t_starts, t_ends, ray_indices});
   const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),
                         write<int64_t>(ray_indices)};
   Backend::for_each(origins, origins.size(0), body);
@@ -118,7 +118,8 @@ void visible_samples_as(const Tensor& density, const Tensor& t_starts, const Ten
 template <class Backend>
 Tensor visible_samples(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
                        const Tensor& least, double early_stop_eps) {
-  Tensor visible = make_packed<Backend>(density, {density.size(0)}, ScalarType::Bool, offsets);
+  Tensor visible = make(density, {density.size(0)}, ScalarType::Bool);
+  Backend::clear_rest(offsets, {visible});
   const auto run = is_double(density) ? visible_samples_as<Backend, double> : visible_samples_as<Backend, float>;
   run(density, t_starts, t_ends, offsets, least, early_stop_eps, visible);
   return visible;

@@ -3,7 +3,8 @@
 // An operator is written once, for a Backend that offers
 //   Backend::for_each(like, n, body)              body(i) for i in [0, n)
 //   Backend::for_each(like, n, num_levels, body)  body(i, level)
-//   Backend::clear_rest(packed, offsets)          zeros from row offsets[R] on
+//   Backend::clear_rest(offsets, {packed ...})    zeros from row offsets[R] on, which are nobody's: at most four
+//   tensors
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -37,20 +38,6 @@ inline Tensor make(const Tensor& like, std::vector<int64_t> shape) { return torc
 
 inline Tensor make(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
-}
-
-// An uninitialised tensor [N] or [N][K] for what packed rays own; rows from offsets[R] on, which are nobody's, are
-// zero.
-template <class Backend>
-Tensor make_packed(const Tensor& like, std::vector<int64_t> shape, ScalarType type, const Tensor& offsets) {
-  Tensor packed = make(like, shape, type);
-  Backend::clear_rest(packed, offsets);
-  return packed;
-}
-
-template <class Backend>
-Tensor make_packed(const Tensor& like, std::vector<int64_t> shape, const Tensor& offsets) {
-  return make_packed<Backend>(like, shape, like.scalar_type(), offsets);
 }
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }

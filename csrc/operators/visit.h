@@ -84,10 +84,9 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends,
                                                        const Tensor& offsets, const Tensor& kept_offsets,
                                                        int64_t num_samples) {
-  Tensor starts = make_packed<Backend>(t_starts, {num_samples}, kept_offsets);
-  Tensor ends = make_packed<Backend>(t_starts, {num_samples}, kept_offsets);
-  Tensor rays = make_packed<Backend>(offsets, {num_samples}, kept_offsets);
-  Tensor rows = make_packed<Backend>(offsets, {num_samples}, kept_offsets);
+  Tensor starts = make(t_starts, {num_samples}), ends = make(t_starts, {num_samples});
+  Tensor rays = make(offsets, {num_samples}), rows = make(offsets, {num_samples});
+  Backend::clear_rest(kept_offsets, {starts, ends, rays, rows});
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
   run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, rows);
   return {starts, ends, rays, rows};

@@ -314,7 +314,8 @@ class _Plan:
             name: "".join(f'#include "{source}"\n' for source in sources)
             for name, sources in units.items()
         }
-        return {"build.ninja": self._ninja([*alone, *map(Path, units)]), **texts}
+        # The longest first: what is compiled last, compiles alone.
+        return {"build.ninja": self._ninja([*map(Path, units), *alone]), **texts}
 
     def _ninja(self, sources: list[Path]) -> str:
         link = self._link() + ([] if self.cuda else ["-fopenmp"])

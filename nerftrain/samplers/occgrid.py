@@ -215,11 +215,11 @@ class OccGrid(Sampler):
         march = self._march_so_far(training=generator is not None, recorded=room is not None)
         if room is None:
             samples = ops.march(rays, at, self.grid, march)
-            visited = visit(samples, sigma_fn, self.early_stop_eps, ROUND)
+            thresholds = self._thresholds(training=generator is not None)
+            visited = visit(samples, sigma_fn, self._least_transmittance(thresholds), ROUND)
             density, num_evaluated = visited.density, visited.num_evaluated
             num_marched = len(samples)
             mean = float(visited.sum_alpha.sum()) / max(num_marched, 1)
-            thresholds = self._thresholds(training=generator is not None)
         else:
             samples = ops.march(rays, at, self.grid, march, MARCHED * room)
             density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
@@ -247,7 +247,8 @@ class OccGrid(Sampler):
         """Place samples in occupied cells; what else would be left out is for the thresholds."""
         march = self._march_so_far(training=False)
         samples = ops.march(rays, jitter(rays, None), self.grid, march)
-        return samples, Thresholds(self.early_stop_eps, *self._thresholds(training=False))
+        thresholds = self._thresholds(training=False)
+        return samples, Thresholds(self._least_transmittance(thresholds), *thresholds)
 
     def _march_so_far(self, training: bool, recorded: bool = False) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
@@ -266,6 +267,10 @@ class OccGrid(Sampler):
         """Name the least opacity and weight of a sample, which are less where steps are shorter."""
         finer = 1.0 if training else self.finer_views
         return float(self._alpha_thre) / finer, float(self._min_weight) / finer
+
+    def _least_transmittance(self, thresholds: tuple[float, float]) -> float:
+        """Say where rays end: no sample weighs more than the transmittance in front of it."""
+        return max(self.early_stop_eps, thresholds[1])
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:

@@ -248,6 +248,29 @@ def test_which_samples_a_ray_has_does_not_depend_on_the_emptiness_elsewhere(
     assert torch.equal(ends[order], whole.t_ends)
 
 
+@pytest.mark.parametrize("num_levels", [1, 2])
+def test_what_is_occupied_may_lie_anywhere_in_the_box(make_rays, device, num_levels):
+    rays, steps = make_rays(1000, reach=3.0), replace(STEPS, step=0.01, max_steps=2000)
+    straight = torch.eye(3, device=device)[torch.arange(300, device=device) % 3]
+    rays = replace(rays, directions=torch.cat([straight, rays.directions[300:]]))
+    jitter, side = random_jitter(rays), 48
+    flags = torch.zeros(num_levels, side, side, side, dtype=torch.bool, device=device)
+    whole, end = march_to(rays, jitter, full_grid_like(flags), steps)
+    starts, indices = [], []
+    ranges = [(0, 5), (5, 30), (30, side)]
+    for x, y, z in itertools.product(ranges, repeat=3):
+        flags[:] = False
+        flags[:, slice(*x), slice(*y), slice(*z)] = True
+        part, part_end = march_to(rays, jitter, pack_grid(flags, BOX), steps)
+        starts.append(part.t_starts)
+        indices.append(part.ray_indices)
+        assert ((part_end - end).abs() <= 1.01 * steps.step).all()
+    order = (torch.cat(indices) * 1e4 + torch.cat(starts).double()).argsort()
+    assert torch.equal(torch.cat(indices)[order], whole.ray_indices)
+    assert torch.equal(torch.cat(starts)[order], whole.t_starts)  # the same bits
+    assert len(march(rays, jitter, pack_grid(torch.zeros_like(flags), BOX), steps)) == 0
+
+
 def full_grid_like(flags: Tensor) -> Grid:
     return pack_grid(torch.ones_like(flags), BOX)
 
