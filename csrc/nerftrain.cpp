@@ -44,6 +44,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets) -> (Tensor, Tensor, Tensor, Tensor, "
       "Tensor)");
+  m.def("recall(Tensor places, Tensor features, Tensor rows, Tensor samples) -> (Tensor, Tensor, Tensor)");
   m.def("select_count(Tensor keep, Tensor offsets) -> Tensor");
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "

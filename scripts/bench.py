@@ -398,6 +398,10 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     round_size = f"R={len(rays)} M={len(now)}"
     yield Case("take", round_size, (marched, visited, now, torch.rand_like(now.t_starts)))
     yield Case("select", size, (marched, density > density.mean()))
+    rows = torch.arange(len(marched), device=density.device)
+    looked_up = marched.t_starts[:, None].expand(-1, 3), density[:, None].expand(-1, 24), rows
+    again = (density > density.mean()).nonzero().squeeze(1)
+    yield Case("recall", size, (*(t.contiguous() for t in looked_up), again))
     at = (marched.t_starts, marched.t_ends, marched.ray_indices)
     yield Case("sample_points", size, (rays, *at))
     grids = [visit_ngp.Grid(run.model.encoding.stored, run.model.encoding.levels)]

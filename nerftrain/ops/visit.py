@@ -10,7 +10,7 @@ after two rounds, and rounds grow lest the rest take many.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,10 +31,9 @@ class LookedUp(NamedTuple):
 
     def at(self, samples: Tensor) -> tuple[Tensor, Tensor] | None:
         """Find places and features of samples by their indices [K]; None if any was not visited."""
-        rows = samples if self.rows is None else self.rows.index_select(0, samples)
-        if self.rows is not None and len(rows) and int(rows.amin()) < 0:
-            return None
-        return gather_rows(self.places, rows), gather_rows(self.features, rows)
+        if self.rows is None:
+            return gather_rows(self.places, samples), gather_rows(self.features, samples)
+        return recall(self.places, self.features, self.rows, samples)
 
 
 @dataclass
@@ -102,6 +101,14 @@ def select_reference(samples: Samples, keep: Tensor) -> Samples:
     return Samples(*kept, before[samples.offsets], samples.whole, picked)
 
 
+def recall_reference(
+    places: Tensor, features: Tensor, rows: Tensor, samples: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Find what was looked up by torch (see `recall`)."""
+    there = rows[samples]
+    return None if (there < 0).any() else (places[there], features[there])
+
+
 def _offsets(counts: Tensor) -> Tensor:
     offsets = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
@@ -142,6 +149,13 @@ def _select_fake(_k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor) -> t
 @library.fake("gather_rows")
 def _gather_rows_fake(numbers: Tensor, rows: Tensor) -> Tensor:
     return numbers.new_empty(rows.shape[0], numbers.shape[1])
+
+
+@library.fake("recall")
+def _recall_fake(places: Tensor, features: Tensor, rows: Tensor, samples: Tensor) -> Any:
+    num = samples.shape[0]
+    there = places.new_empty(num, places.shape[1]), features.new_empty(num, features.shape[1])
+    return *there, rows.new_empty(1, dtype=torch.bool)
 
 
 @library.fake("select_count")
@@ -192,6 +206,24 @@ def gather_rows(numbers: Tensor, rows: Tensor) -> Tensor:
     if library.on_cpu(numbers) or not library.native(numbers, rows):
         return numbers.index_select(0, rows)
     return torch.ops.nerftrain.gather_rows(numbers.contiguous(), rows)
+
+
+def recall(
+    places: Tensor, features: Tensor, rows: Tensor, samples: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Find places [K, A] and features [K, D] that were looked up at samples; None if any was not.
+
+    Args:
+        places: [M, A].
+        features: [M, D].
+        rows: [N] int64, below M, where those of each sample are; below zero where nothing is.
+        samples: [K] int64, below N.
+    """
+    single = places.dtype == features.dtype == torch.float32
+    if not single or not library.on_cpu(places) or not library.native(places, features, rows):
+        return recall_reference(places, features, rows, samples)
+    places, features, all_there = torch.ops.nerftrain.recall(places, features, rows, samples)
+    return (places, features) if bool(all_there) else None
 
 
 def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: int) -> Samples:

@@ -534,6 +534,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             color = random(3 * 5), [5, 3], 1, 0.1, 0.1
             arguments.setdefault("render_ngp", []).append((*field, *color))
         arguments["select"] = [(keep, *distances)]
+        kept = torch.arange(9).clamp(max=6), offsets.clamp(max=8)
+        arguments["recall"] = [(random(7, 3), random(7, 8), *kept)]
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
@@ -542,6 +544,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
 CPU_ONLY = (
     "march",
     "select",
+    "recall",
     "ray_offsets",
     "mlp_fwd",
     "mlp_bwd",
