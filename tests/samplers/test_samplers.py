@@ -129,6 +129,23 @@ def test_rounds_change_nothing_but_the_number_of_evaluations(
     assert evaluated < sampler.num_evaluated == sampler.num_marched
 
 
+def test_rays_end_where_no_sample_can_weigh_enough(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, rays = learnt(scene), rays_of(scene)
+    sampler.min_weight = 0.05
+    monkeypatch.setattr("nerftrain.samplers.occgrid.ROUND", 8)
+    opaque = sigma_of(rays)
+    some = sampler.sample(rays, lambda *at: 0.1 * opaque(*at))
+    evaluated = sampler.num_evaluated
+    monkeypatch.setattr(OccGrid, "_least_transmittance", lambda self, _: self.early_stop_eps)
+    further = sampler.sample(rays, lambda *at: 0.1 * opaque(*at))
+    assert len(some) > 100
+    assert torch.equal(some.t_starts, further.t_starts)
+    assert torch.equal(some.offsets, further.offsets)
+    assert evaluated < sampler.num_evaluated
+
+
 def test_a_new_grid_skips_nothing_that_is_visible(scene: Scene) -> None:
     sampler = occgrid(scene)
     assert sampler.describe()["occupied"] == pytest.approx(float(sampler.visible.float().mean()))
