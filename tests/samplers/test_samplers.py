@@ -133,7 +133,7 @@ def test_rays_end_where_no_sample_can_weigh_enough(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler, rays = learnt(scene), rays_of(scene)
-    sampler.min_weight = 0.05
+    sampler._min_weight.fill_(0.05)
     monkeypatch.setattr("nerftrain.samplers.occgrid.ROUND", 8)
     opaque = sigma_of(rays)
     some = sampler.sample(rays, lambda *at: 0.1 * opaque(*at))
