@@ -39,25 +39,19 @@ struct CpuHash : Cpu {
     for (int64_t first = 0; first < threads; ++first)
       for (int64_t l = first; l < num_levels; l += threads) order.push_back(int(l));
     torch::stable::parallel_for(0, num_levels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t first = 0; first < n; first += kScattered)
-        for (int64_t l = begin; l < end; ++l) scatter_level(first, min_of(n, first + kScattered), body, order[l]);
+      for (int64_t l = begin; l < end; ++l) scatter_level(n, body, order[l]);
     });
   }
 
-  // Samples whose gradients stay in the L2 cache while the levels take theirs.
-  static constexpr int64_t kScattered = 1 << 12;
-
   template <int F, int D>
     requires(F > 1)
-  static void scatter_level(int64_t begin, int64_t end, const HashEncodeBackward<float, F, D>& body, int level) {
-    const int width = body.levels.num_levels * F;
-    kernels().scatter(F, body.levels, level, body.positions + D * begin, body.v_features + width * begin, body.v_table,
-                      end - begin);
+  static void scatter_level(int64_t n, const HashEncodeBackward<float, F, D>& body, int level) {
+    kernels().scatter(F, body.levels, level, body.positions, body.v_features, body.v_table, n);
   }
 
   template <class T, int F, int D>
-  static void scatter_level(int64_t begin, int64_t end, const HashEncodeBackward<T, F, D>& body, int level) {
-    for (int64_t i = begin; i < end; ++i) body(i, level);
+  static void scatter_level(int64_t n, const HashEncodeBackward<T, F, D>& body, int level) {
+    for (int64_t i = 0; i < n; ++i) body(i, level);
   }
 };
 
