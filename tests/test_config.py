@@ -343,9 +343,20 @@ def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
     ]
     assert layouts == [8, 6]
     steps = [compose([*overrides, *more]).trainer for more in ([], ["runtime=cpu"])]
-    assert [step.sample_budget for step in steps] == [262144, 16384]
+    assert [step.sample_budget for step in steps] == [262144, 32768]
     assert [step.max_rays for step in steps] == [131072, 32768]
     assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 18
+
+
+def test_moments_follow_the_time_and_the_model():
+    on_cpu = ["scene=lego", "runtime=cpu"]
+    times = {
+        seconds: list(compose([*on_cpu, f"trainer.max_seconds={seconds}"]).optimizer.betas)
+        for seconds in (60, 600, 3600)
+    }
+    assert times == {60: [0.8, 0.95], 600: [0.8, 0.99], 3600: [0.9, 0.99]}
+    mlp = compose([*on_cpu, "trainer.max_seconds=60", "model=mlp"])
+    assert list(mlp.optimizer.betas) == [0.9, 0.99]
 
 
 def test_a_sweep_is_composed_in_full():
