@@ -20,7 +20,8 @@ struct Piece {
 
 constexpr int64_t kRoom = 1 << 15;  // samples of a piece: what stays in the cache until it is copied
 
-// Of the first box. Blocks are 4^3 cells, a bit each; words are 4^3 blocks.
+// Blocks are 4^3 cells, a bit each; words are 4^3 blocks. Words that lie in what has been found need no look at their
+// bits.
 OccupiedCells occupied_cells(const OccupancyGrid& grid) {
   OccupiedCells found;
   const int groups = grid.side / 16;
@@ -28,7 +29,9 @@ OccupiedCells occupied_cells(const OccupancyGrid& grid) {
     const uint64_t word = grid.blocks[i];
     if (!word) continue;
     const int at[3] = {i / (groups * groups), i / groups % groups, i % groups};
-    for (int bit = 0; bit < 64; ++bit) {
+    bool within_found = true;
+    for (int a = 0; a < 3; ++a) within_found &= found.low[a] < at[a] * 16 && found.high[a] > (at[a] + 1) * 16;
+    for (int bit = 0; bit < 64 && !within_found; ++bit) {
       if (!(word >> bit & 1)) continue;
       const int within[3] = {bit >> 4, bit >> 2 & 3, bit & 3};
       const bool first = found.low[0] > found.high[0];
@@ -64,7 +67,8 @@ std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t
   constexpr int64_t kRays = 256;
   const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
   std::vector<std::vector<Piece>> ranges(num_ranges);
-  const OccupiedCells occupied = occupied_cells(rays.grid);
+  // Kernels ask for it in a single box only.
+  const OccupiedCells occupied = rays.grid.num_levels == 1 ? occupied_cells(rays.grid) : OccupiedCells{};
   torch::stable::parallel_for(0, num_ranges, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       ranges[i] = march_range(rays, occupied, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
