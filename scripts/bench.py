@@ -397,10 +397,11 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     now = visit.next_round(marched, visited, *thresholds)
     round_size = f"R={len(rays)} M={len(now)}"
     yield Case("take", round_size, (marched, visited, now, torch.rand_like(now.t_starts)))
-    yield Case("select", size, (marched, density > density.mean()))
+    kept = density > density.mean()
+    yield Case("select", size, (marched, kept))
     rows = torch.arange(len(marched), device=density.device)
     looked_up = marched.t_starts[:, None].expand(-1, 3), density[:, None].expand(-1, 24), rows
-    again = (density > density.mean()).nonzero().squeeze(1)
+    again = kept.nonzero().squeeze(1)
     yield Case("recall", size, (*(t.contiguous() for t in looked_up), again))
     at = (marched.t_starts, marched.t_ends, marched.ray_indices)
     yield Case("sample_points", size, (rays, *at))

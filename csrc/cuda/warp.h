@@ -16,7 +16,7 @@ __device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp;
 // `lane` counts within the team.
 
 // The sum over a team, in each of its lanes.
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float team_sum(float x) {
 #pragma unroll
   for (int step = kTeam / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
@@ -24,18 +24,19 @@ __device__ __forceinline__ float team_sum(float x) {
 }
 
 // What the last lane of a team has.
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float of_last(float x) {
   return __shfl_sync(kAll, x, lane_of_warp() | (kTeam - 1));
 }
 
-template <int kTeam = kWarp>
+// What its first lane has.
+template <int kTeam>
 __device__ __forceinline__ float of_first(float x) {
   return __shfl_sync(kAll, x, lane_of_warp() & ~(kTeam - 1));
 }
 
 // Of a team's lanes up to this one.
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float product_so_far(float x, int lane) {
 #pragma unroll
   for (int step = 1; step < kTeam; step *= 2) {
@@ -45,7 +46,7 @@ __device__ __forceinline__ float product_so_far(float x, int lane) {
   return x;
 }
 
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float sum_so_far(float x, int lane) {
 #pragma unroll
   for (int step = 1; step < kTeam; step *= 2) {
@@ -56,7 +57,7 @@ __device__ __forceinline__ float sum_so_far(float x, int lane) {
 }
 
 // Of this lane and all after it.
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float sum_from_here(float x, int lane) {
 #pragma unroll
   for (int step = 1; step < kTeam; step *= 2) {
@@ -72,7 +73,7 @@ __device__ __forceinline__ float of_lane_before(float so_far, int lane, float no
   return lane > 0 ? other : none;
 }
 
-template <int kTeam = kWarp>
+template <int kTeam>
 __device__ __forceinline__ float of_lane_after(float from_here, int lane, float none) {
   const float other = __shfl_down_sync(kAll, from_here, 1);
   return lane + 1 < kTeam ? other : none;

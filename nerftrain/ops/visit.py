@@ -222,7 +222,8 @@ def recall(
     single = places.dtype == features.dtype == torch.float32
     if not single or not library.on_cpu(places) or not library.native(places, features, rows):
         return recall_reference(places, features, rows, samples)
-    places, features, all_there = torch.ops.nerftrain.recall(places, features, rows, samples)
+    inputs = [t.contiguous() for t in (places, features, rows, samples)]
+    places, features, all_there = torch.ops.nerftrain.recall(*inputs)
     return (places, features) if bool(all_there) else None
 
 

@@ -143,6 +143,10 @@ def test_what_was_looked_up_is_found_unless_any_of_it_is_missing(
         strict=True,
     ):
         assert torch.equal(actual, expected)
+    across = [t.t().contiguous().t() for t in known[:2]]
+    assert torch.equal(
+        recall(*across, known[2], samples.to(device))[1], features[rows[samples]].to(device)
+    )
     samples[-1] = int((rows < 0).nonzero()[0])
     assert recall(*known, samples.to(device)) is None
     assert recall_reference(*known, samples.to(device)) is None
