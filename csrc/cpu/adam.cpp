@@ -5,6 +5,7 @@
 #include "adam.h"
 #include "backend.h"
 #include "isa.h"
+#include "ranges.h"
 
 namespace nerftrain {
 
@@ -13,8 +14,10 @@ struct CpuAdam : Cpu {
 
   static void run(int64_t n, const AdamEntry<float>& body, Half* copy, float* clear) {
     const AdamKernels& kernels = kernels_for(0, adam_portable, adam_avx2, adam_avx512);
-    torch::stable::parallel_for(0, n, 1 << 14,
-                                [&](int64_t begin, int64_t end) { kernels.run(body, copy, clear, begin, end); });
+    constexpr int64_t kPart = 1 << 16;
+    share((n + kPart - 1) / kPart, [&](int64_t part, int64_t) {
+      kernels.run(body, copy, clear, part * kPart, std::min((part + 1) * kPart, n));
+    });
   }
 
   static void for_each(const torch::stable::Tensor&, int64_t n, const AdamEntry<float>& body) {

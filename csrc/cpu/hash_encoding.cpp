@@ -3,6 +3,7 @@
 #include "backend.h"
 #include "hash.h"
 #include "isa.h"
+#include "ranges.h"
 
 namespace nerftrain {
 
@@ -33,14 +34,9 @@ struct CpuHash : Cpu {
   template <class T, int F, int D>
   static void scatter(const torch::stable::Tensor&, int64_t n, const HashEncodeBackward<T, F, D>& body) {
     if (n == 0) return;
-    // Threads get contiguous ranges; dealing the levels out in turn gives each as many coarse (cheap) ones as fine.
-    const int64_t num_levels = body.levels.num_levels, threads = torch::stable::get_num_threads();
-    std::vector<int> order;
-    for (int64_t first = 0; first < threads; ++first)
-      for (int64_t l = first; l < num_levels; l += threads) order.push_back(int(l));
-    torch::stable::parallel_for(0, num_levels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t l = begin; l < end; ++l) scatter_level(n, body, order[l]);
-    });
+    // The finest levels, which take longest, come first.
+    const int64_t num_levels = body.levels.num_levels;
+    share(num_levels, [&](int64_t part, int64_t) { scatter_level(n, body, int(num_levels - 1 - part)); });
   }
 
   template <int F, int D>

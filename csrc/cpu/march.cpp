@@ -6,6 +6,7 @@
 #include "backend.h"
 #include "isa.h"
 #include "march.h"
+#include "ranges.h"
 
 namespace nerftrain {
 
@@ -51,7 +52,7 @@ std::vector<Piece> march_range(const MarchRays& rays, const OccupiedCells& occup
   const int64_t most = std::min(rays.settings.max_steps, rays.settings.max_samples), room = std::max(kRoom, most);
   std::vector<Piece> pieces;
   while (begin < end) {
-    std::unique_ptr<float[]> t_starts(new float[room]), t_ends(new float[room]);
+    std::unique_ptr<float[]> t_starts(new float[room + kMarchSlack]), t_ends(new float[room + kMarchSlack]);
     const int64_t next =
         kernels.march(rays, occupied, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
     int64_t num_samples = 0;
@@ -62,16 +63,14 @@ std::vector<Piece> march_range(const MarchRays& rays, const OccupiedCells& occup
   return pieces;
 }
 
-// Ranges of rays, more of them than threads: what some rays have more of than others evens out.
 std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t* counts, float* ends) {
   constexpr int64_t kRays = 256;
   const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
   std::vector<std::vector<Piece>> ranges(num_ranges);
   // Kernels ask for it in a single box only.
   const OccupiedCells occupied = rays.grid.num_levels == 1 ? occupied_cells(rays.grid) : OccupiedCells{};
-  torch::stable::parallel_for(0, num_ranges, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      ranges[i] = march_range(rays, occupied, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
+  share(num_ranges, [&](int64_t i, int64_t) {
+    ranges[i] = march_range(rays, occupied, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
   });
   std::vector<Piece> pieces;
   for (auto& range : ranges) std::move(range.begin(), range.end(), std::back_inserter(pieces));

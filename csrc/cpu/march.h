@@ -10,10 +10,12 @@ struct OccupiedCells {
   int low[3] = {1, 1, 1}, high[3] = {0, 0, 0};
 };
 
+constexpr int kMarchSlack = 16;
+
 struct MarchKernels {
   const char* name;
-  // Marches rays begin ... end - 1 and appends their samples to t_starts and t_ends, which hold `room` of them, while
-  // there is room for the most that a ray may have. Of ray r it writes counts[r - begin] and ends[r - begin]. Returns
+  // Marches rays begin ... end - 1 and appends their samples to t_starts and t_ends, which hold `room` of them and
+  // kMarchSlack more numbers, while there is room for the most that a ray may have. Of ray r it writes counts[r - begin] and ends[r - begin]. Returns
   // the first ray that it did not march.
   int64_t (*march)(const MarchRays& rays, const OccupiedCells& occupied, int64_t begin, int64_t end, int64_t room,
                    float* t_starts, float* t_ends, int64_t* counts, float* ends);

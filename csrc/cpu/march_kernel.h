@@ -46,11 +46,27 @@ inline uint32_t bits_of(Ints lanes) {
 #endif
 }
 
-// Stores the lanes whose bit is set side by side.
+#if NT_LANES == 8
+// Of each eight bits the numbers of those that are set, one after the other.
+struct SetLanes {
+  uint8_t of[256][8] = {};
+  constexpr SetLanes() {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int lane = 0, num = 0; lane < 8; ++lane)
+        if (bits >> lane & 1) of[bits][num++] = uint8_t(lane);
+  }
+};
+constexpr SetLanes kSetLanes;
+#endif
+
+// Stores the lanes whose bit is set side by side; what lies behind them, up to a whole vector, may be overwritten.
 inline void store_kept(uint32_t bits, Floats values, float* out) {
 #if NT_LANES == 16
   const __m512 kept = _mm512_maskz_compress_ps(__mmask16(bits), reinterpret_cast<__m512>(values));
   _mm512_mask_storeu_ps(out, __mmask16((1u << __builtin_popcount(bits)) - 1), kept);
+#elif NT_LANES == 8
+  const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSetLanes.of[bits]));
+  _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(values), _mm256_cvtepu8_epi32(lanes)));
 #else
   for (; bits != 0; bits &= bits - 1) *out++ = values[__builtin_ctz(bits)];
 #endif

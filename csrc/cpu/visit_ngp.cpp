@@ -17,6 +17,7 @@ namespace nerftrain {
 constexpr int64_t kPool = 256;         // rays
 constexpr int64_t kBatch = 4 * kPool;  // samples
 constexpr int64_t kMostOfARay = 32;    // of these, where few rays are left
+constexpr int64_t kLeastPart = 8192;   // samples of rays that a thread takes at once
 constexpr float kUnseen = -1.f;        // UNSEEN of nerftrain/ops/visit.py
 
 // A hash encoding, its table in float32 or in half precision.
@@ -175,18 +176,20 @@ struct NgpAlongRays {
     }
   }
 
-  // Calls run(first ray, last ray, room) on all threads; parts have about as many samples each.
+  // Calls run(first ray, last ray, room) for parts of about as many samples each, on all threads.
   template <class Run>
   void each(const Tensor& like, int64_t room_floats, const Run& run) const {
-    const Ranges ranges(offsets[num_rays]);
+    const int64_t num = offsets[num_rays], most = 4 * torch::stable::get_num_threads();
+    const int64_t parts = std::clamp<int64_t>(num / kLeastPart, 1, most);
     const auto first_ray = [&](int64_t part) {
-      if (part == ranges.parts) return num_rays;
-      return std::lower_bound(offsets, offsets + num_rays, offsets[num_rays] * part / ranges.parts) - offsets;
+      if (part == parts) return num_rays;
+      return std::lower_bound(offsets, offsets + num_rays, num * part / parts) - offsets;
     };
-    Tensor rooms = make(like, {ranges.parts, room_floats});
+    Tensor rooms = make(like, {num_workers(parts), room_floats});
     float* room = write<float>(rooms);
-    ranges.each(
-        [&](int64_t part, int64_t, int64_t) { run(first_ray(part), first_ray(part + 1), room + part * room_floats); });
+    share(parts, [&](int64_t part, int64_t worker) {
+      run(first_ray(part), first_ray(part + 1), room + worker * room_floats);
+    });
   }
 };
 
