@@ -141,17 +141,19 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   // Its densities at packed samples, front to back until rays are opaque; tables in float32 or half precision, the
   // second of space and time, without elements where there is none. Contraction: 0 none, 1 L2, 2 L infinity.
   m.def(
-      "visit_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "
-      "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
-      "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
-      "int lanes, bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // What rays see of it there: channels, opacity, depth and distortion of each ray, and the samples visited.
+      "visit_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
+      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "
+      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor t_starts, Tensor t_ends, "
+      "Tensor offsets, bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // What rays see of it that are marched meanwhile: channels, opacity, depth and distortion of each ray, and the
+  // samples visited.
   m.def(
-      "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor t_starts, Tensor t_ends, Tensor offsets, "
-      "Tensor table, int[] resolutions, int[] level_offsets, Tensor moving_table, int[] moving_resolutions, "
-      "int[] moving_offsets, Tensor weights, int[] widths, Tensor box, int contraction, float early_stop_eps, "
-      "int lanes, Tensor color_weights, int[] color_widths, int degree, float alpha_thre, float min_weight) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
+      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "
+      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
+      "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
+      "float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int degree, "
+      "float alpha_thre, float min_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.
   m.def("use_lanes(int lanes) -> int");
 }

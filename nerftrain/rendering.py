@@ -21,6 +21,7 @@ from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, Sigma
 # Rays of an image that are rendered at once: on a GPU with so much free memory many, which the host
 # launches as fast as few.
 CHUNK, LARGE_CHUNK, LARGE_MEMORY = 1 << 14, 1 << 16, 16 << 30
+DRAWN_CHUNK = 1 << 18  # the same where a field draws them, which keeps no samples in memory
 
 
 class Background:
@@ -177,19 +178,18 @@ def _chunk_size(device: torch.device) -> int:
 def _render_chunks(
     rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor
 ) -> Iterator[Rendering]:
-    size = _chunk_size(rays.origins.device)
-    for first in range(0, len(rays), size):
-        chunk = rays[first : first + size]
+    for chunk in rays.split(DRAWN_CHUNK):
         draw = model.drawing(chunk)
-        marched = None if draw is None else sampler.marched(chunk)
-        if draw is not None and marched is not None:
-            drawn = draw(*marched)
+        marching = None if draw is None else sampler.marching(chunk)
+        if draw is not None and marching is not None:
+            drawn = draw(*marching)
             none = drawn.opacity.new_empty(0)
             yield _over(drawn, background, model.extra_channels, none)
             continue
-        sigma_fn, rgb_sigma_fn = field_functions(model, chunk)
-        samples = sampler.sample(chunk, sigma_fn)
-        yield render(samples, rgb_sigma_fn, background, model.extra_channels)
+        for part in chunk.split(_chunk_size(rays.origins.device)):
+            sigma_fn, rgb_sigma_fn = field_functions(model, part)
+            samples = sampler.sample(part, sigma_fn)
+            yield render(samples, rgb_sigma_fn, background, model.extra_channels)
 
 
 def _joined(parts: list[Rendering]) -> Rendering:

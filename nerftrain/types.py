@@ -7,7 +7,7 @@ Per-ray scalars are ``[R]``, never ``[R, 1]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple, TypeVar
 
@@ -70,6 +70,10 @@ class Rays(_Tensors):
     def __getitem__(self, rows: slice | Tensor) -> Rays:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
+
+    def split(self, size: int) -> Iterator[Rays]:
+        """Cut into parts of at most so many rays."""
+        return (self[first : first + size] for first in range(0, len(self), size))
 
     def at(self, distances: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Find positions and directions [N, 3], and times [N] or None.

@@ -57,7 +57,7 @@ from nerftrain.rendering import field_functions
 from nerftrain.samplers import jitter, occgrid
 from nerftrain.samplers.occgrid import OccGrid
 from nerftrain.scenes import Scene
-from nerftrain.types import Samples, Thresholds
+from nerftrain.types import Samples
 
 DENSITY, FIELD, OTHER, JOURNAL = "density without gradient", "field", "other", "journal"
 BEFORE, AFTER = ("rays", "march", DENSITY, "sample selection"), ("composite", "loss", "backward")
@@ -410,7 +410,8 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     field = visit_ngp.DensityField(grids, weights, run.model.aabb, run.model.contraction)
     yield Case("visit_ngp", size, (rays, marched, field, sampler.early_stop_eps))
     color = visit_ngp.ColorField(list(run.model.color_mlp.weights), run.model.directions.degree)
-    yield Case("render_ngp", size, (rays, marched, field, color, Thresholds(*limits)))
+    marching, least = sampler.marching(rays)
+    yield Case("render_ngp", size, (rays, marching, field, color, least))
 
 
 def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
+from nerftrain.ops.march import march
 from nerftrain.ops.visit import select
 from nerftrain.rendering import Background, field_functions, render, render_image
 from nerftrain.samplers import occgrid
@@ -187,7 +188,7 @@ def test_other_samples_than_those_visited_last_are_looked_up(fog) -> None:
     unknown = replace(samples, picked=None)
     for others in (samples, unknown):
         torch.testing.assert_close(render(others, rgb_sigma_fn, batch.background).rgb, view.rgb)
-    marched, _ = run.sampler.marched(batch.rays)
+    marched = march(batch.rays, *run.sampler.marching(batch.rays)[0])
     sigma_fn.visit(marched, 0.9)  # which ends before most of them
     everything = select(marched, torch.ones(len(marched), dtype=torch.bool))
     views = (
@@ -202,7 +203,6 @@ def test_rays_are_marched_once_whoever_draws_them(monkeypatch):
     """A march is a quarter of a view: one that nobody draws from would be lost."""
     run = assemble(compose(["scene=demo", "model=mlp", "runtime=cpu", "model.width=16"]))
     marches: list[int] = []
-    march = occgrid.ops.march
     monkeypatch.setattr(occgrid.ops, "march", lambda *a: marches.append(1) or march(*a))
     background = torch.ones(3)
     where = (run.scene, run.scene.splits["train"].cameras, 0, run.model, run.sampler, background)

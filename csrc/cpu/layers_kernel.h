@@ -39,19 +39,24 @@ inline long packed_floats(const MlpShape& shape) {
   return total;
 }
 
+// Without weights the room holds them since an earlier call.
 inline Packed pack(const MlpShape& shape, const float* weights, float* room) {
   Packed packed;
   Element* to = reinterpret_cast<Element*>(room);
   for (int l = 0; l < shape.num_layers; ++l) {
     const int k_end = shape.widths[l], n_end = shape.widths[l + 1], k_row = padded(k_end), n_row = padded(n_end);
-    const auto weight = [&](int n, int k) { return n < n_end && k < k_end ? weights[n * k_end + k] : 0.f; };
     packed.forth[l] = to;
-    for (int k = 0; k < k_end; k += kPair)
-      for (int n = 0; n < n_row; ++n) *to++ = element_of(weight(n, k), weight(n, k + 1));
-    packed.back[l] = to;
-    for (int n = 0; n < n_end; n += kPair)
-      for (int k = 0; k < k_row; ++k) *to++ = element_of(weight(n, k), weight(n + 1, k));
-    weights += k_end * n_end;
+    packed.back[l] = to + long(pairs_of(k_end)) * n_row;
+    Element* end = to + long(pairs_of(k_end)) * n_row + long(pairs_of(n_end)) * k_row;
+    if (weights) {
+      const auto weight = [&](int n, int k) { return n < n_end && k < k_end ? weights[n * k_end + k] : 0.f; };
+      for (int k = 0; k < k_end; k += kPair)
+        for (int n = 0; n < n_row; ++n) *to++ = element_of(weight(n, k), weight(n, k + 1));
+      for (int n = 0; n < n_end; n += kPair)
+        for (int k = 0; k < k_row; ++k) *to++ = element_of(weight(n, k), weight(n + 1, k));
+      weights += k_end * n_end;
+    }
+    to = end;
   }
   return packed;
 }

@@ -21,6 +21,12 @@ struct Piece {
 
 constexpr int64_t kRoom = 1 << 15;  // samples of a piece: what stays in the cache until it is copied
 
+// Cells [low, high) around all that are occupied, with at least one empty cell between, lest rounding matter; none
+// where none is.
+struct OccupiedCells {
+  int low[3] = {1, 1, 1}, high[3] = {0, 0, 0};
+};
+
 // Blocks are 4^3 cells, a bit each; words are 4^3 blocks. Words that lie in what has been found need no look at their
 // bits.
 OccupiedCells occupied_cells(const OccupancyGrid& grid) {
@@ -46,15 +52,40 @@ OccupiedCells occupied_cells(const OccupancyGrid& grid) {
   return found;
 }
 
-std::vector<Piece> march_range(const MarchRays& rays, const OccupiedCells& occupied, int64_t begin, int64_t end,
-                               int64_t* counts, float* ends) {
-  const MarchKernels& kernels = kernels_for(0, march_portable, march_avx2, march_avx512);
+}  // namespace
+
+std::optional<OneBox> one_box(const MarchRays& rays) {
+  const OccupancyGrid& grid = rays.grid;
+  const MarchSettings& m = rays.settings;
+  const bool equal_steps = m.step > 0.f && m.cone_angle <= 0.f && m.max_samples > 0;
+  if (!equal_steps || grid.num_levels != 1 || grid.side >= 4096) return {};
+  const OccupiedCells occupied = occupied_cells(grid);
+  OneBox box{grid.cells, grid.blocks, grid.side / 4, grid.side / 16, {}, {}, {}, {}, {}, {}, {}, {}};
+  for (int a = 0; a < 3; ++a) {
+    box.resolution[a] = grid.resolution[a];
+    box.center[a] = grid.center[0][a];
+    box.half[a] = grid.half[0][a];
+    box.inverse[a] = grid.inverse[0][a];
+    box.unit[a] = float(grid.resolution[a]);
+    box.share[a] = 2.f / float(grid.resolution[a]);
+    box.low[a] = box.center[a] + (float(occupied.low[a]) * box.share[a] - 1.f) * box.half[a];
+    box.high[a] = box.center[a] + (float(occupied.high[a]) * box.share[a] - 1.f) * box.half[a];
+  }
+  return box;
+}
+
+const MarchKernels& march_kernels() { return kernels_for(0, march_portable, march_avx2, march_avx512); }
+
+namespace {
+
+std::vector<Piece> march_range(const MarchRays& rays, const OneBox* box, int64_t begin, int64_t end, int64_t* counts,
+                               float* ends) {
   const int64_t most = std::min(rays.settings.max_steps, rays.settings.max_samples), room = std::max(kRoom, most);
   std::vector<Piece> pieces;
   while (begin < end) {
     std::unique_ptr<float[]> t_starts(new float[room + kMarchSlack]), t_ends(new float[room + kMarchSlack]);
-    const int64_t next =
-        kernels.march(rays, occupied, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
+    const int64_t next = march_kernels().march(rays, box, begin, end, room, t_starts.get(), t_ends.get(), counts + begin,
+                                               ends + begin);
     int64_t num_samples = 0;
     for (int64_t r = begin; r < next; ++r) num_samples += counts[r];
     pieces.push_back({begin, next, num_samples, std::move(t_starts), std::move(t_ends)});
@@ -67,10 +98,9 @@ std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t
   constexpr int64_t kRays = 256;
   const int64_t num_ranges = (num_rays + kRays - 1) / kRays;
   std::vector<std::vector<Piece>> ranges(num_ranges);
-  // Kernels ask for it in a single box only.
-  const OccupiedCells occupied = rays.grid.num_levels == 1 ? occupied_cells(rays.grid) : OccupiedCells{};
+  const std::optional<OneBox> box = one_box(rays);
   share(num_ranges, [&](int64_t i, int64_t) {
-    ranges[i] = march_range(rays, occupied, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
+    ranges[i] = march_range(rays, box ? &*box : nullptr, i * kRays, std::min((i + 1) * kRays, num_rays), counts, ends);
   });
   std::vector<Piece> pieces;
   for (auto& range : ranges) std::move(range.begin(), range.end(), std::back_inserter(pieces));

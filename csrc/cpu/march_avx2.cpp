@@ -1,4 +1,4 @@
 #define NT_LANES 8
 #include "march_kernel.h"
 
-const nerftrain::MarchKernels nerftrain::march_avx2 = {"avx2", march};
+const nerftrain::MarchKernels nerftrain::march_avx2 = {"avx2", march, begin_rays, next_samples};

@@ -16,14 +16,14 @@
 
 namespace {
 
+using nerftrain::kStretches;
 using nerftrain::Marched;
 using nerftrain::MarchRays;
 using nerftrain::MarchSettings;
-using nerftrain::OccupancyGrid;
-using nerftrain::OccupiedCells;
+using nerftrain::OneBox;
+using nerftrain::RayMarch;
 
 constexpr int kLanes = NT_LANES;  // set by the including file
-constexpr int kStretches = 64;    // that a ray may have; one with more goes the long way
 typedef float Floats __attribute__((vector_size(4 * NT_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * NT_LANES)));  // -1 where true
 
@@ -96,36 +96,13 @@ struct BitPlaces {
         bit(((unit[0] & 3) << 4) | ((unit[1] & 3) << 2) | (unit[2] & 3)) {}
 };
 
-// A grid of one box.
-struct Box {
-  const uint64_t *cells, *blocks;
-  int words, groups;  // 4^3 and 16^3 cells along the cube of bits
-  int resolution[3];
-  float center[3], half[3], inverse[3], unit[3], share[3];
-  float low[3], high[3];  // around all that is occupied
-
-  Box(const OccupancyGrid& g, const OccupiedCells& occupied)
-      : cells(g.cells), blocks(g.blocks), words(g.side / 4), groups(g.side / 16) {
-    for (int a = 0; a < 3; ++a) {
-      resolution[a] = g.resolution[a];
-      center[a] = g.center[0][a];
-      half[a] = g.half[0][a];
-      inverse[a] = g.inverse[0][a];
-      unit[a] = float(g.resolution[a]);
-      share[a] = 2.f / float(g.resolution[a]);
-      low[a] = center[a] + (float(occupied.low[a]) * share[a] - 1.f) * half[a];
-      high[a] = center[a] + (float(occupied.high[a]) * share[a] - 1.f) * half[a];
-    }
-  }
-
-  // The cell that a coordinate lies in along an axis; clears lanes outside the box.
-  Ints cell(int a, Floats p, Ints& inside) const {
-    const Floats u = (p - center[a]) * inverse[a];
-    inside &= (u >= -1.f) & (u < 1.f);
-    const Ints place = __builtin_convertvector((u * 0.5f + 0.5f) * unit[a], Ints);
-    return place < resolution[a] - 1 ? place : resolution[a] - 1;
-  }
-};
+// The cell that a coordinate lies in along an axis; clears lanes outside the box.
+inline Ints cell_at(const OneBox& box, int a, Floats p, Ints& inside) {
+  const Floats u = (p - box.center[a]) * box.inverse[a];
+  inside &= (u >= -1.f) & (u < 1.f);
+  const Ints place = __builtin_convertvector((u * 0.5f + 0.5f) * box.unit[a], Ints);
+  return place < box.resolution[a] - 1 ? place : box.resolution[a] - 1;
+}
 
 inline Ints ceil_clamped(Floats x, Ints low, int high) {
   const Floats lowest = __builtin_convertvector(low, Floats);
@@ -135,25 +112,26 @@ inline Ints ceil_clamped(Floats x, Ints low, int high) {
   return below - (__builtin_convertvector(below, Floats) < x);
 }
 
-// A ray in each lane, and the stretches of its steps that may have samples.
+// A ray in each lane.
 struct Bundle {
   Floats o[3], d[3], inverse[3], near, far, first, last, jitter;
   Floats enter, quit;  // what is occupied lies between; a ray that meets none of it enters at its last and has quit
   Ints alive, step;    // the step at which a ray's march is
-  int num_stretches[kLanes];
-  int from[kLanes][kStretches], to[kLanes][kStretches];
+  RayMarch* rays;      // [kLanes], where the stretches of its steps that may have samples are noted
 
-  Bundle(const MarchRays& rays, int64_t r, int num) {
+  Bundle(const MarchRays& all, int64_t r, int num, RayMarch* rays) : rays(rays) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t ray = r + (lane < num ? lane : 0);
+      const int64_t i = r + (lane < num ? lane : 0);
+      RayMarch& ray = rays[lane];
       for (int a = 0; a < 3; ++a) {
-        o[a][lane] = rays.origins[3 * ray + a];
-        d[a][lane] = rays.directions[3 * ray + a];
+        o[a][lane] = ray.origin[a] = all.origins[3 * i + a];
+        d[a][lane] = ray.direction[a] = all.directions[3 * i + a];
       }
-      near[lane] = rays.near[ray];
-      far[lane] = rays.far[ray];
-      jitter[lane] = rays.jitter[ray];
-      num_stretches[lane] = 0;
+      near[lane] = ray.near = all.near[i];
+      far[lane] = ray.far = all.far[i];
+      jitter[lane] = ray.jitter = all.jitter[i];
+      ray.num_stretches = ray.stretch = 0;
+      ray.pending = 0;
     }
     alive = (numbered() < num) & (near < far);
     step = Ints{};
@@ -162,7 +140,7 @@ struct Bundle {
   }
 
   // Line::clip.
-  void clip(const Box& box) {
+  void clip(const OneBox& box) {
     for (int a = 0; a < 3; ++a) {
       const float low = box.center[a] - box.half[a], high = box.center[a] + box.half[a];
       const Ints still = d[a] == 0.f, within = (o[a] >= low) & (o[a] < high);
@@ -177,7 +155,7 @@ struct Bundle {
   }
 
   // Finds where rays pass what is occupied, from `first` to `last` at most.
-  void clip_occupied(const Box& box) {
+  void clip_occupied(const OneBox& box) {
     enter = first;
     quit = last;
     Ints meets = alive;
@@ -195,7 +173,7 @@ struct Bundle {
   }
 
   // Line::leave: the distance at which rays leave the aligned cubes around their cells.
-  Floats leave(const Box& box, const Ints* cell, Ints cube) const {
+  Floats leave(const OneBox& box, const Ints* cell, Ints cube) const {
     Floats exit = Floats{} + 3.4e38f;
     for (int a = 0; a < 3; ++a) {
       const Ints low = cell[a] & -cube, high = low + cube;
@@ -208,20 +186,18 @@ struct Bundle {
   }
 };
 
-inline void keep_stretch(Bundle& rays, int lane, int from, int to) {
-  int& num = rays.num_stretches[lane];
+inline void keep_stretch(RayMarch& ray, int from, int to) {
+  int& num = ray.num_stretches;
   if (num > kStretches) return;
-  if (num > 0 && rays.to[lane][num - 1] == from) {
-    rays.to[lane][num - 1] = to;
-  } else if (num++ < kStretches) {
-    rays.from[lane][num - 1] = from;
-    rays.to[lane][num - 1] = to;
-  }
+  if (num > 0 && ray.stretches[num - 1].to == from)
+    ray.stretches[num - 1].to = to;
+  else if (num++ < kStretches)
+    ray.stretches[num - 1] = {from, to};
 }
 
 // march_steps of a bundle, past all blocks: those that have occupied cells are noted. What lies before and behind all
 // of these is passed in one step.
-inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
+inline void pass_blocks(const OneBox& box, const MarchSettings& m, Bundle& rays) {
   const float inverse_step = 1.f / m.step;
   const auto first_after = [&](Floats t, Ints low) {
     return ceil_clamped((t - rays.near) * inverse_step - rays.jitter - 0.55f, low, m.max_steps);
@@ -234,7 +210,7 @@ inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
     const Floats end = rays.near + (__builtin_convertvector(k + 1, Floats) + rays.jitter) * m.step;
     const Floats mid = 0.5f * (start + end);
     Ints inside = going, unit[3], cell[3];
-    for (int a = 0; a < 3; ++a) cell[a] = box.cell(a, rays.o[a] + mid * rays.d[a], inside);
+    for (int a = 0; a < 3; ++a) cell[a] = cell_at(box, a, rays.o[a] + mid * rays.d[a], inside);
     for (int a = 0; a < 3; ++a) unit[a] = (cell[a] & inside) >> 2;
     going &= (mid < rays.far) & (inside | ~(mid > rays.last));
     const BitPlaces place(unit, box.groups);
@@ -245,65 +221,82 @@ inline void pass_blocks(const Box& box, const MarchSettings& m, Bundle& rays) {
     const Ints next = inside ? first_after(exit < rays.last ? exit : rays.last, k + 1) : k + 1;
     for (uint32_t kept = bits_of(going & inside & -(half >> (place.bit & 31) & 1)); kept != 0; kept &= kept - 1) {
       const int lane = __builtin_ctz(kept);
-      keep_stretch(rays, lane, k[lane], next[lane]);
+      keep_stretch(rays.rays[lane], k[lane], next[lane]);
     }
     rays.step = going ? next : k;
     going &= rays.step < m.max_steps;
   }
 }
 
-// Which of the steps from k on have their middle in an occupied cell, a bit each.
-inline uint32_t occupied_steps(const Box& box, const MarchSettings& m, const Bundle& rays, int lane, int k,
-                               Floats& start, Floats& end) {
+// Where steps from k on begin and end.
+inline void step_ends(const MarchSettings& m, const RayMarch& ray, int k, Floats& start, Floats& end) {
   const Ints steps = numbered() + k;
-  const float near = rays.near[lane], jitter = rays.jitter[lane];
-  start = near + (__builtin_convertvector(steps, Floats) + jitter) * m.step;
-  end = near + (__builtin_convertvector(steps + 1, Floats) + jitter) * m.step;
+  start = ray.near + (__builtin_convertvector(steps, Floats) + ray.jitter) * m.step;
+  end = ray.near + (__builtin_convertvector(steps + 1, Floats) + ray.jitter) * m.step;
+}
+
+// Which of the steps from k on have their middle in an occupied cell, a bit each.
+inline uint32_t occupied_steps(const OneBox& box, const MarchSettings& m, const RayMarch& ray, int k) {
+  Floats start, end;
+  step_ends(m, ray, k, start, end);
   const Floats mid = 0.5f * (start + end);
-  Ints inside = mid < rays.far[lane], cell[3];
-  for (int a = 0; a < 3; ++a) cell[a] = box.cell(a, rays.o[a][lane] + mid * rays.d[a][lane], inside);
+  Ints inside = mid < ray.far, cell[3];
+  for (int a = 0; a < 3; ++a) cell[a] = cell_at(box, a, ray.origin[a] + mid * ray.direction[a], inside);
   for (int a = 0; a < 3; ++a) cell[a] &= inside;
   const BitPlaces place(cell, box.words);
   const Ints half = half_words(box.cells, place.word * 2 + (place.bit >> 5));
   return bits_of(inside & -(half >> (place.bit & 31) & 1));
 }
 
-inline Marched march_stretches(const Box& box, const MarchSettings& m, const Bundle& rays, int lane, float* t_starts,
-                               float* t_ends) {
-  const auto start_of = [&](int k) { return rays.near[lane] + (float(k) + rays.jitter[lane]) * m.step; };
+int next_samples(const MarchSettings& m, const OneBox& box, RayMarch& ray, int most, float* t_starts, float* t_ends) {
   int count = 0;
-  for (int i = 0; i < rays.num_stretches[lane]; ++i) {
-    const int last = rays.to[lane][i];
-    for (int k = rays.from[lane][i]; k < last; k += kLanes) {
-      Floats start, end;
-      uint32_t kept = occupied_steps(box, m, rays, lane, k, start, end);
-      if (last - k < kLanes) kept &= (1u << (last - k)) - 1;
-      while (__builtin_popcount(kept) > m.max_samples - count) kept ^= 1u << (31 - __builtin_clz(kept));
-      store_kept(kept, start, t_starts + count);
-      store_kept(kept, end, t_ends + count);
-      count += __builtin_popcount(kept);
-      if (count == m.max_samples) return {count, start_of(k + 32 - __builtin_clz(kept))};
+  while (count < most) {
+    if (ray.pending == 0) {
+      if (ray.stretch == ray.num_stretches) break;
+      auto& [from, to] = ray.stretches[ray.stretch];
+      ray.looked_at = from;
+      ray.pending = occupied_steps(box, m, ray, from);
+      if (to - from < kLanes) ray.pending &= (1u << (to - from)) - 1;
+      from += kLanes;
+      if (from >= to) ++ray.stretch;
+      continue;
     }
+    uint32_t taken = ray.pending;
+    while (__builtin_popcount(taken) > most - count) taken ^= 1u << (31 - __builtin_clz(taken));
+    Floats start, end;
+    step_ends(m, ray, ray.looked_at, start, end);
+    store_kept(taken, start, t_starts + count);
+    store_kept(taken, end, t_ends + count);
+    count += __builtin_popcount(taken);
+    ray.pending &= ~taken;
   }
-  return {count, start_of(rays.step[lane])};
+  return count;
 }
 
-int64_t march(const MarchRays& rays, const OccupiedCells& occupied, int64_t begin, int64_t end, int64_t room,
-              float* t_starts, float* t_ends, int64_t* counts, float* ends) {
-  const MarchSettings m = rays.settings;
+// Prepares at most kLanes rays; returns a bit for each that is alive.
+inline uint32_t begin_bundle(const MarchRays& all, const OneBox& box, int64_t r, int num, RayMarch* rays) {
+  Bundle bundle(all, r, num, rays);
+  bundle.clip(box);
+  bundle.clip_occupied(box);
+  pass_blocks(box, all.settings, bundle);
+  for (int lane = 0; lane < kLanes; ++lane) rays[lane].end_step = bundle.step[lane];
+  return bits_of(bundle.alive);
+}
+
+void begin_rays(const MarchRays& all, const OneBox& box, int64_t r, int num, RayMarch* rays) {
+  for (int first = 0; first < num; first += kLanes)
+    begin_bundle(all, box, r + first, num - first < kLanes ? num - first : kLanes, rays + first);
+}
+
+int64_t march(const MarchRays& all, const OneBox* box, int64_t begin, int64_t end, int64_t room, float* t_starts,
+              float* t_ends, int64_t* counts, float* ends) {
+  const MarchSettings m = all.settings;
   const int64_t most = m.max_steps < m.max_samples ? m.max_steps : m.max_samples;
-  const bool equal_steps = m.step > 0.f && m.cone_angle <= 0.f && m.max_samples > 0;
-  const bool one_box = equal_steps && rays.grid.num_levels == 1 && rays.grid.side < 4096;  // words fit an int
-  const Box box(rays.grid, occupied);
+  RayMarch rays[kLanes];
   int64_t used = 0;
   for (int64_t r = begin; r < end; r += kLanes) {
     const int num = int(end - r < kLanes ? end - r : kLanes);
-    Bundle bundle(rays, r, num);
-    bundle.clip(box);
-    if (one_box) {
-      bundle.clip_occupied(box);
-      pass_blocks(box, m, bundle);
-    }
+    const uint32_t alive = box ? begin_bundle(all, *box, r, num, rays) : 0;
     for (int lane = 0; lane < num; ++lane) {
       if (room - used < most) return r + lane;
       float *starts = t_starts + used, *stops = t_ends + used;
@@ -311,11 +304,16 @@ int64_t march(const MarchRays& rays, const OccupiedCells& occupied, int64_t begi
         starts[i] = start;
         stops[i] = stop;
       };
-      Marched marched = {0, bundle.near[lane]};
-      if (!one_box || bundle.num_stretches[lane] > kStretches)
-        marched = rays.march(r + lane, m.max_samples, emit);
-      else if (bundle.alive[lane])
-        marched = march_stretches(box, m, bundle, lane, starts, stops);
+      Marched marched = {0, all.near[r + lane]};
+      RayMarch& ray = rays[lane];
+      if (!box || ray.num_stretches > kStretches) {
+        marched = all.march(r + lane, m.max_samples, emit);
+      } else if (alive >> lane & 1) {
+        marched.count = next_samples(m, *box, ray, m.max_samples, starts, stops);
+        // A ray that may have no more ends behind its last sample.
+        marched.end = marched.count == m.max_samples ? stops[marched.count - 1]
+                                                     : ray.near + (float(ray.end_step) + ray.jitter) * m.step;
+      }
       counts[r + lane - begin] = marched.count;
       ends[r + lane - begin] = marched.end;
       used += marched.count;

@@ -14,6 +14,7 @@ struct NgpShape {
   int num_channels() const { return color.widths[color.num_layers]; }
 };
 
+// Either of both may be none: then the scratch of a call holds them since an earlier one.
 struct NgpWeights {
   const float* density;
   const float* color;

@@ -3,12 +3,16 @@
 // ends, so batches stay full however few samples of a ray are asked for at once, and nothing in between leaves the
 // cache.
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 
 #include "../common/contract.h"
 #include "../operators/hash_encoding.h"
+#include "../operators/march.h"
 #include "composite.h"
 #include "hash.h"
 #include "isa.h"
+#include "march.h"
 #include "ngp_shape.h"
 #include "ranges.h"
 
@@ -18,7 +22,19 @@ constexpr int64_t kPool = 256;         // rays
 constexpr int64_t kBatch = 4 * kPool;  // samples
 constexpr int64_t kMostOfARay = 32;    // of these, where few rays are left
 constexpr int64_t kLeastPart = 8192;   // samples of rays that a thread takes at once
+constexpr int64_t kRaysOfAPart = 2048;  // where their samples are not known yet
 constexpr float kUnseen = -1.f;        // UNSEEN of nerftrain/ops/visit.py
+
+typedef float Four __attribute__((vector_size(16)));
+
+// Copies a row four numbers at a time; up to three behind it may be overwritten.
+inline void copy_row(const float* from, float* to, int64_t width) {
+  for (int64_t k = 0; k < width; k += 4) {
+    Four numbers;
+    std::memcpy(&numbers, from + k, sizeof(numbers));
+    std::memcpy(to + k, &numbers, sizeof(numbers));
+  }
+}
 
 // A hash encoding, its table in float32 or in half precision.
 struct StoredGrid {
@@ -50,23 +66,125 @@ struct StoredGrid {
 
 // A ray on its way.
 struct Walk {
-  int64_t ray, next, last, now;  // samples next to come, behind the last one, and taken in this round
+  int64_t ray;
+  int64_t next = 0, now = 0;  // its samples so far, and those that are taken in this round
+  int place = 0;              // in a source of samples
   float transmittance = 1.f, sum_alpha = 0.f, seen = 1.f;  // the last: the transmittance of the samples that are drawn
+};
+
+// Samples of rays [begin, end) that have been marched.
+struct PackedSamples {
+  const float* t_starts;   // [N]
+  const float* t_ends;     // [N]
+  const int64_t* offsets;  // [R + 1]
+  int64_t begin, end;
+
+  int64_t count(int64_t ray) const { return offsets[ray + 1] - offsets[ray]; }
+  bool next_ray(Walk& walk) {
+    if (begin == end) return false;
+    walk = {begin++};
+    return true;
+  }
+  bool may_have_more(const Walk& walk) const { return walk.next < count(walk.ray); }
+  int64_t take(const Walk& walk, int64_t most, float* starts, float* ends) {
+    const int64_t num = std::min(most, count(walk.ray) - walk.next), first = offsets[walk.ray] + walk.next;
+    std::copy_n(t_starts + first, num, starts);
+    std::copy_n(t_ends + first, num, ends);
+    return num;
+  }
+  void close(const Walk&) {}
+};
+
+// Samples of rays [begin, end) that are marched as they are asked for: nothing is where a ray has ended already.
+class MarchedSamples {
+ public:
+  MarchedSamples(const MarchRays& rays, const OneBox* box, int64_t begin, int64_t end)
+      : rays_(rays), box_(box), begin_(begin), end_(end), marches_(kPool), whole_(kPool) {
+    for (int place = 0; place < kPool; ++place) free_.push_back(place);
+  }
+
+  bool next_ray(Walk& walk) {
+    if (begin_ == end_) return false;
+    walk = {begin_++};
+    walk.place = free_.back();
+    free_.pop_back();
+    Whole& whole = whole_[walk.place];
+    whole.count = whole.next = 0;
+    RayMarch& march = marches_[walk.place];
+    march.num_stretches = kStretches + 1;
+    if (box_) {
+      if (bundled_ == in_bundle_) {
+        bundled_ = 0;
+        in_bundle_ = int(std::min<int64_t>(kMarchBundle, end_ - walk.ray));
+        kernels_.begin(rays_, *box_, walk.ray, in_bundle_, bundle_);
+      }
+      copy(bundle_[bundled_++], march);
+    }
+    if (march.num_stretches > kStretches) march_whole(walk.ray, whole, march);
+    return true;
+  }
+  bool may_have_more(const Walk& walk) const {
+    const Whole& whole = whole_[walk.place];
+    const bool has_room = walk.next < rays_.settings.max_samples;
+    return whole.next < whole.count || (has_room && marches_[walk.place].may_have_more());
+  }
+  int64_t take(const Walk& walk, int64_t most, float* starts, float* ends) {
+    Whole& whole = whole_[walk.place];
+    most = std::min(most, rays_.settings.max_samples - walk.next);
+    if (whole.count == 0)
+      return kernels_.next(rays_.settings, *box_, marches_[walk.place], int(most), starts, ends);
+    const int64_t num = std::min(most, whole.count - whole.next);
+    std::copy_n(whole.starts.data() + whole.next, num, starts);
+    std::copy_n(whole.ends.data() + whole.next, num, ends);
+    whole.next += num;
+    return num;
+  }
+  void close(const Walk& walk) { free_.push_back(walk.place); }
+
+ private:
+  // A ray that cannot be marched bit by bit.
+  struct Whole {
+    std::vector<float> starts, ends;
+    int64_t count = 0, next = 0;
+  };
+
+  static void copy(const RayMarch& from, RayMarch& to) {
+    const size_t stretches = std::min(from.num_stretches, kStretches) * sizeof(from.stretches[0]);
+    std::memcpy(&to, &from, offsetof(RayMarch, stretches) + stretches);
+  }
+
+  void march_whole(int64_t ray, Whole& whole, RayMarch& march) const {
+    const size_t most = std::min(rays_.settings.max_steps, rays_.settings.max_samples);
+    if (whole.starts.size() < most) whole.starts.resize(most), whole.ends.resize(most);
+    float *starts = whole.starts.data(), *ends = whole.ends.data();
+    whole.count = rays_.march(ray, rays_.settings.max_samples, [=](int i, float start, float end) {
+                         starts[i] = start;
+                         ends[i] = end;
+                       }).count;
+    march.num_stretches = march.stretch = 0;
+    march.pending = 0;
+  }
+
+  const MarchRays& rays_;
+  const OneBox* box_;  // or none: no ray is marched bit by bit
+  int64_t begin_, end_;
+  std::vector<RayMarch> marches_;  // [kPool]
+  std::vector<Whole> whole_;       // [kPool]
+  std::vector<int> free_;
+  RayMarch bundle_[kMarchBundle];
+  int in_bundle_ = 0, bundled_ = 0;
+  const MarchKernels& kernels_ = march_kernels();
 };
 
 struct NgpAlongRays {
   const float* origins;     // [R][3]
   const float* directions;  // [R][3]
   const float* times;       // [R] or none: the field is static
-  const float* t_starts;    // [N]
-  const float* t_ends;      // [N]
-  const int64_t* offsets;   // [R + 1]
-  int64_t num_rays;
   const StoredGrid& still;
   const StoredGrid* moving;  // of space and time, or none
   NgpShape shape;
   NgpWeights weights;
-  float low[3], high[3];
+  Four low, high;   // of the box; the last of four is of no use
   int contraction;  // 0: none; 1: of the Euclidean norm; 2: of the largest coordinate
   float early_stop_eps;
   const HashKernels& hash;
@@ -75,18 +193,19 @@ struct NgpAlongRays {
 
   int64_t num_features() const { return still.width() + (moving ? moving->width() : 0); }
 
-  // What one thread works in.
+  // What one thread works in. Behind each array is room for what vectors write beyond its end.
   struct Batch {
     float *positions, *moments, *features, *parts, *starts, *ends, *sigma, *kept, *scratch;
+    NgpWeights weights;  // that the scratch does not hold yet
 
     static int64_t floats(const NgpAlongRays& field) {
-      return kBatch * (3 + 4 + 2 * field.num_features() + 4) + field.ngp.scratch_floats(field.shape);
+      return (kBatch + kMarchSlack) * (3 + 4 + 2 * field.num_features() + 4) + field.ngp.scratch_floats(field.shape);
     }
 
-    Batch(const NgpAlongRays& field, float* at) {
+    Batch(const NgpAlongRays& field, float* at) : weights(field.weights) {
       const auto take = [&](int64_t floats) {
         float* taken = at;
-        at += kBatch * floats;
+        at += (kBatch + kMarchSlack) * floats;
         return taken;
       };
       positions = take(3), moments = take(4), features = take(field.num_features()), parts = take(field.num_features());
@@ -95,40 +214,44 @@ struct NgpAlongRays {
     }
   };
 
-  // A position scaled to 0..1, where all of space is folded into that if there is a contraction.
-  void place(int64_t ray, float start, float end, float* to) const {
-    const float middle = (start + end) * 0.5f;
-    const float *origin = origins + 3 * ray, *direction = directions + 3 * ray;
-    float x[3];
-    for (int a = 0; a < 3; ++a) x[a] = origin[a] + middle * direction[a];
-    if (!contraction) {
-      for (int a = 0; a < 3; ++a) to[a] = (x[a] - low[a]) / (high[a] - low[a]);
-      return;
+  // The middles of a ray's samples scaled to 0..1, where all of space is folded into that if there is a contraction.
+  // One number behind the last of them may be overwritten.
+  void place(int64_t ray, const float* starts, const float* ends, int64_t num, float* to) const {
+    const float *o = origins + 3 * ray, *d = directions + 3 * ray;
+    const Four origin = {o[0], o[1], o[2]}, direction = {d[0], d[1], d[2]};
+    for (int64_t i = 0; i < num; ++i, to += 3) {
+      const float middle = (starts[i] + ends[i]) * 0.5f;
+      Four x = origin + middle * direction;
+      if (contraction) {
+        x = (x * 2.f - (low + high)) / (high - low);
+        float at[3] = {x[0], x[1], x[2]};
+        ContractForward<float>{at, contraction == 2, to}(0);
+        for (int a = 0; a < 3; ++a) to[a] = to[a] * 0.25f + 0.5f;
+      } else {
+        x = (x - low) / (high - low);
+        std::memcpy(to, &x, sizeof(x));
+      }
     }
-    for (int a = 0; a < 3; ++a) x[a] = (x[a] * 2 - (low[a] + high[a])) / (high[a] - low[a]);
-    ContractForward<float>{x, contraction == 2, to}(0);
-    for (int a = 0; a < 3; ++a) to[a] = to[a] * 0.25f + 0.5f;
   }
 
   // Collects the samples of a round, at most so many of each ray.
-  int64_t gather(Walk* pool, int64_t active, int64_t most, const Batch& batch) const {
+  template <class Source>
+  int64_t gather(Source& source, Walk* pool, int64_t active, int64_t most, const Batch& batch) const {
     int64_t n = 0;
     for (Walk* walk = pool; walk < pool + active; ++walk) {
-      walk->now = std::min(most, walk->last - walk->next);
-      for (int64_t i = walk->next; i < walk->next + walk->now; ++i, ++n) {
-        batch.starts[n] = t_starts[i];
-        batch.ends[n] = t_ends[i];
-        place(walk->ray, t_starts[i], t_ends[i], batch.positions + 3 * n);
-        if (!moving) continue;
-        std::copy_n(batch.positions + 3 * n, 3, batch.moments + 4 * n);
-        batch.moments[4 * n + 3] = times[walk->ray];
+      walk->now = source.take(*walk, most, batch.starts + n, batch.ends + n);
+      place(walk->ray, batch.starts + n, batch.ends + n, walk->now, batch.positions + 3 * n);
+      for (int64_t i = n; moving && i < n + walk->now; ++i) {
+        std::copy_n(batch.positions + 3 * i, 3, batch.moments + 4 * i);
+        batch.moments[4 * i + 3] = times[walk->ray];
       }
+      n += walk->now;
     }
     return n;
   }
 
   // Fills sigma, none of it below zero, and what each sample lets through.
-  void evaluate(int64_t n, const Batch& batch) const {
+  void evaluate(int64_t n, Batch& batch) const {
     still.encode(hash, batch.positions, n, moving ? batch.parts : batch.features);
     if (moving) {
       float* more = batch.parts + n * still.width();
@@ -140,62 +263,50 @@ struct NgpAlongRays {
         std::copy_n(more + i * more_width, more_width, row + width);
       }
     }
-    ngp.density(shape, weights, batch.features, batch.sigma, 0, n, batch.scratch);
+    ngp.density(shape, batch.weights, batch.features, batch.sigma, 0, n, batch.scratch);
+    batch.weights = {};
     composite.run(batch.sigma, batch.starts, batch.ends, batch.kept, 0, n);
   }
 
-  // Leads rays [begin, end) through their samples. The sink takes each ray's part of a round in, says whether the ray
+  // Leads a source's rays through their samples. The sink takes each ray's part of a round in, says whether the ray
   // goes on, and is told when a round is over and when a ray is.
-  template <class Sink>
-  void lead(int64_t begin, int64_t end, const Batch& batch, Sink& sink) const {
+  template <class Source, class Sink>
+  void lead(Source& source, Batch batch, Sink& sink) const {
     Walk pool[kPool];
     int64_t active = 0;
     for (;;) {
-      for (; active < kPool && begin < end; ++begin) {
-        pool[active] = {begin, offsets[begin], offsets[begin + 1], 0};
-        if (pool[active].next < pool[active].last)
+      while (active < kPool && source.next_ray(pool[active])) {
+        if (source.may_have_more(pool[active])) {
           ++active;
-        else
+        } else {
           sink.finish(pool[active]);
+          source.close(pool[active]);
+        }
       }
       if (!active) return;
-      const int64_t n = gather(pool, active, std::min(kBatch / active, kMostOfARay), batch);
+      const int64_t n = gather(source, pool, active, std::min(kBatch / active, kMostOfARay), batch);
       evaluate(n, batch);
       int64_t left = 0, first = 0;
       for (Walk* walk = pool; walk < pool + active; ++walk) {
         sink.take(*walk, batch, first);
         first += walk->now;
         walk->next += walk->now;
-        if (walk->next < walk->last && walk->transmittance >= early_stop_eps)
+        if (source.may_have_more(*walk) && walk->transmittance >= early_stop_eps) {
           pool[left++] = *walk;
-        else
+        } else {
           sink.finish(*walk);
+          source.close(*walk);
+        }
       }
       sink.flush(batch);
       active = left;
     }
   }
-
-  // Calls run(first ray, last ray, room) for parts of about as many samples each, on all threads.
-  template <class Run>
-  void each(const Tensor& like, int64_t room_floats, const Run& run) const {
-    const int64_t num = offsets[num_rays], most = 4 * torch::stable::get_num_threads();
-    const int64_t parts = std::clamp<int64_t>(num / kLeastPart, 1, most);
-    const auto first_ray = [&](int64_t part) {
-      if (part == parts) return num_rays;
-      return std::lower_bound(offsets, offsets + num_rays, num * part / parts) - offsets;
-    };
-    Tensor rooms = make(like, {num_workers(parts), room_floats});
-    float* room = write<float>(rooms);
-    share(parts, [&](int64_t part, int64_t worker) {
-      run(first_ray(part), first_ray(part + 1), room + worker * room_floats);
-    });
-  }
 };
 
 // Densities as they are found and, where they are asked for, what was looked up where.
 struct VisitSink {
-  const int64_t* offsets;
+  const int64_t* offsets;  // [R + 1]
   float* density;        // [N]
   int64_t* num;          // [R]
   float* transmittance;  // [R]
@@ -207,8 +318,9 @@ struct VisitSink {
   int64_t next = 0;  // of these rows: one after the other, which is faster than where each sample is
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
+    const int64_t at_first = offsets[walk.ray] + walk.next;
     for (int64_t i = 0; i < walk.now; ++i) {
-      density[walk.next + i] = batch.sigma[first + i];
+      density[at_first + i] = batch.sigma[first + i];
       walk.transmittance *= batch.kept[first + i];
       walk.sum_alpha += 1.f - batch.kept[first + i];
     }
@@ -216,15 +328,16 @@ struct VisitSink {
     const float* at = num_axes == 4 ? batch.moments : batch.positions;
     std::copy_n(batch.features + first * num_features, walk.now * num_features, features + next * num_features);
     std::copy_n(at + first * num_axes, walk.now * num_axes, places + next * num_axes);
-    for (int64_t i = 0; i < walk.now; ++i) rows[walk.next + i] = next++;
+    for (int64_t i = 0; i < walk.now; ++i) rows[at_first + i] = next++;
   }
   void flush(const NgpAlongRays::Batch&) const {}
   void finish(const Walk& walk) const {
-    num[walk.ray] = walk.next - offsets[walk.ray];
+    const int64_t unseen = offsets[walk.ray] + walk.next, last = offsets[walk.ray + 1];
+    num[walk.ray] = walk.next;
     transmittance[walk.ray] = walk.transmittance;
     sum_alpha[walk.ray] = walk.sum_alpha;
-    std::fill(density + walk.next, density + walk.last, kUnseen);
-    if (rows) std::fill(rows + walk.next, rows + walk.last, -1);
+    std::fill(density + unseen, density + last, kUnseen);
+    if (rows) std::fill(rows + unseen, rows + last, -1);
   }
 };
 
@@ -234,19 +347,21 @@ struct RenderSink {
   const NgpAlongRays& field;
   float alpha_thre, min_weight;
   float* channels;                                    // [R][K], zeros
-  float* opacity;                                     // [R]
-  float* depth;                                       // [R]
-  float* distortion;                                  // [R]
+  float* opacity;                                     // [R], zeros
+  float* depth;                                       // [R], zeros
+  float* distortion;                                  // [R], zeros
   int64_t* num;                                       // [R]
   float *features, *views, *drawn, *sigma, *scratch;  // [kBatch] samples that are seen, and the networks' room
   int64_t num_seen = 0;
+  NgpWeights weights;  // that the scratch does not hold yet
   struct Seen {
     int64_t ray;
     float weight;
   } seen[kBatch];
 
   static int64_t floats(const NgpAlongRays& field) {
-    return kBatch * (field.num_features() + 3 + field.shape.num_channels() + 1) + field.ngp.scratch_floats(field.shape);
+    const int64_t each = field.num_features() + 3 + field.shape.num_channels() + 1;
+    return (kBatch + kMarchSlack) * each + field.ngp.scratch_floats(field.shape);
   }
 
   RenderSink(const NgpAlongRays& field, float alpha_thre, float min_weight, float* channels, float* opacity,
@@ -258,17 +373,18 @@ struct RenderSink {
         opacity(opacity),
         depth(depth),
         distortion(distortion),
-        num(num) {
+        num(num),
+        weights(field.weights) {
+    constexpr int64_t kRoom = kBatch + kMarchSlack;
     features = at;
-    views = features + kBatch * field.num_features();
-    drawn = views + kBatch * 3;
-    sigma = drawn + kBatch * field.shape.num_channels();
-    scratch = sigma + kBatch;
+    views = features + kRoom * field.num_features();
+    drawn = views + kRoom * 3;
+    sigma = drawn + kRoom * field.shape.num_channels();
+    scratch = sigma + kRoom;
   }
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
     const int64_t width = field.num_features(), r = walk.ray;
-    if (walk.next == field.offsets[r]) opacity[r] = depth[r] = distortion[r] = 0.f;
     for (int64_t i = first; i < first + walk.now; ++i) {
       const float kept = batch.kept[i], alpha = 1.f - kept;
       const bool reached = walk.transmittance >= field.early_stop_eps;
@@ -281,7 +397,7 @@ struct RenderSink {
       distortion[r] += 2.f * w * (mid * opacity[r] - depth[r]) + w * w * dt * (1.f / 3.f);
       opacity[r] += w;
       depth[r] += w * mid;
-      std::copy_n(batch.features + i * width, width, features + num_seen * width);
+      copy_row(batch.features + i * width, features + num_seen * width, width);
       std::copy_n(field.directions + 3 * r, 3, views + 3 * num_seen);
       seen[num_seen++] = {r, w};
     }
@@ -289,45 +405,65 @@ struct RenderSink {
 
   void flush(const NgpAlongRays::Batch&) {
     const int64_t k_end = field.shape.num_channels();
-    field.ngp.forward(field.shape, field.weights, features, views, drawn, sigma, 0, num_seen, scratch);
+    field.ngp.forward(field.shape, weights, features, views, drawn, sigma, 0, num_seen, scratch);
+    weights = {};
     for (int64_t i = 0; i < num_seen; ++i)
       for (int64_t k = 0; k < k_end; ++k) channels[seen[i].ray * k_end + k] += seen[i].weight * drawn[i * k_end + k];
     num_seen = 0;
   }
 
-  void finish(const Walk& walk) const {
-    num[walk.ray] = walk.next - field.offsets[walk.ray];
-    if (field.offsets[walk.ray] == walk.last) opacity[walk.ray] = depth[walk.ray] = distortion[walk.ray] = 0.f;
-  }
+  void finish(const Walk& walk) const { num[walk.ray] = walk.next; }
 };
+
+// Parts of as many samples each, each with room for one thread: run(first ray, last ray, room).
+template <class Run>
+void each_part(const Tensor& like, const int64_t* offsets, int64_t num_rays, int64_t room_floats, const Run& run) {
+  const int64_t num = offsets[num_rays], most = 4 * torch::stable::get_num_threads();
+  const int64_t parts = std::clamp<int64_t>(num / kLeastPart, 1, most);
+  const auto first_ray = [&](int64_t part) {
+    if (part == parts) return num_rays;
+    return std::lower_bound(offsets, offsets + num_rays, num * part / parts) - offsets;
+  };
+  Tensor rooms = make(like, {num_workers(parts), room_floats});
+  float* room = write<float>(rooms);
+  share(parts, [&](int64_t part, int64_t worker) {
+    run(first_ray(part), first_ray(part + 1), room + worker * room_floats);
+  });
+}
+
+// The same where nobody knows how many samples rays have.
+template <class Run>
+void each_part(const Tensor& like, int64_t num_rays, int64_t room_floats, const Run& run) {
+  const int64_t parts = (num_rays + kRaysOfAPart - 1) / kRaysOfAPart;
+  Tensor rooms = make(like, {num_workers(parts), room_floats});
+  float* room = write<float>(rooms);
+  share(parts, [&](int64_t part, int64_t worker) {
+    run(part * kRaysOfAPart, std::min((part + 1) * kRaysOfAPart, num_rays), room + worker * room_floats);
+  });
+}
 
 // Calls run with the field as the operators' arguments describe it.
 template <class Run>
-void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts,
-              const Tensor& t_ends, const Tensor& offsets, const Tensor& table, const std::vector<int64_t>& resolutions,
-              const std::vector<int64_t>& level_offsets, const Tensor& moving_table,
-              const std::vector<int64_t>& moving_resolutions, const std::vector<int64_t>& moving_offsets,
-              const NgpShape& shape, const NgpWeights& weights, const Tensor& box, int64_t contraction,
-              double early_stop_eps, int64_t lanes, const Run& run) {
+void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
+              const std::vector<int64_t>& resolutions, const std::vector<int64_t>& level_offsets,
+              const Tensor& moving_table, const std::vector<int64_t>& moving_resolutions,
+              const std::vector<int64_t>& moving_offsets, const NgpShape& shape, const NgpWeights& weights,
+              const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes, const Run& run) {
   const StoredGrid still(3, table, resolutions, level_offsets);
   const bool moves = moving_table.numel() > 0;
-  if (moves && times.size(0) != offsets.size(0) - 1)
+  if (moves && times.size(0) != origins.size(0))
     throw std::runtime_error("ngp: a grid of space and time needs a time for each ray");
   const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;
   const float* corners = read<float>(box);
   const NgpAlongRays field{read<float>(origins),
                            read<float>(directions),
                            read_or_none<float>(times),
-                           read<float>(t_starts),
-                           read<float>(t_ends),
-                           read<int64_t>(offsets),
-                           offsets.size(0) - 1,
                            still,
                            moves ? &moving : nullptr,
                            shape,
                            weights,
                            {corners[0], corners[1], corners[2]},
-                           {corners[3], corners[4], corners[5]},
+                           {corners[3], corners[4], corners[5], 1.f},
                            int(contraction),
                            float(early_stop_eps),
                            kernels_for(0, hash_portable, hash_avx2, hash_avx512),
@@ -339,18 +475,19 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
-    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts, const Tensor& t_ends,
-    const Tensor& offsets, const Tensor& table, std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets,
-    const Tensor& moving_table, std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
-    const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
-    int64_t lanes, bool remember) {
+    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
+    std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
+    std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& weights,
+    std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes,
+    const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, bool remember) {
   const int64_t num_rays = offsets.size(0) - 1, num_rows = remember ? t_starts.size(0) : 0;
   const int64_t num_features = widths.front(), num_axes = moving_table.numel() ? 4 : 3;
   Tensor density = make(t_starts, {t_starts.size(0)}), num = make(offsets, {num_rays});
   Tensor transmittance = make(t_starts, {num_rays}), sum_alpha = make(t_starts, {num_rays});
   Tensor features = make(t_starts, {num_rows, num_features}), places = make(t_starts, {num_rows, num_axes});
   Tensor rows = make(offsets, {num_rows});
-  const VisitSink sink{read<int64_t>(offsets),
+  const int64_t* first = read<int64_t>(offsets);
+  const VisitSink sink{first,
                        write<float>(density),
                        write<int64_t>(num),
                        write<float>(transmittance),
@@ -360,46 +497,55 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
                        remember ? write<float>(features) : nullptr,
                        remember ? write<float>(places) : nullptr,
                        remember ? write<int64_t>(rows) : nullptr};
+  const float *starts = read<float>(t_starts), *ends = read<float>(t_ends);
   const float nothing = 0.f;
   widths.back() = 1;  // the density; what colour knows of it is not asked for
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
-  with_ngp(origins, directions, times, t_starts, t_ends, offsets, table, resolutions, level_offsets, moving_table,
-           moving_resolutions, moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction,
-           early_stop_eps, lanes, [&](const NgpAlongRays& field) {
-             field.each(t_starts, NgpAlongRays::Batch::floats(field), [&](int64_t begin, int64_t end, float* room) {
+  with_ngp(origins, directions, times, table, resolutions, level_offsets, moving_table, moving_resolutions,
+           moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction, early_stop_eps, lanes,
+           [&](const NgpAlongRays& field) {
+             const int64_t room_floats = NgpAlongRays::Batch::floats(field);
+             each_part(t_starts, first, num_rays, room_floats, [&](int64_t begin, int64_t end, float* room) {
                VisitSink own = sink;
-               own.next = sink.offsets[begin];
-               field.lead(begin, end, NgpAlongRays::Batch(field, room), own);
+               own.next = first[begin];
+               PackedSamples samples{starts, ends, first, begin, end};
+               field.lead(samples, NgpAlongRays::Batch(field, room), own);
              });
            });
   return {density, num, transmittance, sum_alpha, features, places, rows};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
-    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& t_starts, const Tensor& t_ends,
-    const Tensor& offsets, const Tensor& table, std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets,
-    const Tensor& moving_table, std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
-    const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
-    int64_t lanes, const Tensor& color_weights, std::vector<int64_t> color_widths, int64_t degree, double alpha_thre,
-    double min_weight) {
+    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
+    std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
+    std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& weights,
+    std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes,
+    const Tensor& near, const Tensor& far, const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
+    std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side, double step, double cone_angle,
+    int64_t max_steps, int64_t max_samples, const Tensor& color_weights, std::vector<int64_t> color_widths,
+    int64_t degree, double alpha_thre, double min_weight) {
   const NgpShape shape = ngp_shape(widths, color_widths, degree);
-  const int64_t num_rays = offsets.size(0) - 1, k_end = shape.num_channels();
-  Tensor channels = torch::stable::new_zeros(t_starts, std::vector<int64_t>{num_rays, k_end});
-  Tensor opacity = make(t_starts, {num_rays}), depth = make(t_starts, {num_rays});
-  Tensor distortion = make(t_starts, {num_rays}), num = make(offsets, {num_rays});
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
+  const std::optional<OneBox> grid_box = one_box(rays);
+  const int64_t num_rays = origins.size(0);
+  const auto zeros = [&](std::vector<int64_t> sizes) { return torch::stable::new_zeros(origins, sizes); };
+  Tensor channels = zeros({num_rays, shape.num_channels()}), opacity = zeros({num_rays}), depth = zeros({num_rays});
+  Tensor distortion = zeros({num_rays}), num = make(origins, {num_rays}, ScalarType::Long);
   float *to_channels = write<float>(channels), *to_opacity = write<float>(opacity), *to_depth = write<float>(depth);
   float* to_distortion = write<float>(distortion);
   int64_t* to_num = write<int64_t>(num);
-  with_ngp(origins, directions, times, t_starts, t_ends, offsets, table, resolutions, level_offsets, moving_table,
-           moving_resolutions, moving_offsets, shape, {read<float>(weights), read<float>(color_weights)}, box,
-           contraction, early_stop_eps, lanes, [&](const NgpAlongRays& field) {
+  with_ngp(origins, directions, times, table, resolutions, level_offsets, moving_table, moving_resolutions,
+           moving_offsets, shape, {read<float>(weights), read<float>(color_weights)}, box, contraction, early_stop_eps,
+           lanes, [&](const NgpAlongRays& field) {
              const int64_t batch_floats = NgpAlongRays::Batch::floats(field);
              const int64_t room_floats = batch_floats + RenderSink::floats(field);
-             field.each(t_starts, room_floats, [&](int64_t begin, int64_t end, float* room) {
+             each_part(origins, num_rays, room_floats, [&](int64_t begin, int64_t end, float* room) {
                RenderSink sink(field, float(alpha_thre), float(min_weight), to_channels, to_opacity, to_depth,
                                to_distortion, to_num, room + batch_floats);
-               field.lead(begin, end, NgpAlongRays::Batch(field, room), sink);
+               MarchedSamples samples(rays, grid_box ? &*grid_box : nullptr, begin, end);
+               field.lead(samples, NgpAlongRays::Batch(field, room), sink);
              });
            });
   return {channels, opacity, depth, distortion, num};

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
+from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
 from nerftrain.ops.visit import LookedUp, Visited
 from nerftrain.ops.visit_ngp import Drawn
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 NUM_COLORS = 3
-Draw = Callable[[Samples, Thresholds], Drawn]
+Draw = Callable[[Marching, Thresholds], Drawn]
 
 
 class RadianceField(nn.Module, ABC):
@@ -106,7 +107,7 @@ class RadianceField(nn.Module, ABC):
         return self(*sample_points(rays, samples.t_starts, samples.t_ends, samples.ray_indices))
 
     def drawing(self, rays: Rays) -> Draw | None:
-        """Offer a way of the field's own to find what rays see of samples, without gradients.
+        """Offer a way of the field's own to find what marched rays see, without gradients.
 
         None where it has none: then `rendering` asks for densities, then for channels.
         """

@@ -25,6 +25,7 @@ from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
     Grid,
+    can_render,
     can_visit,
     render_ngp,
     visit_ngp,
@@ -177,7 +178,9 @@ class NGP(RadianceField):
         if field is None or weights is None:
             return None
         color = ColorField(weights[1], self.directions.degree)
-        return lambda samples, thresholds: render_ngp(rays, samples, field, color, thresholds)
+        if not can_render(rays, field, color):
+            return None
+        return lambda marching, thresholds: render_ngp(rays, marching, field, color, thresholds)
 
     def _along_rays(self, rays: Rays) -> DensityField | None:
         """Describe the density to the ops that follow rays, where they are compiled for it."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,29 @@ class March:
     cone_angle: float
     max_steps: int
     max_samples: int = 2**31 - 1
+
+
+class Marching(NamedTuple):
+    """How R rays are to be marched (see `march`)."""
+
+    jitter: Tensor  # [R]
+    grid: Grid
+    settings: March
+
+    def arguments(self, rays: Rays) -> tuple[Any, ...]:
+        """List what operators ask for after origins and directions."""
+        grid, settings = self.grid, self.settings
+        tensors = (rays.near, rays.far, self.jitter, grid.cells, grid.blocks)
+        return (
+            *(tensor.contiguous() for tensor in tensors),
+            list(grid.boxes),
+            list(grid.resolution),
+            grid.side,
+            settings.step,
+            settings.cone_angle,
+            settings.max_steps,
+            settings.max_samples,
+        )
 
 
 # --------------------------------------------------------------------------------------- references
@@ -503,33 +526,24 @@ def march_to(
     if not library.native(rays.origins, rays.directions, jitter, grid.cells):
         samples, ends = march_to_reference(rays, jitter, grid, settings)
         return samples if room is None else padded(samples, room), ends
-    tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
-    inputs = [t.contiguous() for t in tensors]
-    steps = (
-        list(grid.boxes),
-        list(grid.resolution),
-        grid.side,
-        settings.step,
-        settings.cone_angle,
-        settings.max_steps,
-        settings.max_samples,
-    )
+    lines = rays.origins.contiguous(), rays.directions.contiguous()
+    arguments = Marching(jitter, grid, settings).arguments(rays)
     if library.on_cpu(rays.origins):
-        *packed, ends = torch.ops.nerftrain.march(*inputs, *steps)
+        *packed, ends = torch.ops.nerftrain.march(*lines, *arguments)
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends
     once = settings.step > 0  # in windows of 32 steps, of which a ray has to be marched once
     march_first = torch.ops.nerftrain.march_windows if once else torch.ops.nerftrain.march_count
-    counts, ends, *windows = march_first(*inputs, *steps)
+    counts, ends, *windows = march_first(*lines, *arguments)
     offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
     if once:
-        found = (inputs[2], inputs[4], *windows)
+        found = (arguments[0], arguments[2], *windows)
         stepping = settings.step, settings.cone_angle, settings.max_steps
         packed = torch.ops.nerftrain.march_fill(*found, *stepping, offsets, num_samples)
     else:
-        packed = torch.ops.nerftrain.march_write(*inputs, *steps, offsets, num_samples)
+        packed = torch.ops.nerftrain.march_write(*lines, *arguments, offsets, num_samples)
     t_starts, t_ends, ray_indices = packed
     return Samples(t_starts, t_ends, ray_indices, offsets, whole), ends
 

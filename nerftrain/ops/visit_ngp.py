@@ -18,7 +18,7 @@ from nerftrain.ops import library
 from nerftrain.ops.composite import composite_reference
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
-from nerftrain.ops.march import visible_samples_reference
+from nerftrain.ops.march import Marching, march_to_reference, visible_samples_reference
 from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
@@ -85,9 +85,10 @@ def visit_ngp_reference(
 
 
 def render_ngp_reference(
-    rays: Rays, samples: Samples, field: DensityField, color: ColorField, thresholds: Thresholds
+    rays: Rays, marching: Marching, field: DensityField, color: ColorField, thresholds: Thresholds
 ) -> Drawn:
     """Render by torch (see `render_ngp`)."""
+    samples, _ = march_to_reference(rays, *marching)
     visited = visit_ngp_reference(rays, samples, field, thresholds.early_stop_eps)
     visible = visible_samples_reference(samples, visited.density, *thresholds)
     seen = select_reference(samples, visible)
@@ -115,11 +116,10 @@ def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor,
 
 
 @library.fake("visit_ngp")
-def _visit_ngp_fake(
-    _o: Tensor, _d: Tensor, _t: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _visit_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    moving_table, widths = arguments[6], arguments[10]
+    t_starts, _, offsets, remember = arguments[15:]
     num_rays, make = offsets.shape[0] - 1, t_starts.new_empty
-    moving_table, widths, remember = rest[3], rest[7], rest[-1]
     rows = t_starts.shape[0] if remember else 0
     places = make(rows, 4 if moving_table.numel() else 3)
     looked_up = make(rows, widths[0]), places, offsets.new_empty(rows)
@@ -129,19 +129,24 @@ def _visit_ngp_fake(
 
 @library.fake("render_ngp")
 def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    t_starts, offsets, color_widths = arguments[3], arguments[5], arguments[19]
-    num_rays, make = offsets.shape[0] - 1, t_starts.new_empty
+    origins, color_widths = arguments[0], arguments[28]
+    num_rays, make = origins.shape[0], origins.new_empty
     rows = make(num_rays), make(num_rays), make(num_rays)
-    return make(num_rays, color_widths[-1]), *rows, offsets.new_empty(num_rays)
+    return make(num_rays, color_widths[-1]), *rows, make(num_rays, dtype=torch.int64)
 
 
 def can_visit(rays: Rays, field: DensityField) -> bool:
-    """Say whether `visit_ngp` and `render_ngp` are compiled for these (samples are float32)."""
+    """Say whether `visit_ngp` is compiled for these (samples are float32)."""
     times = [] if rays.times is None else [rays.times]
     numbers = (rays.origins, rays.directions, *times, *field.weights)
     fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
     grids = all(grid.stored.shape[1] in FEATURES for grid in field.grids)
     return library.on_cpu(rays.origins) and fits and grids and library.native(*numbers)
+
+
+def can_render(rays: Rays, field: DensityField, color: ColorField) -> bool:
+    """Say whether `render_ngp` is compiled for these."""
+    return can_visit(rays, field) and len(color.weights) <= MAX_LAYERS
 
 
 @torch.no_grad()
@@ -165,8 +170,9 @@ def visit_ngp(
     """
     if samples.t_starts.dtype != torch.float32 or not can_visit(rays, field):
         return visit_ngp_reference(rays, samples, field, early_stop_eps, remember)
+    packed = samples.t_starts.contiguous(), samples.t_ends.contiguous(), samples.offsets
     density, num, transmittance, sum_alpha, *kept = torch.ops.nerftrain.visit_ngp(
-        *_arguments(rays, samples, field), early_stop_eps, lanes, remember
+        *_arguments(rays, field), early_stop_eps, lanes, *packed, remember
     )
     features, places, rows = kept
     looked_up = LookedUp(places, features, rows) if remember else None
@@ -176,29 +182,31 @@ def visit_ngp(
 @torch.no_grad()
 def render_ngp(
     rays: Rays,
-    samples: Samples,
+    marching: Marching,
     field: DensityField,
     color: ColorField,
     thresholds: Thresholds,
     lanes: int = BEST,
 ) -> Drawn:
-    """Visit samples as `visit_ngp` does and composite those that can be seen, without gradients.
+    """March rays, visit samples as `visit_ngp` does and composite those that can be seen.
+
+    There are no gradients. Rays are marched no further than anything is asked for.
 
     Args:
         rays: R rays; with times [R] where a grid has four axes.
-        samples: of these.
+        marching: how these are marched.
         field: what makes the density.
         color: what makes the channels.
         thresholds: what cannot be seen (see `visible_samples`).
         lanes: which instruction set multiplies (see `mlp`).
     """
-    few = len(color.weights) <= MAX_LAYERS and samples.t_starts.dtype == torch.float32
-    if not few or not can_visit(rays, field):
-        return render_ngp_reference(rays, samples, field, color, thresholds)
+    if not can_render(rays, field, color):
+        return render_ngp_reference(rays, marching, field, color, thresholds)
     channels, opacity, depth, distortion, num = torch.ops.nerftrain.render_ngp(
-        *_arguments(rays, samples, field),
+        *_arguments(rays, field),
         thresholds.early_stop_eps,
         lanes,
+        *marching.arguments(rays),
         flat(color.weights),
         widths(color.weights),
         color.sh_degree,
@@ -208,7 +216,7 @@ def render_ngp(
     return Drawn(channels, opacity, depth, distortion, int(num.sum()))
 
 
-def _arguments(rays: Rays, samples: Samples, field: DensityField) -> tuple[Any, ...]:
+def _arguments(rays: Rays, field: DensityField) -> tuple[Any, ...]:
     none = rays.origins.new_empty(0)
     grids = [(g.stored, *g.levels.as_arguments) for g in field.grids]
     still, moving = grids if len(grids) > 1 else (grids[0], (none, [], []))
@@ -216,9 +224,6 @@ def _arguments(rays: Rays, samples: Samples, field: DensityField) -> tuple[Any, 
         rays.origins.contiguous(),
         rays.directions.contiguous(),
         none if rays.times is None or len(grids) == 1 else rays.times.contiguous(),
-        samples.t_starts.contiguous(),
-        samples.t_ends.contiguous(),
-        samples.offsets,
         *still,
         *moving,
         flat(field.weights),

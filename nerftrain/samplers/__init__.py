@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.losses import ColorLoss
+from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.spacing import to_distance
@@ -70,10 +71,10 @@ class Sampler(nn.Module, ABC):
         While it stays the same, a step can be recorded and replayed.
         """
 
-    def marched(self, rays: Rays) -> tuple[Samples, Thresholds] | None:
-        """Place samples without asking the field, and say which of them would count.
+    def marching(self, rays: Rays) -> tuple[Marching, Thresholds] | None:
+        """Say how rays are to be marched for an image, and which of their samples count.
 
-        None where a sampler has to ask it.
+        None where samples are placed in another way.
         """
         del rays
 

@@ -243,12 +243,12 @@ class OccGrid(Sampler):
         return alpha.sum() / samples.offsets[-1].clamp(min=1)
 
     @torch.no_grad()
-    def marched(self, rays: Rays) -> tuple[Samples, Thresholds]:
-        """Place samples in occupied cells; what else would be left out is for the thresholds."""
+    def marching(self, rays: Rays) -> tuple[ops.Marching, Thresholds]:
+        """Lead rays through occupied cells; what else would be left out is for the thresholds."""
         march = self._march_so_far(training=False)
-        samples = ops.march(rays, jitter(rays, None), self.grid, march)
         thresholds = self._thresholds(training=False)
-        return samples, Thresholds(self._least_transmittance(thresholds), *thresholds)
+        least = Thresholds(self._least_transmittance(thresholds), *thresholds)
+        return ops.Marching(jitter(rays, None), self.grid, march), least
 
     def _march_so_far(self, training: bool, recorded: bool = False) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.

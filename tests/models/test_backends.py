@@ -18,6 +18,7 @@ from nerftrain.models.dynamic import Spacetime
 from nerftrain.models.ngp import NGP
 from nerftrain.models.tcnn import TcnnEncoding
 from nerftrain.ops import library
+from nerftrain.ops.march import March, Marching, pack_grid
 from nerftrain.types import Rays, Samples, Thresholds
 
 SMALL = (
@@ -171,11 +172,13 @@ def test_ops_along_rays_leave_fields_that_others_have_changed_alone():
     ones = torch.ones(50)
     rays = Rays(positions, directions, 0 * ones, ones)
     samples = Samples(0 * ones, ones, torch.arange(50), torch.arange(51))
+    cells = torch.ones(1, 16, 16, 16, dtype=torch.bool)
+    marching = Marching(0 * ones, pack_grid(cells, (-1, -1, -1, 1, 1, 1)), March(0.1, 0.0, 100))
     made = model()
     assert made.visit(rays, samples, 0.1) is not None
     draw = made.drawing(rays)
     assert draw is not None
-    assert draw(samples, Thresholds(0.1, 0.0, 0.0)).opacity.shape == (50,)
+    assert draw(marching, Thresholds(0.1, 0.0, 0.0)).opacity.shape == (50,)
     made.__class__ = Denser
     assert made.visit(rays, samples, 0.1) is None
     assert made.drawing(rays) is None

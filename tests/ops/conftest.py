@@ -131,6 +131,16 @@ def make_rays(device: torch.device) -> Callable[..., Rays]:
 
 
 @pytest.fixture(scope="session")
+def chequered(device: torch.device) -> Grid:
+    """Make a chequerboard of 4**3 cells: some rays meet more than a march has room to note."""
+    blocks = torch.arange(72).view(-1, 1, 1) + torch.arange(72).view(-1, 1) + torch.arange(72)
+    flags = (blocks % 2 == 0)[None]
+    for axis in (1, 2, 3):
+        flags = flags.repeat_interleave(4, dim=axis)
+    return pack_grid(flags.to(device), (-1, -1, -1, 1, 1, 1))
+
+
+@pytest.fixture(scope="session")
 def make_grid(device: torch.device) -> Callable[..., Grid]:
     """Make a grid with holes of all sizes: of 16**3 cells, of 4**3 cells and of single ones."""
 

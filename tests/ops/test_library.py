@@ -526,13 +526,14 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         for more, num_inputs in (((random(0, 2), [], []), 4), (moving_grids, 8)):
             mlp_of = random(5 * num_inputs), [num_inputs, 5]
             ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
-            field = (*ways, *distances, *grids, *more, *ends)
-            arguments.setdefault("visit_ngp", []).append((*field, False))
+            field = (*ways, *grids, *more, *ends)
+            arguments.setdefault("visit_ngp", []).append((*field, *distances, False))
             # Remembered rows of samples that are not visited hold anything: here all are.
             everything = (*field[:-2], 0.0, BEST)
-            arguments["visit_ngp"].append((*everything, True))
+            arguments["visit_ngp"].append((*everything, *distances, True))
             color = random(3 * 5), [5, 3], 1, 0.1, 0.1
-            arguments.setdefault("render_ngp", []).append((*field, *color))
+            seeing = (*march[:2], random(5), *field[3:], *march[2:], *color)
+            arguments.setdefault("render_ngp", []).append(seeing)
         arguments["select"] = [(keep, *distances)]
         kept = torch.arange(9).clamp(max=6), offsets.clamp(max=8)
         arguments["recall"] = [(random(7, 3), random(7, 8), *kept)]

@@ -427,6 +427,15 @@ def test_strided_rays_are_taken(make_rays, make_grid):
     assert torch.equal(actual.offsets, expected.offsets)
 
 
+def test_rays_may_meet_more_blocks_than_there_is_room_to_note(make_rays, chequered):
+    rays = make_rays(600, reach=1.5)
+    samples = assert_same_samples(rays, random_jitter(rays), chequered, March(0.004, 0.0, 1000))
+    gaps = samples.t_starts[1:] - samples.t_ends[:-1] > 0.002
+    gaps &= samples.ray_indices[1:] == samples.ray_indices[:-1]
+    most = torch.bincount(samples.ray_indices[1:][gaps]).max()
+    assert int(most) > 64  # kStretches of csrc/cpu/march.h
+
+
 def test_samples_are_the_same_bits_with_any_number_of_threads(make_rays, make_grid, threads):
     rays, grid = make_rays(3000), make_grid()
     jitter = random_jitter(rays)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from nerftrain.ops.hash_encoding import HashLevels
+from nerftrain.ops.march import Grid as Occupied
+from nerftrain.ops.march import March, Marching, march, pack_grid
 from nerftrain.ops.visit import UNSEEN, Visited
 from nerftrain.ops.visit_ngp import (
     ColorField,
@@ -163,14 +165,21 @@ def test_numbers_of_other_kinds_go_the_unfused_way(make_samples, make_rays):
     assert_equal(visited, visit_ngp(rays, samples, field(), 0.0), 1e-2)
 
 
+def marching(num_rays: int, grid: Occupied, **more: float) -> Marching:
+    """Steps so fine that many a ray has more samples than a round."""
+    steps = {"step": 0.04, "cone_angle": 0.0, "max_steps": 120} | more
+    jitter = torch.rand(num_rays, generator=torch.Generator().manual_seed(3))
+    return Marching(jitter, grid, March(**steps))
+
+
 @pytest.mark.parametrize("contraction", ["none", "linf"])
 @pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("num_channels", [3, 5])
 def test_what_rays_see_is_what_the_unfused_ops_composite(
-    lanes, make_samples, make_rays, contraction, moves, num_channels
+    lanes, make_grid, make_rays, contraction, moves, num_channels
 ):
-    samples = make_samples(num_rays=700, longest=60)
-    what = along(samples, make_rays), samples, field(contraction, moves), colors(num_channels)
+    rays = replace(make_rays(700), times=torch.linspace(0, 1, 700))
+    what = rays, marching(700, make_grid()), field(contraction, moves), colors(num_channels)
     thresholds = Thresholds(0.01, 0.0, 0.0)  # none that a rounded density could cross
     actual = render_ngp(*what, thresholds, lanes)
     expected = render_ngp_reference(*what, thresholds)
@@ -184,9 +193,52 @@ def test_what_rays_see_is_what_the_unfused_ops_composite(
 
 
 @pytest.mark.usefixtures("single_precision")
-def test_samples_that_are_not_seen_are_left_out_of_what_rays_see(make_samples, make_rays, threads):
-    samples = make_samples(num_rays=900, longest=60)
-    what = along(samples, make_rays), samples, field(), colors()
+@pytest.mark.parametrize(
+    ("num_levels", "steps"),
+    [
+        (1, {}),
+        (1, {"max_samples": 6}),
+        (1, {"cone_angle": 0.02}),
+        (1, {"step": 0.0, "max_steps": 200}),
+        (3, {}),
+    ],
+)
+@pytest.mark.parametrize("early_stop_eps", [0.0, 0.2])
+def test_rays_are_marched_to_the_samples_that_a_march_finds(
+    lanes, make_grid, make_rays, num_levels, steps, early_stop_eps
+):
+    torch.ops.nerftrain.use_lanes(min(lanes, 16))
+    grid = make_grid(num_levels)
+    rays, how = make_rays(2500, reach=2.0 * num_levels), marching(2500, grid, **steps)
+    samples = march(rays, *how)
+    what = field(), colors(), Thresholds(early_stop_eps, 0.0, 0.0)
+    actual, visited = (
+        render_ngp(rays, how, *what),
+        visit_ngp(rays, samples, field(), early_stop_eps),
+    )
+    torch.ops.nerftrain.use_lanes(0)
+    opaque = 1 - visited.transmittance  # of all visited, some of them behind where the ray ends
+    assert len(samples) > 1000
+    if early_stop_eps == 0:
+        assert actual.num_evaluated == len(samples)
+        torch.testing.assert_close(actual.opacity, opaque, rtol=1e-3, atol=1e-4)
+    else:
+        assert actual.num_evaluated < 0.9 * len(samples)
+        assert bool((actual.opacity <= opaque + 1e-4).all())
+        assert bool((actual.opacity >= torch.minimum(opaque, torch.tensor(0.8)) - 1e-3).all())
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_rays_of_many_stretches_are_rendered_whole(make_rays, chequered):
+    rays, how = make_rays(600, reach=1.5), marching(600, chequered, step=0.004, max_steps=1000)
+    what = rays, how, field(), colors(), Thresholds(0.0, 0.0, 0.0)
+    actual, expected = render_ngp(*what), render_ngp_reference(*what)
+    torch.testing.assert_close(actual.opacity, expected.opacity, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_samples_that_are_not_seen_are_left_out_of_what_rays_see(make_grid, make_rays, threads):
+    what = make_rays(900), marching(900, make_grid()), field(), colors()
     whole = render_ngp(*what, Thresholds(0.0, 0.0, 0.0))
     images = []
     for thresholds in (Thresholds(0.0, 0.3, 0.0), Thresholds(0.0, 0.0, 0.2)):
@@ -205,9 +257,10 @@ def test_samples_that_are_not_seen_are_left_out_of_what_rays_see(make_samples, m
 
 
 def test_rays_without_samples_see_nothing_at_all(make_rays):
-    none = torch.zeros(0)
-    samples = Samples(none, none, none.long(), torch.zeros(6, dtype=torch.int64))
-    drawn = render_ngp(make_rays(5), samples, field(), colors(), Thresholds(0.01, 0.0, 0.0))
+    nothing = pack_grid(torch.zeros(1, 16, 16, 16, dtype=torch.bool), (-1, -1, -1, 1, 1, 1))
+    what = field(), colors(), Thresholds(0.01, 0.0, 0.0)
+    drawn = render_ngp(make_rays(5), marching(5, nothing), *what)
+    assert render_ngp(make_rays(0), marching(0, nothing), *what).channels.shape == (0, 3)
     assert drawn.channels.tolist() == [[0.0] * 3] * 5
     for name in Drawn._fields[1:4]:
         assert getattr(drawn, name).tolist() == [0.0] * 5
