@@ -44,7 +44,6 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets) -> (Tensor, Tensor, Tensor, Tensor, "
       "Tensor)");
-  m.def("recall(Tensor places, Tensor features, Tensor rows, Tensor samples) -> (Tensor, Tensor, Tensor)");
   m.def("select_count(Tensor keep, Tensor offsets) -> Tensor");
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
@@ -138,15 +137,18 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "Tensor v_channels, Tensor v_density, int[] density_widths, int[] color_widths, int degree, float scale) -> "
       "(Tensor, Tensor, Tensor)");
   m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
-  // Its densities at packed samples, front to back until rays are opaque; tables in float32 or half precision, the
-  // second of space and time, without elements where there is none. Contraction: 0 none, 1 L2, 2 L infinity.
+  // The samples of rays that count by its densities, front to back until rays are opaque, or everything visited, and
+  // what was looked up there; tables in float32 or half precision, the second of space and time, without elements where
+  // there is none. Contraction: 0 none, 1 L2, 2 L infinity. Gives starts, ends, rays, offsets, densities, places and
+  // features of samples, and how many of a ray were visited, with the sum of their opacities.
   m.def(
-      "visit_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
+      "find_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "
-      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor t_starts, Tensor t_ends, "
-      "Tensor offsets, bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // What rays see of it that are marched meanwhile: channels, opacity, depth and distortion of each ray, and the
-  // samples visited.
+      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
+      "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
+      "float cone_angle, int max_steps, int max_samples, float alpha_thre, float min_weight, bool everything, "
+      "bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // What rays see of it: channels, opacity, depth and distortion of each ray, and how many samples were visited.
   m.def(
       "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "

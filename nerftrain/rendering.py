@@ -11,12 +11,21 @@ from torch import Tensor
 from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.composite import Composited, composite
+from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
-from nerftrain.ops.visit import LookedUp, Visited
-from nerftrain.ops.visit_ngp import Drawn
+from nerftrain.ops.visit import LookedUp
+from nerftrain.ops.visit_ngp import Drawn, Found
 from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
-from nerftrain.types import Cameras, Rays, Rendering, RgbSigmaFn, Samples, SigmaFn
+from nerftrain.types import (
+    Cameras,
+    Rays,
+    Rendering,
+    RgbSigmaFn,
+    Samples,
+    SigmaFn,
+    Thresholds,
+)
 
 # Rays of an image that are rendered at once: on a GPU with so much free memory many, which the host
 # launches as fast as few.
@@ -51,11 +60,11 @@ class Background:
 
 
 class _DensityAlong:
-    """A field's `sigma_fn` along R rays, with the field's own way of visiting samples."""
+    """A field's `sigma_fn` along R rays, with the field's own way of finding samples."""
 
     def __init__(self, model: RadianceField, rays: Rays, remember: bool) -> None:
         self._model, self._rays, self._remember = model, rays, remember
-        self._among: Tensor | None = None  # t_starts of the samples that were visited last
+        self._among: Tensor | None = None  # t_starts of the samples that were asked for last
         self._looked_up: LookedUp | None = None
 
     def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
@@ -67,18 +76,21 @@ class _DensityAlong:
         self._among = t_starts
         return density
 
-    def visit(self, samples: Samples, early_stop_eps: float) -> Visited | None:
-        visited = self._model.visit(self._rays, samples, early_stop_eps, self._remember)
-        self._among = samples.t_starts
-        self._looked_up = visited and visited.looked_up
-        return visited
+    def find(
+        self, marching: Marching, thresholds: Thresholds, everything: bool = False
+    ) -> Found | None:
+        how = marching, thresholds, everything
+        found = self._model.find(self._rays, *how, remember=self._remember)
+        if found is not None:
+            self._among, self._looked_up = found.samples.t_starts, found.looked_up
+        return found
 
-    def recall(self, samples: Samples) -> tuple[Tensor, Tensor] | None:
-        """Find what the last visit looked up at samples, if they are some of those."""
+    def recall(self, samples: Samples) -> LookedUp | None:
+        """Tell what was looked up last at samples, if they are those or some of them."""
         picked, looked_up = samples.picked, self._looked_up
-        if picked is None or looked_up is None or picked.among is not self._among:
-            return None
-        return looked_up.at(picked.rows)
+        if looked_up is None or samples.t_starts is self._among:
+            return looked_up
+        return looked_up.at(picked.rows) if picked and picked.among is self._among else None
 
 
 class _ChannelsAlong:

@@ -399,18 +399,14 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("take", round_size, (marched, visited, now, torch.rand_like(now.t_starts)))
     kept = density > density.mean()
     yield Case("select", size, (marched, kept))
-    rows = torch.arange(len(marched), device=density.device)
-    looked_up = marched.t_starts[:, None].expand(-1, 3), density[:, None].expand(-1, 24), rows
-    again = kept.nonzero().squeeze(1)
-    yield Case("recall", size, (*(t.contiguous() for t in looked_up), again))
     at = (marched.t_starts, marched.t_ends, marched.ray_indices)
     yield Case("sample_points", size, (rays, *at))
     grids = [visit_ngp.Grid(run.model.encoding.stored, run.model.encoding.levels)]
     weights = list(run.model.density_mlp.weights)
     field = visit_ngp.DensityField(grids, weights, run.model.aabb, run.model.contraction)
-    yield Case("visit_ngp", size, (rays, marched, field, sampler.early_stop_eps))
     color = visit_ngp.ColorField(list(run.model.color_mlp.weights), run.model.directions.degree)
     marching, least = sampler.marching(rays)
+    yield Case("find_ngp", size, (rays, marching, field, least))
     yield Case("render_ngp", size, (rays, marching, field, color, least))
 
 

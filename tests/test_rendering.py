@@ -8,7 +8,6 @@ from hydra.utils import instantiate
 
 from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
-from nerftrain.ops.march import march
 from nerftrain.ops.visit import select
 from nerftrain.rendering import Background, field_functions, render, render_image
 from nerftrain.samplers import occgrid
@@ -16,7 +15,7 @@ from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
 from nerftrain.trainer import Run
-from nerftrain.types import Batch
+from nerftrain.types import Batch, Thresholds
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 
@@ -173,9 +172,34 @@ def test_samples_that_were_visited_are_rendered_from_what_was_looked_up(fog) -> 
         (view.rgb - batch.target).square().mean().backward()
         found.append([view.rgb.detach(), *(p.grad.clone() for p in run.model.parameters())])
         assert again == [len(samples)]
-    assert 0 < len(samples) < run.sampler.num_marched
+    assert 0 < len(samples) < run.sampler.num_evaluated
     for actual, expected in zip(*found, strict=True):
         assert float((actual - expected).norm()) < 0.01 * float(expected.norm())
+
+
+@pytest.mark.parametrize("kind", ["view", "training", "before an update", "fading"])
+def test_samples_are_the_same_whoever_finds_them(fog, kind) -> None:
+    run, batch, _ = fog
+    sampler = run.sampler
+    # Where the field fades no threshold is above its mean opacity.
+    sampler._min_weight.fill_(0.9 if kind == "fading" else 0.02)
+    if kind == "before an update":
+        sampler._steps = sampler.settings.update_every - 1
+    sigma_fn, _ = field_functions(run.model, batch.rays)
+
+    def generator() -> torch.Generator | None:
+        return None if kind == "view" else torch.Generator().manual_seed(1)
+
+    found = sampler.sample(batch.rays, sigma_fn, generator())
+    num_evaluated, last = sampler.num_evaluated, sampler.last
+    visited = sampler.sample(batch.rays, lambda *at: sigma_fn(*at), generator())
+    assert len(found) > 0
+    assert len(found) == pytest.approx(len(visited), rel=0.02)  # some lie at the threshold
+    both = set(found.t_starts.tolist()) & set(visited.t_starts.tolist())
+    assert len(both) > 0.98 * len(set(visited.t_starts.tolist()))
+    assert len(found) <= num_evaluated <= sampler.num_evaluated
+    # What was found where is kept for the grid, if that will ask for it.
+    assert (last is not None) == (kind in ("before an update", "fading"))
 
 
 def test_other_samples_than_those_visited_last_are_looked_up(fog) -> None:
@@ -185,24 +209,21 @@ def test_other_samples_than_those_visited_last_are_looked_up(fog) -> None:
     view = render(samples, rgb_sigma_fn, batch.background)
     assert len(again) == 1
     run.sampler.sample(batch.rays, sigma_fn)  # of the same rays, but what it found is not theirs
-    unknown = replace(samples, picked=None)
-    for others in (samples, unknown):
-        torch.testing.assert_close(render(others, rgb_sigma_fn, batch.background).rgb, view.rgb)
-    marched = march(batch.rays, *run.sampler.marching(batch.rays)[0])
-    sigma_fn.visit(marched, 0.9)  # which ends before most of them
-    everything = select(marched, torch.ones(len(marched), dtype=torch.bool))
-    views = (
-        render(s, rgb_sigma_fn, batch.background)
-        for s in (everything, replace(everything, picked=None))
-    )
-    torch.testing.assert_close(*(view.rgb for view in views))
+    torch.testing.assert_close(render(samples, rgb_sigma_fn, batch.background).rgb, view.rgb)
     assert len(again) == 1
+    marching, _ = run.sampler.marching(batch.rays)
+    found = sigma_fn.find(marching, Thresholds(0.9, 0.0, 0.0), everything=True).samples
+    some = select(found, torch.arange(len(found)) % 3 > 0)
+    views = [render(s, rgb_sigma_fn, batch.background) for s in (some, replace(some, picked=None))]
+    torch.testing.assert_close(views[0].rgb, views[1].rgb)
+    assert again[1:] == [len(some)]
 
 
 def test_rays_are_marched_once_whoever_draws_them(monkeypatch):
     """A march is a quarter of a view: one that nobody draws from would be lost."""
     run = assemble(compose(["scene=demo", "model=mlp", "runtime=cpu", "model.width=16"]))
     marches: list[int] = []
+    march = occgrid.ops.march
     monkeypatch.setattr(occgrid.ops, "march", lambda *a: marches.append(1) or march(*a))
     background = torch.ones(3)
     where = (run.scene, run.scene.splits["train"].cameras, 0, run.model, run.sampler, background)

@@ -1,13 +1,8 @@
 #include "../operators/visit.h"
 
-#include <algorithm>
-#include <atomic>
-
 #include "backend.h"
 
 namespace nerftrain {
-
-constexpr int64_t kRecallGrain = 1 << 11;  // samples
 
 // What select_count and select_pick do, with the row that each sample was in.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& keep, const Tensor& t_starts,
@@ -26,31 +21,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& keep, co
   return {starts, ends, rays, kept_offsets, rows};
 }
 
-// What was looked up at samples, whose rows are below zero where nothing was, and whether it was at all of them.
-std::tuple<Tensor, Tensor, Tensor> recall(const Tensor& places, const Tensor& features, const Tensor& rows,
-                                          const Tensor& samples) {
-  const int64_t num = samples.size(0), num_axes = places.size(1), num_features = features.size(1);
-  Tensor places_there = make(places, {num, num_axes}), features_there = make(features, {num, num_features});
-  Tensor all_there = make(rows, {1}, ScalarType::Bool);
-  const float *from_places = read<float>(places), *from_features = read<float>(features);
-  float *to_places = write<float>(places_there), *to_features = write<float>(features_there);
-  const int64_t *row_of = read<int64_t>(rows), *sample = read<int64_t>(samples);
-  std::atomic<bool> all = true;
-  torch::stable::parallel_for(0, num, kRecallGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = row_of[sample[i]];
-      if (row < 0) {
-        all = false;
-        continue;
-      }
-      std::copy_n(from_places + row * num_axes, num_axes, to_places + i * num_axes);
-      std::copy_n(from_features + row * num_features, num_features, to_features + i * num_features);
-    }
-  });
-  *write<bool>(all_there) = all;
-  return {places_there, features_there, all_there};
-}
-
 }  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
@@ -60,7 +30,6 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("gather_rows", TORCH_BOX(&nerftrain::gather_rows<nerftrain::Cpu>));
   m.impl("fit", TORCH_BOX(&nerftrain::fit<nerftrain::Cpu>));
   m.impl("select", TORCH_BOX(&nerftrain::select));
-  m.impl("recall", TORCH_BOX(&nerftrain::recall));
   m.impl("select_count", TORCH_BOX(&nerftrain::select_count<nerftrain::Cpu>));
   m.impl("select_pick", TORCH_BOX(&nerftrain::select_pick<nerftrain::Cpu>));
 }

@@ -1,7 +1,7 @@
-// Instant-NGP's densities at packed samples, front to back until nothing behind them can be seen, and what rays see of
-// them: points, encodings, MLPs and compositing for a pool of rays at a time. The pool takes a new ray for each that
-// ends, so batches stay full however few samples of a ray are asked for at once, and nothing in between leaves the
-// cache.
+// Instant-NGP along rays, front to back until nothing behind can be seen: which samples count, and what rays see of
+// them. Marching, points, encodings, MLPs and compositing are done for a pool of rays at a time. The pool takes a new
+// ray for each that ends, so batches stay full however few samples of a ray are asked for at once, and nothing in
+// between leaves the cache.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -18,12 +18,10 @@
 
 namespace nerftrain {
 
-constexpr int64_t kPool = 256;         // rays
-constexpr int64_t kBatch = 4 * kPool;  // samples
-constexpr int64_t kMostOfARay = 32;    // of these, where few rays are left
-constexpr int64_t kLeastPart = 8192;   // samples of rays that a thread takes at once
-constexpr int64_t kRaysOfAPart = 2048;  // where their samples are not known yet
-constexpr float kUnseen = -1.f;        // UNSEEN of nerftrain/ops/visit.py
+constexpr int64_t kPool = 256;          // rays
+constexpr int64_t kBatch = 4 * kPool;   // samples
+constexpr int64_t kMostOfARay = 32;     // of these, where few rays are left
+constexpr int64_t kMostOfAPart = 2048;  // rays that a thread takes at once, at most
 
 typedef float Four __attribute__((vector_size(16)));
 
@@ -67,32 +65,10 @@ struct StoredGrid {
 // A ray on its way.
 struct Walk {
   int64_t ray;
-  int64_t next = 0, now = 0;  // its samples so far, and those that are taken in this round
-  int place = 0;              // in a source of samples
+  int64_t next = 0, now = 0;                               // its samples so far, and those that are taken in this round
+  int64_t found = 0;                                       // of its samples
+  int place = 0;                                           // in the source of samples
   float transmittance = 1.f, sum_alpha = 0.f, seen = 1.f;  // the last: the transmittance of the samples that are drawn
-};
-
-// Samples of rays [begin, end) that have been marched.
-struct PackedSamples {
-  const float* t_starts;   // [N]
-  const float* t_ends;     // [N]
-  const int64_t* offsets;  // [R + 1]
-  int64_t begin, end;
-
-  int64_t count(int64_t ray) const { return offsets[ray + 1] - offsets[ray]; }
-  bool next_ray(Walk& walk) {
-    if (begin == end) return false;
-    walk = {begin++};
-    return true;
-  }
-  bool may_have_more(const Walk& walk) const { return walk.next < count(walk.ray); }
-  int64_t take(const Walk& walk, int64_t most, float* starts, float* ends) {
-    const int64_t num = std::min(most, count(walk.ray) - walk.next), first = offsets[walk.ray] + walk.next;
-    std::copy_n(t_starts + first, num, starts);
-    std::copy_n(t_ends + first, num, ends);
-    return num;
-  }
-  void close(const Walk&) {}
 };
 
 // Samples of rays [begin, end) that are marched as they are asked for: nothing is where a ray has ended already.
@@ -131,8 +107,7 @@ class MarchedSamples {
   int64_t take(const Walk& walk, int64_t most, float* starts, float* ends) {
     Whole& whole = whole_[walk.place];
     most = std::min(most, rays_.settings.max_samples - walk.next);
-    if (whole.count == 0)
-      return kernels_.next(rays_.settings, *box_, marches_[walk.place], int(most), starts, ends);
+    if (whole.count == 0) return kernels_.next(rays_.settings, *box_, marches_[walk.place], int(most), starts, ends);
     const int64_t num = std::min(most, whole.count - whole.next);
     std::copy_n(whole.starts.data() + whole.next, num, starts);
     std::copy_n(whole.ends.data() + whole.next, num, ends);
@@ -157,10 +132,13 @@ class MarchedSamples {
     const size_t most = std::min(rays_.settings.max_steps, rays_.settings.max_samples);
     if (whole.starts.size() < most) whole.starts.resize(most), whole.ends.resize(most);
     float *starts = whole.starts.data(), *ends = whole.ends.data();
-    whole.count = rays_.march(ray, rays_.settings.max_samples, [=](int i, float start, float end) {
-                         starts[i] = start;
-                         ends[i] = end;
-                       }).count;
+    whole.count = rays_
+                      .march(ray, rays_.settings.max_samples,
+                             [=](int i, float start, float end) {
+                               starts[i] = start;
+                               ends[i] = end;
+                             })
+                      .count;
     march.num_stretches = march.stretch = 0;
     march.pending = 0;
   }
@@ -235,8 +213,7 @@ struct NgpAlongRays {
   }
 
   // Collects the samples of a round, at most so many of each ray.
-  template <class Source>
-  int64_t gather(Source& source, Walk* pool, int64_t active, int64_t most, const Batch& batch) const {
+  int64_t gather(MarchedSamples& source, Walk* pool, int64_t active, int64_t most, const Batch& batch) const {
     int64_t n = 0;
     for (Walk* walk = pool; walk < pool + active; ++walk) {
       walk->now = source.take(*walk, most, batch.starts + n, batch.ends + n);
@@ -270,8 +247,8 @@ struct NgpAlongRays {
 
   // Leads a source's rays through their samples. The sink takes each ray's part of a round in, says whether the ray
   // goes on, and is told when a round is over and when a ray is.
-  template <class Source, class Sink>
-  void lead(Source& source, Batch batch, Sink& sink) const {
+  template <class Sink>
+  void lead(MarchedSamples& source, Batch batch, Sink& sink) const {
     Walk pool[kPool];
     int64_t active = 0;
     for (;;) {
@@ -304,45 +281,56 @@ struct NgpAlongRays {
   }
 };
 
-// Densities as they are found and, where they are asked for, what was looked up where.
-struct VisitSink {
-  const int64_t* offsets;  // [R + 1]
-  float* density;        // [N]
-  int64_t* num;          // [R]
-  float* transmittance;  // [R]
-  float* sum_alpha;      // [R]
-  int64_t num_features, num_axes;
-  float* features;   // [N][num_features] or none
-  float* places;     // [N][num_axes] or none
-  int64_t* rows;     // [N] where those of each sample are, -1 where nobody was; or none
-  int64_t next = 0;  // of these rows: one after the other, which is faster than where each sample is
+// Whether a sample counts (VisibleSamples of common/march.h); leads a ray's transmittance past it.
+inline bool pass(Walk& walk, float kept, float early_stop_eps, float alpha_thre, float min_weight) {
+  const float alpha = 1.f - kept;
+  const bool reached = walk.transmittance >= early_stop_eps;
+  const bool counts = reached && alpha >= alpha_thre && walk.transmittance * alpha >= min_weight;
+  walk.transmittance *= kept;
+  return counts;
+}
+
+// The samples that a part of the rays has, in the order in which they were found; of a ray it is their own.
+struct FoundPart {
+  std::vector<int64_t> rays;
+  std::vector<float> starts, ends, density, features, places;
+};
+
+// The samples that count, or everything that was visited, with what was looked up there if that is asked for.
+struct FindSink {
+  const NgpAlongRays& field;
+  float alpha_thre, min_weight;
+  bool everything, remember;
+  int64_t* num;      // [R] visited
+  float* sum_alpha;  // [R] of these
+  int64_t* counts;   // [R] of those that are found
+  FoundPart& found;
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
-    const int64_t at_first = offsets[walk.ray] + walk.next;
-    for (int64_t i = 0; i < walk.now; ++i) {
-      density[at_first + i] = batch.sigma[first + i];
-      walk.transmittance *= batch.kept[first + i];
-      walk.sum_alpha += 1.f - batch.kept[first + i];
+    const int64_t width = field.num_features(), axes = field.moving ? 4 : 3;
+    const float* at = field.moving ? batch.moments : batch.positions;
+    for (int64_t i = first; i < first + walk.now; ++i) {
+      walk.sum_alpha += 1.f - batch.kept[i];
+      if (!pass(walk, batch.kept[i], field.early_stop_eps, alpha_thre, min_weight) && !everything) continue;
+      ++walk.found;
+      found.rays.push_back(walk.ray);
+      found.starts.push_back(batch.starts[i]);
+      found.ends.push_back(batch.ends[i]);
+      found.density.push_back(batch.sigma[i]);
+      if (!remember) continue;
+      found.features.insert(found.features.end(), batch.features + i * width, batch.features + (i + 1) * width);
+      found.places.insert(found.places.end(), at + i * axes, at + (i + 1) * axes);
     }
-    if (!features) return;
-    const float* at = num_axes == 4 ? batch.moments : batch.positions;
-    std::copy_n(batch.features + first * num_features, walk.now * num_features, features + next * num_features);
-    std::copy_n(at + first * num_axes, walk.now * num_axes, places + next * num_axes);
-    for (int64_t i = 0; i < walk.now; ++i) rows[at_first + i] = next++;
   }
   void flush(const NgpAlongRays::Batch&) const {}
   void finish(const Walk& walk) const {
-    const int64_t unseen = offsets[walk.ray] + walk.next, last = offsets[walk.ray + 1];
     num[walk.ray] = walk.next;
-    transmittance[walk.ray] = walk.transmittance;
     sum_alpha[walk.ray] = walk.sum_alpha;
-    std::fill(density + unseen, density + last, kUnseen);
-    if (rows) std::fill(rows + unseen, rows + last, -1);
+    counts[walk.ray] = walk.found;
   }
 };
 
-// What rays see: VisibleSamples of common/march.h leave out what is not seen, CompositeForward of common/composite.h
-// sums the rest.
+// What rays see of the samples that count, summed as CompositeForward of common/composite.h does.
 struct RenderSink {
   const NgpAlongRays& field;
   float alpha_thre, min_weight;
@@ -386,13 +374,10 @@ struct RenderSink {
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
     const int64_t width = field.num_features(), r = walk.ray;
     for (int64_t i = first; i < first + walk.now; ++i) {
-      const float kept = batch.kept[i], alpha = 1.f - kept;
-      const bool reached = walk.transmittance >= field.early_stop_eps;
-      const bool visible = reached && alpha >= alpha_thre && walk.transmittance * alpha >= min_weight;
-      walk.transmittance *= kept;
-      if (!visible) continue;
+      const float kept = batch.kept[i];
+      if (!pass(walk, kept, field.early_stop_eps, alpha_thre, min_weight)) continue;
       const float dt = batch.ends[i] - batch.starts[i], mid = (batch.starts[i] + batch.ends[i]) * 0.5f;
-      const float w = walk.seen * alpha;
+      const float w = walk.seen * (1.f - kept);
       walk.seen *= kept;
       distortion[r] += 2.f * w * (mid * opacity[r] - depth[r]) + w * w * dt * (1.f / 3.f);
       opacity[r] += w;
@@ -415,32 +400,25 @@ struct RenderSink {
   void finish(const Walk& walk) const { num[walk.ray] = walk.next; }
 };
 
-// Parts of as many samples each, each with room for one thread: run(first ray, last ray, room).
-template <class Run>
-void each_part(const Tensor& like, const int64_t* offsets, int64_t num_rays, int64_t room_floats, const Run& run) {
-  const int64_t num = offsets[num_rays], most = 4 * torch::stable::get_num_threads();
-  const int64_t parts = std::clamp<int64_t>(num / kLeastPart, 1, most);
-  const auto first_ray = [&](int64_t part) {
-    if (part == parts) return num_rays;
-    return std::lower_bound(offsets, offsets + num_rays, num * part / parts) - offsets;
-  };
-  Tensor rooms = make(like, {num_workers(parts), room_floats});
-  float* room = write<float>(rooms);
-  share(parts, [&](int64_t part, int64_t worker) {
-    run(first_ray(part), first_ray(part + 1), room + worker * room_floats);
-  });
-}
+// Rays in parts: more of them than threads, since what some have more of than others is known afterwards only.
+struct RayParts {
+  int64_t num_rays, size, num;
 
-// The same where nobody knows how many samples rays have.
-template <class Run>
-void each_part(const Tensor& like, int64_t num_rays, int64_t room_floats, const Run& run) {
-  const int64_t parts = (num_rays + kRaysOfAPart - 1) / kRaysOfAPart;
-  Tensor rooms = make(like, {num_workers(parts), room_floats});
-  float* room = write<float>(rooms);
-  share(parts, [&](int64_t part, int64_t worker) {
-    run(part * kRaysOfAPart, std::min((part + 1) * kRaysOfAPart, num_rays), room + worker * room_floats);
-  });
-}
+  explicit RayParts(int64_t num_rays)
+      : num_rays(num_rays),
+        size(std::clamp<int64_t>(num_rays / (4 * torch::stable::get_num_threads()), kPool, kMostOfAPart)),
+        num((num_rays + size - 1) / size) {}
+
+  // Calls run(part, first ray, last ray, room).
+  template <class Run>
+  void each(const Tensor& like, int64_t room_floats, const Run& run) const {
+    Tensor rooms = make(like, {num_workers(num), room_floats});
+    float* room = write<float>(rooms);
+    share(num, [&](int64_t part, int64_t worker) {
+      run(part, part * size, std::min((part + 1) * size, num_rays), room + worker * room_floats);
+    });
+  }
+};
 
 // Calls run with the field as the operators' arguments describe it.
 template <class Run>
@@ -474,31 +452,52 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
   run(field);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
-    const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
-    std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
-    std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& weights,
-    std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes,
-    const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, bool remember) {
-  const int64_t num_rays = offsets.size(0) - 1, num_rows = remember ? t_starts.size(0) : 0;
-  const int64_t num_features = widths.front(), num_axes = moving_table.numel() ? 4 : 3;
-  Tensor density = make(t_starts, {t_starts.size(0)}), num = make(offsets, {num_rays});
-  Tensor transmittance = make(t_starts, {num_rays}), sum_alpha = make(t_starts, {num_rays});
-  Tensor features = make(t_starts, {num_rows, num_features}), places = make(t_starts, {num_rows, num_axes});
-  Tensor rows = make(offsets, {num_rows});
-  const int64_t* first = read<int64_t>(offsets);
-  const VisitSink sink{first,
-                       write<float>(density),
-                       write<int64_t>(num),
-                       write<float>(transmittance),
-                       write<float>(sum_alpha),
-                       num_features,
-                       num_axes,
-                       remember ? write<float>(features) : nullptr,
-                       remember ? write<float>(places) : nullptr,
-                       remember ? write<int64_t>(rows) : nullptr};
-  const float *starts = read<float>(t_starts), *ends = read<float>(t_ends);
+using FoundSamples = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Puts the samples of all parts side by side, rays in their order.
+FoundSamples pack(const Tensor& like, const RayParts& parts, const std::vector<FoundPart>& found, const Tensor& offsets,
+                  bool remember, int64_t num_axes, int64_t num_features, const Tensor& num, const Tensor& sum_alpha) {
+  const int64_t total = read<int64_t>(offsets)[parts.num_rays], rows = remember ? total : 0;
+  Tensor next = torch::stable::clone(offsets), t_starts = make(like, {total}), t_ends = make(like, {total});
+  Tensor rays = make(like, {total}, ScalarType::Long), density = make(like, {total});
+  Tensor places = make(like, {rows, num_axes}), features = make(like, {rows, num_features});
+  int64_t *place = write<int64_t>(next), *to_rays = write<int64_t>(rays);
+  float *starts = write<float>(t_starts), *ends = write<float>(t_ends), *sigma = write<float>(density);
+  float *to_places = write<float>(places), *to_features = write<float>(features);
+  share(parts.num, [&](int64_t p, int64_t) {
+    const FoundPart& part = found[p];
+    for (size_t i = 0; i < part.rays.size(); ++i) {
+      const int64_t to = place[part.rays[i]]++;
+      to_rays[to] = part.rays[i];
+      starts[to] = part.starts[i], ends[to] = part.ends[i], sigma[to] = part.density[i];
+      if (!rows) continue;
+      std::copy_n(&part.places[i * num_axes], num_axes, to_places + to * num_axes);
+      std::copy_n(&part.features[i * num_features], num_features, to_features + to * num_features);
+    }
+  });
+  return {t_starts, t_ends, rays, offsets, density, places, features, num, sum_alpha};
+}
+
+FoundSamples find_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
+                      std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
+                      std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
+                      const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction,
+                      double early_stop_eps, int64_t lanes, const Tensor& near, const Tensor& far, const Tensor& jitter,
+                      const Tensor& cells, const Tensor& blocks, std::vector<double> grid_boxes,
+                      std::vector<int64_t> grid_resolution, int64_t side, double step, double cone_angle,
+                      int64_t max_steps, int64_t max_samples, double alpha_thre, double min_weight, bool everything,
+                      bool remember) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
+  const std::optional<OneBox> grid_box = one_box(rays);
+  const RayParts parts(origins.size(0));
+  std::vector<FoundPart> found(parts.num);
+  Tensor num = make(origins, {parts.num_rays}, ScalarType::Long), sum_alpha = make(origins, {parts.num_rays});
+  Tensor offsets = make(origins, {parts.num_rays + 1}, ScalarType::Long);
+  int64_t *to_num = write<int64_t>(num), *first = write<int64_t>(offsets);
+  float* to_sum = write<float>(sum_alpha);
   const float nothing = 0.f;
+  const int64_t num_features = widths.front(), num_axes = moving_table.numel() ? 4 : 3;
   widths.back() = 1;  // the density; what colour knows of it is not asked for
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
@@ -506,14 +505,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visit_ngp(
            moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction, early_stop_eps, lanes,
            [&](const NgpAlongRays& field) {
              const int64_t room_floats = NgpAlongRays::Batch::floats(field);
-             each_part(t_starts, first, num_rays, room_floats, [&](int64_t begin, int64_t end, float* room) {
-               VisitSink own = sink;
-               own.next = first[begin];
-               PackedSamples samples{starts, ends, first, begin, end};
-               field.lead(samples, NgpAlongRays::Batch(field, room), own);
+             parts.each(origins, room_floats, [&](int64_t part, int64_t begin, int64_t end, float* room) {
+               FindSink sink{field,  float(alpha_thre), float(min_weight), everything, remember, to_num,
+                             to_sum, first + 1,         found[part]};
+               MarchedSamples samples(rays, grid_box ? &*grid_box : nullptr, begin, end);
+               field.lead(samples, NgpAlongRays::Batch(field, room), sink);
              });
            });
-  return {density, num, transmittance, sum_alpha, features, places, rows};
+  first[0] = 0;
+  for (int64_t r = 0; r < parts.num_rays; ++r) first[r + 1] += first[r];
+  return pack(origins, parts, found, offsets, remember, num_axes, num_features, num, sum_alpha);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
@@ -541,7 +542,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
            lanes, [&](const NgpAlongRays& field) {
              const int64_t batch_floats = NgpAlongRays::Batch::floats(field);
              const int64_t room_floats = batch_floats + RenderSink::floats(field);
-             each_part(origins, num_rays, room_floats, [&](int64_t begin, int64_t end, float* room) {
+             RayParts(num_rays).each(origins, room_floats, [&](int64_t, int64_t begin, int64_t end, float* room) {
                RenderSink sink(field, float(alpha_thre), float(min_weight), to_channels, to_opacity, to_depth,
                                to_distortion, to_num, room + batch_floats);
                MarchedSamples samples(rays, grid_box ? &*grid_box : nullptr, begin, end);
@@ -554,6 +555,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
 }  // namespace nerftrain
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
-  m.impl("visit_ngp", TORCH_BOX(&nerftrain::visit_ngp));
+  m.impl("find_ngp", TORCH_BOX(&nerftrain::find_ngp));
   m.impl("render_ngp", TORCH_BOX(&nerftrain::render_ngp));
 }

@@ -12,8 +12,8 @@ from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
-from nerftrain.ops.visit import LookedUp, Visited
-from nerftrain.ops.visit_ngp import Drawn
+from nerftrain.ops.visit import LookedUp
+from nerftrain.ops.visit_ngp import Drawn, Found
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 NUM_COLORS = 3
@@ -78,15 +78,20 @@ class RadianceField(nn.Module, ABC):
             )
         return times
 
-    def visit(
-        self, rays: Rays, samples: Samples, early_stop_eps: float, remember: bool = False
-    ) -> Visited | None:
-        """Ask for densities front to back in a way of the field's own.
+    def find(
+        self,
+        rays: Rays,
+        marching: Marching,
+        thresholds: Thresholds,
+        everything: bool = False,
+        remember: bool = False,
+    ) -> Found | None:
+        """Find the samples of marched rays that count, or all that were asked for.
 
-        None where it has none: then samplers call `density` in rounds (see `ops.visit.visit`). With
-        `remember` it tells what it has looked up, if it can, for `revisit`.
+        None where the field has no way of its own: then samplers call `density` in rounds (see
+        `ops.visit.visit`). With `remember` it tells what it has looked up for `revisit`.
         """
-        del rays, samples, early_stop_eps, remember
+        del rays, marching, thresholds, everything, remember
 
     def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
         """Evaluate `density` without gradients, and tell what has been looked up for `revisit`.

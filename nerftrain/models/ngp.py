@@ -18,19 +18,21 @@ from nerftrain.models.encodings import (
 )
 from nerftrain.models.tcnn import TcnnEncoding, TcnnMLP
 from nerftrain.ops import library
+from nerftrain.ops.march import Marching
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.ngp_half import Encoded, can_do, look_up, ngp_half, ngp_half_density
-from nerftrain.ops.visit import LookedUp, Visited, gather_rows
+from nerftrain.ops.visit import LookedUp, gather_rows
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
+    Found,
     Grid,
+    can_find,
     can_render,
-    can_visit,
+    find_ngp,
     render_ngp,
-    visit_ngp,
 )
-from nerftrain.types import Contraction, Rays, Samples
+from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 # Who evaluates encodings and MLPs: the project's compiled ops where there are any (auto), they or
 # an error (native), torch, or tiny-cuda-nn.
@@ -133,14 +135,19 @@ class NGP(RadianceField):
         tables = [e.table for e in encodings if type(e) is HashEncoding]
         return len(tables) == len(encodings) and can_do(tables, *weights)
 
-    def visit(
-        self, rays: Rays, samples: Samples, early_stop_eps: float, remember: bool = False
-    ) -> Visited | None:
-        """Ask for densities front to back by one op, where it is compiled for the field."""
+    def find(
+        self,
+        rays: Rays,
+        marching: Marching,
+        thresholds: Thresholds,
+        everything: bool = False,
+        remember: bool = False,
+    ) -> Found | None:
+        """Ask for densities as rays are marched by one op, where it is compiled for the field."""
         field = self._along_rays(rays)
         if field is None:
             return None
-        return visit_ngp(rays, samples, field, early_stop_eps, remember=remember)
+        return find_ngp(rays, marching, field, thresholds, everything, remember)
 
     def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
         """Keep features of half precision; where a warp field moves places they must learn too."""
@@ -193,7 +200,7 @@ class NGP(RadianceField):
             encodings.append(self.spacetime)
         grids = [Grid(e.stored, e.levels) for e in encodings if type(e) is HashEncoding]
         field = DensityField(grids, weights[0], self.aabb, self.contraction)
-        known = len(grids) == len(encodings) and can_visit(rays, field)
+        known = len(grids) == len(encodings) and can_find(rays, field)
         return field if known else None
 
     def _is_changed(self) -> bool:

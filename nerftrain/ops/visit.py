@@ -10,7 +10,7 @@ after two rounds, and rounds grow lest the rest take many.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,17 +23,12 @@ from nerftrain.types import Picked, Samples, SigmaFn
 class LookedUp(NamedTuple):
     """What a field has looked up at samples, to be used again where gradients are asked for."""
 
-    places: Tensor  # [M, 3] unit positions or, where a field has both, [M, 4] with times
-    features: Tensor  # [M, D]
-    # [N] int64, where those of each sample are, -1 where it has not been visited; None: of all of
-    # them, in their order.
-    rows: Tensor | None = None
+    places: Tensor  # [N, 3] unit positions or, where a field has both, [N, 4] with times
+    features: Tensor  # [N, D]
 
-    def at(self, samples: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Find places and features of samples by their indices [K]; None if any was not visited."""
-        if self.rows is None:
-            return gather_rows(self.places, samples), gather_rows(self.features, samples)
-        return recall(self.places, self.features, self.rows, samples)
+    def at(self, samples: Tensor) -> LookedUp:
+        """Find those of some of the samples by their indices [K]."""
+        return LookedUp(gather_rows(self.places, samples), gather_rows(self.features, samples))
 
 
 @dataclass
@@ -45,7 +40,6 @@ class Visited:
     transmittance: Tensor  # [R], behind these
     sum_alpha: Tensor  # [R], of their opacities
     num_evaluated: int = 0
-    looked_up: LookedUp | None = None  # at the N samples
 
     @classmethod
     def nothing(cls, samples: Samples) -> Visited:
@@ -101,14 +95,6 @@ def select_reference(samples: Samples, keep: Tensor) -> Samples:
     return Samples(*kept, before[samples.offsets], samples.whole, picked)
 
 
-def recall_reference(
-    places: Tensor, features: Tensor, rows: Tensor, samples: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """Find what was looked up by torch (see `recall`)."""
-    there = rows[samples]
-    return None if (there < 0).any() else (places[there], features[there])
-
-
 def _offsets(counts: Tensor) -> Tensor:
     offsets = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
@@ -151,13 +137,6 @@ def _gather_rows_fake(numbers: Tensor, rows: Tensor) -> Tensor:
     return numbers.new_empty(rows.shape[0], numbers.shape[1])
 
 
-@library.fake("recall")
-def _recall_fake(places: Tensor, features: Tensor, rows: Tensor, samples: Tensor) -> Any:
-    num = samples.shape[0]
-    there = places.new_empty(num, places.shape[1]), features.new_empty(num, features.shape[1])
-    return *there, rows.new_empty(1, dtype=torch.bool)
-
-
 @library.fake("select_count")
 def _select_count_fake(_keep: Tensor, offsets: Tensor) -> Tensor:
     return offsets.new_empty(offsets.shape[0] - 1)
@@ -177,18 +156,12 @@ def _select_pick_fake(
 def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int) -> Visited:
     """Ask a field for the densities of samples, front to back until rays are opaque.
 
-    A `sigma_fn` with a method `visit(samples, early_stop_eps)` is left to it, unless that gives
-    None.
-
     Args:
         samples: of R rays.
         sigma_fn: gives densities [M] at M samples, each ray's in their order.
         early_stop_eps: rays whose transmittance falls below it are done.
         most: samples of a ray in the first round; in each later one they are twice as many.
     """
-    own = getattr(sigma_fn, "visit", None)
-    if own is not None and (whole := own(samples, early_stop_eps)) is not None:
-        return whole
     visited = Visited.nothing(samples)
     while len(now := next_round(samples, visited, early_stop_eps, most)):
         density = sigma_fn(now.t_starts, now.t_ends, now.ray_indices)
@@ -206,25 +179,6 @@ def gather_rows(numbers: Tensor, rows: Tensor) -> Tensor:
     if library.on_cpu(numbers) or not library.native(numbers, rows):
         return numbers.index_select(0, rows)
     return torch.ops.nerftrain.gather_rows(numbers.contiguous(), rows)
-
-
-def recall(
-    places: Tensor, features: Tensor, rows: Tensor, samples: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """Find places [K, A] and features [K, D] that were looked up at samples; None if any was not.
-
-    Args:
-        places: [M, A].
-        features: [M, D].
-        rows: [N] int64, below M, where those of each sample are; below zero where nothing is.
-        samples: [K] int64, below N.
-    """
-    single = places.dtype == features.dtype == torch.float32
-    if not single or not library.on_cpu(places) or not library.native(places, features, rows):
-        return recall_reference(places, features, rows, samples)
-    inputs = [t.contiguous() for t in (places, features, rows, samples)]
-    places, features, all_there = torch.ops.nerftrain.recall(*inputs)
-    return (places, features) if bool(all_there) else None
 
 
 def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: int) -> Samples:

@@ -1,9 +1,10 @@
 """Instant-NGP along rays, front to back until they are opaque, fused on the CPU.
 
-What `visit` does by an op per stage and round (points, encoding, density MLP, transmittance) is
-done for a few hundred rays at a time: nothing in between leaves the cache, and as rays that end
-make room for others, so few samples of a ray are asked for at once that little lies behind where
-it ends. Where no gradient is asked for, what rays see is found in the same way.
+What `march`, `visit` and `visible_samples` do by an op per stage and round (steps, points,
+encoding, density MLP, transmittance) is done for a few hundred rays at a time: nothing in between
+leaves the cache, no ray is marched further than anything is asked for, and as rays that end make
+room for others, so few samples of a ray are asked for at once that little lies behind where it
+ends. Where no gradient is asked for, what rays see is found in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from nerftrain.ops.march import Marching, march_to_reference, visible_samples_re
 from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import sample_points_reference
-from nerftrain.ops.visit import UNSEEN, LookedUp, Visited, select_reference, visit
+from nerftrain.ops.visit import UNSEEN, LookedUp, select_reference, visit
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
@@ -53,6 +54,16 @@ class ColorField(NamedTuple):
     sh_degree: int  # of the directions' harmonics
 
 
+class Found(NamedTuple):
+    """Samples of R rays, and what is known there."""
+
+    samples: Samples  # N of them
+    density: Tensor  # [N]
+    looked_up: LookedUp | None
+    num_evaluated: int  # densities that were asked for
+    sum_alpha: float  # of the opacities there
+
+
 class Drawn(NamedTuple):
     """What R rays see, as `composite` names it."""
 
@@ -63,35 +74,37 @@ class Drawn(NamedTuple):
     num_evaluated: int  # densities that were asked for
 
 
-def visit_ngp_reference(
+def find_ngp_reference(
     rays: Rays,
-    samples: Samples,
+    marching: Marching,
     field: DensityField,
-    early_stop_eps: float,
+    thresholds: Thresholds,
+    everything: bool = False,
     remember: bool = False,
-) -> Visited:
-    """Visit by torch (see `visit_ngp`)."""
+) -> Found:
+    """Find samples by torch (see `find_ngp`)."""
+    samples, _ = march_to_reference(rays, *marching)
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
         now = Samples(t_starts, t_ends, ray_indices, samples.offsets)
         return ngp_density_reference(_look_up(rays, now, field)[1], field.weights)
 
-    visited = visit(samples, sigma_fn, early_stop_eps, ROUND)
-    if remember:
-        each = torch.arange(len(samples), device=samples.offsets.device)
-        rows = torch.where(visited.density == UNSEEN, -1, each)
-        visited.looked_up = LookedUp(*_look_up(rays, samples, field), rows)
-    return visited
+    visited = visit(samples, sigma_fn, thresholds.early_stop_eps, ROUND)
+    keep = visited.density != UNSEEN
+    if not everything:
+        keep &= visible_samples_reference(samples, visited.density, *thresholds)
+    found = select_reference(samples, keep)
+    looked_up = LookedUp(*_look_up(rays, found, field)) if remember else None
+    sum_alpha = float(visited.sum_alpha.sum())
+    return Found(found, visited.density[keep], looked_up, visited.num_evaluated, sum_alpha)
 
 
 def render_ngp_reference(
     rays: Rays, marching: Marching, field: DensityField, color: ColorField, thresholds: Thresholds
 ) -> Drawn:
     """Render by torch (see `render_ngp`)."""
-    samples, _ = march_to_reference(rays, *marching)
-    visited = visit_ngp_reference(rays, samples, field, thresholds.early_stop_eps)
-    visible = visible_samples_reference(samples, visited.density, *thresholds)
-    seen = select_reference(samples, visible)
+    found = find_ngp_reference(rays, marching, field, thresholds)
+    seen = found.samples
     directions = rays.directions[seen.ray_indices]
     networks = (field.weights, color.weights)
     channels, density = ngp_reference(
@@ -99,7 +112,7 @@ def render_ngp_reference(
     )
     out = composite_reference(density, channels, seen)
     sums = (out.channels, out.opacity, out.depth, out.distortion)
-    return Drawn(*sums, visited.num_evaluated)
+    return Drawn(*sums, found.num_evaluated)
 
 
 def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor, Tensor]:
@@ -115,16 +128,23 @@ def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor,
     return places[len(field.grids) - 1], torch.cat(features, -1).to(field.weights[0].dtype)
 
 
-@library.fake("visit_ngp")
-def _visit_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    moving_table, widths = arguments[6], arguments[10]
-    t_starts, _, offsets, remember = arguments[15:]
-    num_rays, make = offsets.shape[0] - 1, t_starts.new_empty
-    rows = t_starts.shape[0] if remember else 0
-    places = make(rows, 4 if moving_table.numel() else 3)
-    looked_up = make(rows, widths[0]), places, offsets.new_empty(rows)
-    each = offsets.new_empty(num_rays), make(num_rays), make(num_rays)
-    return torch.empty_like(t_starts), *each, *looked_up
+@library.fake("find_ngp")
+def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, moving_table, widths, remember = (*arguments[:1], *arguments[6:11:4], arguments[-1])
+    num_samples = torch.library.get_ctx().new_dynamic_size()
+    num_rays, make = origins.shape[0], origins.new_empty
+    rows = num_samples if remember else 0
+    return (
+        make(num_samples),
+        make(num_samples),
+        make(num_samples, dtype=torch.int64),
+        make(num_rays + 1, dtype=torch.int64),
+        make(num_samples),
+        make(rows, 4 if moving_table.numel() else 3),
+        make(rows, widths[0]),
+        make(num_rays, dtype=torch.int64),
+        make(num_rays),
+    )
 
 
 @library.fake("render_ngp")
@@ -135,8 +155,8 @@ def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return make(num_rays, color_widths[-1]), *rows, make(num_rays, dtype=torch.int64)
 
 
-def can_visit(rays: Rays, field: DensityField) -> bool:
-    """Say whether `visit_ngp` is compiled for these (samples are float32)."""
+def can_find(rays: Rays, field: DensityField) -> bool:
+    """Say whether `find_ngp` is compiled for these."""
     times = [] if rays.times is None else [rays.times]
     numbers = (rays.origins, rays.directions, *times, *field.weights)
     fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
@@ -146,37 +166,49 @@ def can_visit(rays: Rays, field: DensityField) -> bool:
 
 def can_render(rays: Rays, field: DensityField, color: ColorField) -> bool:
     """Say whether `render_ngp` is compiled for these."""
-    return can_visit(rays, field) and len(color.weights) <= MAX_LAYERS
+    return can_find(rays, field) and len(color.weights) <= MAX_LAYERS
 
 
 @torch.no_grad()
-def visit_ngp(
+def find_ngp(
     rays: Rays,
-    samples: Samples,
+    marching: Marching,
     field: DensityField,
-    early_stop_eps: float,
-    lanes: int = BEST,
+    thresholds: Thresholds,
+    everything: bool = False,
     remember: bool = False,
-) -> Visited:
-    """Ask the field for the densities of samples, front to back until rays are opaque.
+    lanes: int = BEST,
+) -> Found:
+    """March rays, asking the field for densities, front to back until rays are opaque.
+
+    Rays are marched no further than anything is asked for.
 
     Args:
         rays: R rays; with times [R] where a grid has four axes.
-        samples: of these.
+        marching: how these are marched.
         field: what makes the density.
-        early_stop_eps: rays whose transmittance falls below it are done.
+        thresholds: which samples count (see `visible_samples`).
+        everything: gives all samples that were asked for, those behind where a ray ends too.
+        remember: whether to tell what was looked up.
         lanes: which instruction set multiplies (see `mlp`).
-        remember: whether to tell what was looked up (`Visited.looked_up`).
     """
-    if samples.t_starts.dtype != torch.float32 or not can_visit(rays, field):
-        return visit_ngp_reference(rays, samples, field, early_stop_eps, remember)
-    packed = samples.t_starts.contiguous(), samples.t_ends.contiguous(), samples.offsets
-    density, num, transmittance, sum_alpha, *kept = torch.ops.nerftrain.visit_ngp(
-        *_arguments(rays, field), early_stop_eps, lanes, *packed, remember
+    if not can_find(rays, field):
+        return find_ngp_reference(rays, marching, field, thresholds, everything, remember)
+    t_starts, t_ends, ray_indices, offsets, density, *looked_up, num, sum_alpha = (
+        torch.ops.nerftrain.find_ngp(
+            *_arguments(rays, field),
+            thresholds.early_stop_eps,
+            lanes,
+            *marching.arguments(rays),
+            thresholds.alpha_thre,
+            thresholds.min_weight,
+            everything,
+            remember,
+        )
     )
-    features, places, rows = kept
-    looked_up = LookedUp(places, features, rows) if remember else None
-    return Visited(density, num, transmittance, sum_alpha, int(num.sum()), looked_up)
+    samples = Samples(t_starts, t_ends, ray_indices, offsets)
+    kept = LookedUp(*looked_up) if remember else None
+    return Found(samples, density, kept, int(num.sum()), float(sum_alpha.sum()))
 
 
 @torch.no_grad()
@@ -188,9 +220,7 @@ def render_ngp(
     thresholds: Thresholds,
     lanes: int = BEST,
 ) -> Drawn:
-    """March rays, visit samples as `visit_ngp` does and composite those that can be seen.
-
-    There are no gradients. Rays are marched no further than anything is asked for.
+    """Composite the samples that `find_ngp` finds, without gradients.
 
     Args:
         rays: R rays; with times [R] where a grid has four axes.

@@ -21,6 +21,7 @@ from nerftrain.ops import march as ops
 from nerftrain.ops.points import sample_points
 from nerftrain.ops.rooms import used_rows
 from nerftrain.ops.visit import UNSEEN, select, visit
+from nerftrain.ops.visit_ngp import Found
 from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Thresholds
 
@@ -33,6 +34,8 @@ STRIDES = 3  # by so many steps where a GPU records them: what is recorded is of
 # With a room, how many samples are marched for each that is trained on: the trainer draws as many
 # rays as fit both.
 MARCHED = 4
+
+Numbers = tuple[float, float]  # the least opacity and weight of a sample
 
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
 
@@ -104,8 +107,9 @@ class OccGrid(Sampler):
             raise UserError(f"finer_views={finer_views}: must be more than 0")
         self.settings = grid
         self.is_dynamic = cameras.times is not None
-        self.num_marched: int | Tensor = 0  # samples in occupied cells at the last call
-        # What the last call in training found where.
+        # Samples in occupied cells at the last call; None: rays were marched no further than seen.
+        self.num_marched: int | Tensor | None = 0
+        # What the last call in training found where, if the grid will ask for it.
         self.last: tuple[Rays, Samples, Tensor] | None = None
         self._steps = 0  # `steps`, where no device need be asked
         self.aabb = tuple(aabb.tolist())
@@ -209,31 +213,66 @@ class OccGrid(Sampler):
         """Place samples in occupied cells, front to back until nothing behind them can be seen.
 
         With a room the density of all of them is asked for at once, for which of them lie behind a
-        surface only the device knows.
+        surface only the device knows. Else a `sigma_fn` with a method `find(marching, thresholds,
+        everything)` is left to find them, unless that gives None.
         """
-        at = jitter(rays, generator)
-        march = self._march_so_far(training=generator is not None, recorded=room is not None)
+        training = generator is not None
+        march = self._march_so_far(training, recorded=room is not None)
+        marching = ops.Marching(jitter(rays, generator), self.grid, march)
         if room is None:
-            samples = ops.march(rays, at, self.grid, march)
-            thresholds = self._thresholds(training=generator is not None)
-            visited = visit(samples, sigma_fn, self._least_transmittance(thresholds), ROUND)
-            density, num_evaluated = visited.density, visited.num_evaluated
-            num_marched = len(samples)
-            mean = float(visited.sum_alpha.sum()) / max(num_marched, 1)
+            thresholds = self._thresholds(training)
+            seen = self._seen(sigma_fn, marching, thresholds, training)
+            if seen is not None:
+                return seen
+            found = self._everything(rays, sigma_fn, marching, thresholds)
+            samples, density = found.samples, found.density
+            mean = _mean_opacity(found)
         else:
-            samples = ops.march(rays, at, self.grid, march, MARCHED * room)
+            samples = ops.march(rays, *marching, MARCHED * room)
             density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
-            num_marched = num_evaluated = samples.offsets[-1]
+            self.num_marched = self.num_evaluated = samples.offsets[-1]
             mean = self._mean_alpha(samples, density)
             thresholds = self._alpha_thre, self._min_weight
-        self.num_marched, self.num_evaluated = num_marched, num_evaluated
-        if generator is not None:
+        if training:
             self.last = (rays, samples, density)
             # A field that fades faster than the grid forgets would lose all samples, and with them
             # every gradient that could bring it back.
             thresholds = tuple(_lesser(threshold, mean) for threshold in thresholds)
         keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
         return select(samples, keep, room)
+
+    def _seen(
+        self, sigma_fn: SigmaFn, marching: ops.Marching, thresholds: Numbers, training: bool
+    ) -> Samples | None:
+        """Leave it to the field to find what is seen; None where it cannot or all is of interest.
+
+        All that was visited is: before an update of the grid, and where the field fades.
+        """
+        find = getattr(sigma_fn, "find", None)
+        before_update = (self._steps + 1) % self.settings.update_every == 0
+        if find is None or (training and before_update):
+            return None
+        found: Found | None = find(marching, self._all_thresholds(thresholds))
+        if found is None or (training and _mean_opacity(found) < max(thresholds)):
+            return None
+        self.last, self.num_marched, self.num_evaluated = None, None, found.num_evaluated
+        return found.samples
+
+    def _everything(
+        self, rays: Rays, sigma_fn: SigmaFn, marching: ops.Marching, thresholds: Numbers
+    ) -> Found:
+        """Visit samples; some that were not may be among them, of UNSEEN density."""
+        find, least = getattr(sigma_fn, "find", None), self._all_thresholds(thresholds)
+        found: Found | None = None if find is None else find(marching, least, everything=True)
+        self.num_marched = None
+        if found is None:
+            samples = ops.march(rays, *marching)
+            visited = visit(samples, sigma_fn, least.early_stop_eps, ROUND)
+            sum_alpha = float(visited.sum_alpha.sum())
+            found = Found(samples, visited.density, None, visited.num_evaluated, sum_alpha)
+            self.num_marched = len(samples)
+        self.num_evaluated = found.num_evaluated
+        return found
 
     def _mean_alpha(self, samples: Samples, density: Tensor) -> Tensor:
         """Average the opacity of samples in a buffer; of use only where there is a threshold."""
@@ -245,10 +284,8 @@ class OccGrid(Sampler):
     @torch.no_grad()
     def marching(self, rays: Rays) -> tuple[ops.Marching, Thresholds]:
         """Lead rays through occupied cells; what else would be left out is for the thresholds."""
-        march = self._march_so_far(training=False)
-        thresholds = self._thresholds(training=False)
-        least = Thresholds(self._least_transmittance(thresholds), *thresholds)
-        return ops.Marching(jitter(rays, None), self.grid, march), least
+        marching = ops.Marching(jitter(rays, None), self.grid, self._march_so_far(training=False))
+        return marching, self._all_thresholds(self._thresholds(training=False))
 
     def _march_so_far(self, training: bool, recorded: bool = False) -> ops.March:
         """Stride through a grid that is full at first: steps shrink to their size by warm-up's end.
@@ -263,14 +300,14 @@ class OccGrid(Sampler):
         steps, angle = self.march.step * stride / finer, self.march.cone_angle * stride / finer
         return ops.March(steps, angle, math.ceil(self.march.max_steps * finer))
 
-    def _thresholds(self, training: bool) -> tuple[float, float]:
+    def _thresholds(self, training: bool) -> Numbers:
         """Name the least opacity and weight of a sample, which are less where steps are shorter."""
         finer = 1.0 if training else self.finer_views
         return float(self._alpha_thre) / finer, float(self._min_weight) / finer
 
-    def _least_transmittance(self, thresholds: tuple[float, float]) -> float:
-        """Say where rays end: no sample weighs more than the transmittance in front of it."""
-        return max(self.early_stop_eps, thresholds[1])
+    def _all_thresholds(self, thresholds: Numbers) -> Thresholds:
+        """Add where rays end: no sample weighs more than the transmittance in front of it."""
+        return Thresholds(max(self.early_stop_eps, thresholds[1]), *thresholds)
 
     @torch.no_grad()
     def update(self, step: int, density_fn: DensityFn, generator: torch.Generator) -> None:
@@ -383,11 +420,17 @@ class OccGrid(Sampler):
     def describe(self) -> dict[str, float]:
         """Report the share of occupied cells and how many samples the last call took.
 
-        `marched` counts those in occupied cells, `evaluated` those whose density was asked for.
+        `marched` counts those in occupied cells, where all of these were found; `evaluated` those
+        whose density was asked for.
         """
         occupied = float(self.occupied_before[-1]) if len(self.occupied_before) else 0.0
+        known = {} if self.num_marched is None else {"marched": float(self.num_marched)}
         shares = {"occupied": occupied / self.occupancy.numel()}
-        return shares | {"marched": float(self.num_marched), "evaluated": float(self.num_evaluated)}
+        return shares | known | {"evaluated": float(self.num_evaluated)}
+
+
+def _mean_opacity(found: Found) -> float:
+    return found.sum_alpha / max(found.num_evaluated, 1)
 
 
 def _lesser(a: float | Tensor, b: float | Tensor) -> float | Tensor:

@@ -19,7 +19,7 @@ from nerftrain.models.ngp import NGP
 from nerftrain.models.tcnn import TcnnEncoding
 from nerftrain.ops import library
 from nerftrain.ops.march import March, Marching, pack_grid
-from nerftrain.types import Rays, Samples, Thresholds
+from nerftrain.types import Rays, Thresholds
 
 SMALL = (
     "scene=demo",
@@ -151,7 +151,7 @@ def test_tiny_cuda_nn_gets_what_the_config_says(monkeypatch):
     assert ((channels >= 0) & (channels <= 1)).all()
     (channels.sum() + density.sum()).backward()
     assert all(p.grad is not None for p in made.parameters())
-    assert made.visit(None, None, 0.1) is None  # type: ignore[arg-type]
+    assert made.find(None, None, None) is None  # type: ignore[arg-type]
 
 
 def test_tiny_cuda_nn_has_no_grid_over_time(monkeypatch):
@@ -171,16 +171,16 @@ def test_ops_along_rays_leave_fields_that_others_have_changed_alone():
     positions, directions = points()
     ones = torch.ones(50)
     rays = Rays(positions, directions, 0 * ones, ones)
-    samples = Samples(0 * ones, ones, torch.arange(50), torch.arange(51))
     cells = torch.ones(1, 16, 16, 16, dtype=torch.bool)
     marching = Marching(0 * ones, pack_grid(cells, (-1, -1, -1, 1, 1, 1)), March(0.1, 0.0, 100))
     made = model()
-    assert made.visit(rays, samples, 0.1) is not None
+    thresholds = Thresholds(0.1, 0.0, 0.0)
+    assert made.find(rays, marching, thresholds) is not None
     draw = made.drawing(rays)
     assert draw is not None
-    assert draw(marching, Thresholds(0.1, 0.0, 0.0)).opacity.shape == (50,)
+    assert draw(marching, thresholds).opacity.shape == (50,)
     made.__class__ = Denser
-    assert made.visit(rays, samples, 0.1) is None
+    assert made.find(rays, marching, thresholds) is None
     assert made.drawing(rays) is None
 
     class Rotated(type(made.encoding)):
@@ -189,4 +189,4 @@ def test_ops_along_rays_leave_fields_that_others_have_changed_alone():
 
     made = model()
     made.encoding.__class__ = Rotated
-    assert made.visit(rays, samples, 0.1) is None
+    assert made.find(rays, marching, thresholds) is None

@@ -519,24 +519,18 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         shape = ([6, 8, 3], [6, 8, 4], 2, BEST)
         inputs = random(7, 6), random(7, 3), *networks
         arguments["ngp_density"] = [(inputs[0], networks[0], shape[0], BEST)]
-        ways = random(3, 3), random(3, 3), random(3)
         distances = torch.arange(9.0), torch.arange(9.0) + 1, offsets
         grids = random(157, 2), [4, 4, 4, 9, 9, 9], [0, 125, 157]
         moving_grids = random(157, 2), [2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157]
         for more, num_inputs in (((random(0, 2), [], []), 4), (moving_grids, 8)):
             mlp_of = random(5 * num_inputs), [num_inputs, 5]
             ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
-            field = (*ways, *grids, *more, *ends)
-            arguments.setdefault("visit_ngp", []).append((*field, *distances, False))
-            # Remembered rows of samples that are not visited hold anything: here all are.
-            everything = (*field[:-2], 0.0, BEST)
-            arguments["visit_ngp"].append((*everything, *distances, True))
+            field = (*march[:2], random(5), *grids, *more, *ends, *march[2:])
+            finds = arguments.setdefault("find_ngp", [])
+            finds += [(*field, 0.1, 0.1, *asked) for asked in ((False, True), (True, False))]
             color = random(3 * 5), [5, 3], 1, 0.1, 0.1
-            seeing = (*march[:2], random(5), *field[3:], *march[2:], *color)
-            arguments.setdefault("render_ngp", []).append(seeing)
+            arguments.setdefault("render_ngp", []).append((*field, *color))
         arguments["select"] = [(keep, *distances)]
-        kept = torch.arange(9).clamp(max=6), offsets.clamp(max=8)
-        arguments["recall"] = [(random(7, 3), random(7, 8), *kept)]
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
@@ -545,7 +539,6 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
 CPU_ONLY = (
     "march",
     "select",
-    "recall",
     "ray_offsets",
     "mlp_fwd",
     "mlp_bwd",
@@ -554,7 +547,7 @@ CPU_ONLY = (
     "ngp_density",
     "ngp_fwd",
     "ngp_bwd",
-    "visit_ngp",
+    "find_ngp",
     "render_ngp",
 )
 

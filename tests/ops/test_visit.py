@@ -13,8 +13,6 @@ from nerftrain.ops.visit import (
     Visited,
     next_round,
     next_round_reference,
-    recall,
-    recall_reference,
     select,
     select_reference,
     take,
@@ -124,30 +122,3 @@ def test_select_equals_its_reference(make_samples, share):
             assert picked.among is samples.t_starts
             assert torch.equal(picked.rows, keep.nonzero().squeeze(1))
             assert torch.equal(samples.t_starts[picked.rows], kept.t_starts)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_what_was_looked_up_is_found_unless_any_of_it_is_missing(
-    device, threads, num_threads, dtype
-):
-    threads(num_threads)
-    generator = torch.Generator().manual_seed(0)
-    places, features = (torch.rand(9_000, n, generator=generator, dtype=dtype) for n in (3, 10))
-    rows = torch.randperm(12_000, generator=generator) - 3_000  # a quarter was not visited
-    samples = (rows >= 0).nonzero().squeeze(1)
-    known = [t.to(device) for t in (places, features, rows)]
-    for actual, expected in zip(
-        recall(*known, samples.to(device)),
-        recall_reference(*known, samples.to(device)),
-        strict=True,
-    ):
-        assert torch.equal(actual, expected)
-    across = [t.t().contiguous().t() for t in known[:2]]
-    assert torch.equal(
-        recall(*across, known[2], samples.to(device))[1], features[rows[samples]].to(device)
-    )
-    samples[-1] = int((rows < 0).nonzero()[0])
-    assert recall(*known, samples.to(device)) is None
-    assert recall_reference(*known, samples.to(device)) is None
-    assert [len(found) for found in recall(*known, samples[:0].to(device))] == [0, 0]

@@ -1,4 +1,4 @@
-"""The fused visit of Instant-NGP's densities: against the unfused one, sample by sample."""
+"""Instant-NGP along rays, fused: against the unfused ops, sample by sample."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor
 from nerftrain.ops.hash_encoding import HashLevels
 from nerftrain.ops.march import Grid as Occupied
 from nerftrain.ops.march import March, Marching, march, pack_grid
-from nerftrain.ops.visit import UNSEEN, Visited
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
     Drawn,
+    Found,
     Grid,
+    can_find,
+    find_ngp,
+    find_ngp_reference,
     render_ngp,
     render_ngp_reference,
-    visit_ngp,
-    visit_ngp_reference,
 )
-from nerftrain.types import Contraction, Rays, Samples, Thresholds
+from nerftrain.types import Contraction, Rays, Thresholds
 
 STILL = HashLevels.geometric(3, 4, 40, 10)
 MOVING = HashLevels.geometric(2, 4, 20, 10, (2, 5))
@@ -53,116 +54,8 @@ def colors(num_channels: int = 3, degree: int = 2) -> ColorField:
     return ColorField([torch.randn(n, k, generator=generator) for n, k in shapes], degree)
 
 
-def along(samples: Samples, make_rays) -> Rays:
-    num_rays = len(samples.offsets) - 1
-    rays = make_rays(num_rays)
-    return replace(rays, times=torch.linspace(0, 1, num_rays))
-
-
-def assert_equal(actual: Visited, expected: Visited, tolerance: float) -> None:
-    """What both have asked for is the same, and both have asked for all that can be seen."""
-    both = (actual.density != UNSEEN) & (expected.density != UNSEEN)
-    ratio = (actual.density[both] + 1e-6) / (expected.density[both] + 1e-6)
-    assert float((ratio - 1).abs().mean()) < tolerance
-    assert actual.num_evaluated == int((actual.density != UNSEEN).sum()) == int(actual.num.sum())
-
-
-@pytest.mark.parametrize("contraction", ["none", "l2", "linf"])
-@pytest.mark.parametrize("moves", [False, True])
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
-def test_densities_are_those_of_the_unfused_ops(
-    lanes, make_samples, make_rays, contraction, moves, stored
-):
-    samples = make_samples(num_rays=400)
-    what = (along(samples, make_rays), samples, field(contraction, moves, stored))
-    actual, expected = visit_ngp(*what, 0.0, lanes), visit_ngp_reference(*what, 0.0)
-    assert UNSEEN not in actual.density  # no ray is ever opaque to a threshold of zero
-    assert_equal(actual, expected, TOLERANCE[lanes])
-    assert torch.equal(actual.num, samples.offsets.diff())
-    if lanes < 32:
-        for name in ("transmittance", "sum_alpha"):
-            torch.testing.assert_close(
-                getattr(actual, name), getattr(expected, name), rtol=1e-3, atol=1e-4
-            )
-
-
-@pytest.mark.parametrize("num_features", [2, 4, 8])
-@pytest.mark.parametrize("early_stop_eps", [0.02, 0.5])
-@pytest.mark.usefixtures("single_precision")
-def test_rays_end_where_they_are_opaque_and_not_before(
-    make_samples, make_rays, threads, num_features, early_stop_eps
-):
-    samples = make_samples(num_rays=1200, longest=70)  # more than a pool of rays and a round
-    what = (along(samples, make_rays), samples, field(num_features=num_features))
-    whole = visit_ngp(*what, 0.0)
-    for num_threads in (1, 2, 3):
-        threads(num_threads)
-        visited = visit_ngp(*what, early_stop_eps)
-        assert_equal(visited, whole, 1e-6)
-        assert 0 < visited.num_evaluated < 0.8 * len(samples)
-        for ray in range(1200):
-            first, last = samples.offsets[ray : ray + 2].tolist()
-            seen = visited.density[first:last] != UNSEEN
-            num = int(visited.num[ray])
-            assert bool(seen[:num].all())
-            assert not seen[num:].any()
-            left = transmittance(samples, whole.density, first, first + num)
-            assert float(visited.transmittance[ray]) == pytest.approx(left, rel=1e-3, abs=1e-6)
-            assert num == last - first or left < early_stop_eps * 1.001
-            # What lies behind the sample that makes it opaque is less than a round.
-            before = max(num - 32, 0)
-            assert (
-                before == 0
-                or transmittance(samples, whole.density, first, first + before)
-                >= early_stop_eps * 0.999
-            )
-
-
-def transmittance(samples: Samples, density: Tensor, first: int, last: int) -> float:
-    lengths = samples.t_ends[first:last] - samples.t_starts[first:last]
-    return float(torch.exp(-(density[first:last] * lengths).double().sum()))
-
-
-@pytest.mark.parametrize("moves", [False, True])
-@pytest.mark.usefixtures("single_precision")
-def test_what_was_looked_up_is_told_where_that_is_asked_for(
-    make_samples, make_rays, threads, moves
-):
-    samples = make_samples(num_rays=1200, longest=70)
-    what = (along(samples, make_rays), samples, field(moves=moves), 0.1)
-    assert visit_ngp(*what).looked_up is None
-    expected = visit_ngp_reference(*what, remember=True).looked_up
-    for num_threads in (1, 3):
-        threads(num_threads)
-        visited = visit_ngp(*what, remember=True)
-        both = (visited.density != UNSEEN) & (expected.rows >= 0)  # rounds end elsewhere
-        seen = both.nonzero().squeeze(1)
-        assert 0 < len(seen) < len(samples)
-        for actual, wanted in zip(visited.looked_up.at(seen), expected.at(seen), strict=True):
-            assert actual.shape == wanted.shape
-            torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-4)
-        everything = torch.arange(len(samples))
-        assert visited.looked_up.at(everything) is expected.at(everything) is None
-        assert visited.looked_up.at(everything[:0])[1].shape[0] == 0
-
-
-def test_rays_without_samples_see_nothing(make_rays):
-    none = torch.zeros(0)
-    samples = Samples(none, none, none.long(), torch.zeros(6, dtype=torch.int64))
-    visited = visit_ngp(make_rays(5), samples, field(), 0.01)
-    assert visited.num_evaluated == 0
-    assert visited.transmittance.tolist() == [1.0] * 5
-    assert visited.sum_alpha.tolist() == visited.num.tolist() == [0] * 5
-
-
-@pytest.mark.usefixtures("single_precision")
-def test_numbers_of_other_kinds_go_the_unfused_way(make_samples, make_rays):
-    samples = make_samples()
-    rays = along(samples, make_rays)
-    exact = replace(samples, t_starts=samples.t_starts.double(), t_ends=samples.t_ends.double())
-    visited = visit_ngp(rays, exact, field(), 0.0)
-    assert visited.density.dtype == torch.float64
-    assert_equal(visited, visit_ngp(rays, samples, field(), 0.0), 1e-2)
+def with_times(rays: Rays) -> Rays:
+    return replace(rays, times=torch.linspace(0, 1, len(rays)))
 
 
 def marching(num_rays: int, grid: Occupied, **more: float) -> Marching:
@@ -172,13 +65,131 @@ def marching(num_rays: int, grid: Occupied, **more: float) -> Marching:
     return Marching(jitter, grid, March(**steps))
 
 
+NONE = Thresholds(0.0, 0.0, 0.0)
+
+
+def transmittance(found: Found) -> tuple[Tensor, Tensor]:
+    """What is left of the light in front of each sample [N], and behind all of each ray's [R]."""
+    samples = found.samples
+    optical = found.density.double() * (samples.t_ends - samples.t_starts)
+    passed = torch.cat([optical.new_zeros(1), optical.cumsum(0)])
+    first = passed[samples.offsets[:-1]]
+    before = torch.exp(first[samples.ray_indices] - passed[:-1])
+    return before, torch.exp(first - passed[samples.offsets[1:]])
+
+
+@pytest.mark.parametrize("contraction", ["none", "l2", "linf"])
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_densities_are_those_of_the_unfused_ops(
+    lanes, make_grid, make_rays, contraction, moves, stored
+):
+    how = marching(400, make_grid()), field(contraction, moves, stored), NONE
+    rays = with_times(make_rays(400))
+    actual = find_ngp(rays, *how, lanes=lanes)
+    expected = find_ngp_reference(rays, *how)
+    samples = march(rays, how[0].jitter, how[0].grid, how[0].settings)
+    for name in ("t_starts", "t_ends", "ray_indices", "offsets"):
+        assert torch.equal(getattr(actual.samples, name), getattr(samples, name))
+    assert actual.num_evaluated == len(samples) > 1000
+    assert len(expected.density) == len(samples)  # none lies on a boundary
+    ratio = (actual.density + 1e-6) / (expected.density + 1e-6)
+    assert float((ratio - 1).abs().mean()) < TOLERANCE[lanes]
+    assert actual.sum_alpha == pytest.approx(expected.sum_alpha, rel=0.05 if lanes >= 32 else 1e-3)
+
+
+@pytest.mark.parametrize("num_features", [2, 4, 8])
+@pytest.mark.parametrize("early_stop_eps", [0.02, 0.5])
+@pytest.mark.usefixtures("single_precision")
+def test_rays_end_where_they_are_opaque_and_not_before(
+    make_grid, make_rays, threads, num_features, early_stop_eps
+):
+    # More than a pool of rays, and more samples of a ray than a round.
+    grid = make_grid(share=0.95)
+    what = make_rays(1200), marching(1200, grid), field(num_features=num_features)
+    whole = find_ngp(*what, NONE)
+    _, left = transmittance(whole)
+    for num_threads in (1, 2, 3):
+        threads(num_threads)
+        found = find_ngp(*what, Thresholds(early_stop_eps, 0.0, 0.0), everything=True)
+        assert found.num_evaluated == len(found.samples) < 0.9 * len(whole.samples)
+        counts, all_counts = found.samples.offsets.diff(), whole.samples.offsets.diff()
+        before, behind = transmittance(found)
+        opaque = behind < early_stop_eps * 1.001
+        assert bool(((counts == all_counts) | opaque).all())
+        assert bool((opaque | (left >= early_stop_eps * 0.999)).all())
+        # What lies behind the sample that makes a ray opaque is less than a round.
+        useless = torch.bincount(found.samples.ray_indices[before < early_stop_eps * 0.999])
+        assert int(useless.max()) < 32
+
+
+@pytest.mark.usefixtures("single_precision")
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("thresholds", [(0.1, 0.0, 0.0), (0.0, 0.3, 0.0), (0.0, 0.0, 0.1)])
+def test_samples_that_count_are_found_with_what_was_looked_up_there(
+    make_grid, make_rays, threads, moves, thresholds
+):
+    how = marching(1200, make_grid()), field(moves=moves), Thresholds(*thresholds)
+    rays = with_times(make_rays(1200))
+    expected = find_ngp_reference(rays, *how, remember=True)
+    assert find_ngp(rays, *how).looked_up is None
+    everything = find_ngp(rays, *how, everything=True)
+    results = []
+    for num_threads in (1, 3):
+        threads(num_threads)
+        found = find_ngp(rays, *how, remember=True)
+        at = found.samples
+        packed = at.t_starts, at.t_ends, at.ray_indices, at.offsets
+        results.append((*packed, found.density, *found.looked_up))
+        assert 0 < len(found.samples) < len(everything.samples)
+        # A sample at the very threshold may fall to either side.
+        assert len(found.samples) == pytest.approx(len(expected.samples), rel=2e-3)
+        known = with_key(expected)
+        rows = [(known[key], i) for i, key in enumerate(keys(found)) if key in known]
+        assert len(rows) > 0.99 * len(found.samples)
+        theirs, ours = torch.tensor(rows).T
+        ours_and_theirs = (found.density, *found.looked_up), (expected.density, *expected.looked_up)
+        for actual, wanted in zip(*ours_and_theirs, strict=True):
+            torch.testing.assert_close(actual[ours], wanted[theirs], rtol=1e-3, atol=1e-3)
+    for alone, together in zip(*results, strict=True):
+        assert torch.equal(alone, together)
+
+
+def keys(found: Found) -> list[tuple[int, float]]:
+    starts = found.samples.t_starts
+    return [*zip(found.samples.ray_indices.tolist(), starts.mul(1e3).round().tolist(), strict=True)]
+
+
+def with_key(found: Found) -> dict[tuple[int, float], int]:
+    return {key: i for i, key in enumerate(keys(found))}
+
+
+def test_rays_without_samples_have_none_that_count(make_rays):
+    nothing = pack_grid(torch.zeros(1, 16, 16, 16, dtype=torch.bool), (-1, -1, -1, 1, 1, 1))
+    for num_rays in (5, 0):
+        how = marching(num_rays, nothing), field(), Thresholds(0.01, 0.0, 0.0)
+        found = find_ngp(make_rays(num_rays), *how, remember=True)
+        assert found.num_evaluated == found.sum_alpha == len(found.samples) == 0
+        assert found.samples.offsets.tolist() == [0] * (num_rays + 1)
+        assert [len(kept) for kept in found.looked_up] == [0, 0]
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_numbers_of_other_kinds_go_the_unfused_way(make_grid, make_rays):
+    rays, how = make_rays(300), (marching(300, make_grid()), field(), NONE)
+    exact = replace(rays, directions=rays.directions.double())
+    assert not can_find(exact, how[1])
+    found, expected = find_ngp(exact, *how), find_ngp(rays, *how)
+    assert len(found.samples) == pytest.approx(len(expected.samples), rel=1e-2)
+
+
 @pytest.mark.parametrize("contraction", ["none", "linf"])
 @pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("num_channels", [3, 5])
 def test_what_rays_see_is_what_the_unfused_ops_composite(
     lanes, make_grid, make_rays, contraction, moves, num_channels
 ):
-    rays = replace(make_rays(700), times=torch.linspace(0, 1, 700))
+    rays = with_times(make_rays(700))
     what = rays, marching(700, make_grid()), field(contraction, moves), colors(num_channels)
     thresholds = Thresholds(0.01, 0.0, 0.0)  # none that a rounded density could cross
     actual = render_ngp(*what, thresholds, lanes)
@@ -210,22 +221,25 @@ def test_rays_are_marched_to_the_samples_that_a_march_finds(
     torch.ops.nerftrain.use_lanes(min(lanes, 16))
     grid = make_grid(num_levels)
     rays, how = make_rays(2500, reach=2.0 * num_levels), marching(2500, grid, **steps)
-    samples = march(rays, *how)
-    what = field(), colors(), Thresholds(early_stop_eps, 0.0, 0.0)
-    actual, visited = (
-        render_ngp(rays, how, *what),
-        visit_ngp(rays, samples, field(), early_stop_eps),
-    )
+    samples, thresholds = march(rays, *how), Thresholds(early_stop_eps, 0.0, 0.0)
+    found = find_ngp(rays, how, field(), thresholds, everything=True)
+    drawn = render_ngp(rays, how, field(), colors(), thresholds)
     torch.ops.nerftrain.use_lanes(0)
-    opaque = 1 - visited.transmittance  # of all visited, some of them behind where the ray ends
     assert len(samples) > 1000
+    counts, all_counts = found.samples.offsets.diff(), samples.offsets.diff()
+    # Of each ray those in front, bit for bit.
+    place = torch.arange(len(found.samples)) - found.samples.offsets[found.samples.ray_indices]
+    rows = samples.offsets[found.samples.ray_indices] + place
+    assert bool((counts <= all_counts).all())
+    assert torch.equal(found.samples.t_starts, samples.t_starts[rows])
+    assert torch.equal(found.samples.t_ends, samples.t_ends[rows])
+    assert drawn.num_evaluated == found.num_evaluated == len(found.samples)
     if early_stop_eps == 0:
-        assert actual.num_evaluated == len(samples)
-        torch.testing.assert_close(actual.opacity, opaque, rtol=1e-3, atol=1e-4)
+        assert torch.equal(counts, all_counts)
+        opacity = (1 - transmittance(found)[1]).float()
+        torch.testing.assert_close(drawn.opacity, opacity, rtol=1e-3, atol=1e-4)
     else:
-        assert actual.num_evaluated < 0.9 * len(samples)
-        assert bool((actual.opacity <= opaque + 1e-4).all())
-        assert bool((actual.opacity >= torch.minimum(opaque, torch.tensor(0.8)) - 1e-3).all())
+        assert len(found.samples) < 0.9 * len(samples)
 
 
 @pytest.mark.usefixtures("single_precision")
@@ -266,8 +280,6 @@ def test_rays_without_samples_see_nothing_at_all(make_rays):
         assert getattr(drawn, name).tolist() == [0.0] * 5
 
 
-def test_a_grid_over_time_without_times_is_refused(make_samples, make_rays):
-    samples = make_samples()
-    rays = make_rays(len(samples.offsets) - 1)
+def test_a_grid_over_time_without_times_is_refused(make_grid, make_rays):
     with pytest.raises(RuntimeError, match="needs a time for each ray"):
-        visit_ngp(rays, samples, field(moves=True), 0.1)
+        find_ngp(make_rays(50), marching(50, make_grid()), field(moves=True), NONE)

@@ -10,7 +10,7 @@ from nerftrain.samplers.occgrid import FIRST_STRIDE, STRIDES, UNKNOWN, GridSetti
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
-from nerftrain.types import Rays, Samples
+from nerftrain.types import Rays, Samples, Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,9 @@ def test_rays_end_where_no_sample_can_weigh_enough(
     opaque = sigma_of(rays)
     some = sampler.sample(rays, lambda *at: 0.1 * opaque(*at))
     evaluated = sampler.num_evaluated
-    monkeypatch.setattr(OccGrid, "_least_transmittance", lambda self, _: self.early_stop_eps)
+    monkeypatch.setattr(
+        OccGrid, "_all_thresholds", lambda self, t: Thresholds(self.early_stop_eps, *t)
+    )
     further = sampler.sample(rays, lambda *at: 0.1 * opaque(*at))
     assert len(some) > 100
     assert torch.equal(some.t_starts, further.t_starts)
