@@ -20,7 +20,7 @@ namespace nerftrain {
 
 constexpr int64_t kPool = 256;          // rays
 constexpr int64_t kBatch = 4 * kPool;   // samples
-constexpr int64_t kMostOfARay = 32;     // of these, where few rays are left
+constexpr int64_t kMostOfARay = 8;      // of these, where few rays are left
 constexpr int64_t kMostOfAPart = 2048;  // rays that a thread takes at once, at most
 
 typedef float Four __attribute__((vector_size(16)));
@@ -406,7 +406,7 @@ struct RayParts {
 
   explicit RayParts(int64_t num_rays)
       : num_rays(num_rays),
-        size(std::clamp<int64_t>(num_rays / (4 * torch::stable::get_num_threads()), kPool, kMostOfAPart)),
+        size(std::clamp<int64_t>(num_rays / (2 * torch::stable::get_num_threads()), kPool, kMostOfAPart)),
         num((num_rays + size - 1) / size) {}
 
   // Calls run(part, first ray, last ray, room).
