@@ -227,7 +227,7 @@ class Stages:
         def functions(*args: Any, **kwargs: Any) -> tuple[Callable[..., Any], ...]:
             sigma_fn, rgb_sigma_fn = field_functions(*args, **kwargs)
             density, field = self.timed(sigma_fn, DENSITY), self.timed(rgb_sigma_fn, FIELD)
-            density.visit = self.timed(sigma_fn.visit, DENSITY)  # type: ignore[attr-defined]
+            density.find = self.timed(sigma_fn.find, DENSITY)  # type: ignore[attr-defined]
             field.at = self.timed(rgb_sigma_fn.at, FIELD)  # type: ignore[attr-defined]
             return density, field
 
