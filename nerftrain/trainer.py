@@ -147,6 +147,9 @@ class State:
         self.best_psnr = float("-inf")
         self.sums: dict[str, Tensor] = {}  # of each term of the loss over all steps
         self.generator = run.runtime.generator(run.seed)
+        # Pixels so far, counted from anywhere; on the device, where recorded steps count on.
+        anywhere = {"generator": self.generator, "device": self.generator.device}
+        self.drawn = torch.randint(2**31, (), **anywhere)
         parameters = run.model.named_parameters() if run.settings.ema_decay else ()
         self.ema = {name: p.detach().clone() for name, p in parameters}
 
@@ -212,6 +215,7 @@ class State:
             "num_rays": self.num_rays,
             "best_psnr": self.best_psnr,
             "random": self.generator.get_state(),
+            "drawn": self.drawn,
             "ema": self.ema,
             "model": run.model.state_dict(),
             "sampler": run.sampler.state_dict(),
@@ -232,6 +236,7 @@ class State:
         self.step, self.seconds = state["step"], state["seconds"]
         self.num_rays, self.best_psnr = state["num_rays"], state["best_psnr"]
         self.generator.set_state(state["random"])
+        self.drawn.copy_(state.get("drawn", self.drawn))  # older checkpoints do not say
         for name, value in state["ema"].items() if self.ema else ():
             self.ema[name].copy_(value)
 
@@ -339,7 +344,8 @@ def _step(
     """Take one step, with samples in buffers of fixed sizes where there is a room."""
     model, sampler, optimizer, generator = run.model, run.sampler, run.optimizer, state.generator
     colors = run.background.sample(num_rays, generator)
-    batch = scene.batch(generator, num_rays, colors, sampler.live_pixels)
+    batch = scene.batch(generator, num_rays, colors, sampler.live_pixels, state.drawn)
+    state.drawn.add_(num_rays)
     sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays, remember=True)
     with run.runtime.autocast():
         roomy = {} if room is None else {"room": room}

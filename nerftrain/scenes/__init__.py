@@ -5,8 +5,9 @@ Each kind of scene has a file beside this one with a ``load_scene`` that returns
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -88,6 +89,19 @@ class Split:
         return replace(self, cameras=self.cameras.to(device), pixels=self.pixels.to(device))
 
 
+@cache
+def _stride(total: int) -> int:
+    """Step through numbers below total so that any that follow each other are spread evenly.
+
+    Multiples of the golden ratio are, modulo one (Knuth, The Art of Computer Programming, vol. 3,
+    section 6.4). Where the two have no divisor in common all numbers come before any comes again.
+    """
+    stride = max(round(total * (math.sqrt(5) - 1) / 2), 1)
+    while math.gcd(stride, total) > 1:
+        stride += 1
+    return stride
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What is trained on and judged by."""
@@ -126,24 +140,31 @@ class Scene:
         num_rays: int,
         background_colors: Tensor,
         pixels: Tensor | None = None,
+        drawn: Tensor | None = None,
     ) -> Batch:
-        """Draw pixels of the train split, every one equally likely, with replacement.
+        """Draw pixels of the train split, every one equally likely.
 
         Args:
             generator: of the device that holds the scene.
             num_rays: R.
             background_colors: [R, 3] in 0..1; shows through where alpha is below 1.
             pixels: [P] integers, the pixels that are drawn from; None: all.
+            drawn: [] int64, how many have been drawn before: then these are the next of an order in
+                which neighbours are spread evenly over all images and none comes again before all
+                others have come. None: each is drawn regardless of others.
         """
         train = self.splits["train"]
-        total = len(train.pixels if pixels is None else pixels)
+        total = max(len(train.pixels if pixels is None else pixels), 1)
         device = train.pixels.device
-        drawn = torch.randint(max(total, 1), (num_rays,), generator=generator, device=device)
-        if pixels is not None and total:
-            drawn = pixels.index_select(0, drawn).long()
-        cameras, x, y = train.locate(drawn)
+        if drawn is None:
+            these = torch.randint(total, (num_rays,), generator=generator, device=device)
+        else:
+            these = (drawn + torch.arange(num_rays, device=device)) % total * _stride(total) % total
+        if pixels is not None and len(pixels):
+            these = pixels.index_select(0, these).long()
+        cameras, x, y = train.locate(these)
         return Batch(
             rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
-            target=pixel_colors(train.pixels, drawn, background_colors),
+            target=pixel_colors(train.pixels, these, background_colors),
             background=background_colors,
         )

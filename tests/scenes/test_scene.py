@@ -75,6 +75,34 @@ def test_every_pixel_is_drawn_equally_often():
     assert (counts / 10_000 - 1).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("before", [0, 7, 2**31 - 1])
+@pytest.mark.parametrize("live", [None, 18])
+def test_in_order_no_pixel_comes_again_before_all_others_have(before, live):
+    scene, generator = make_scene(MIXED), torch.Generator().manual_seed(3)
+    pixels = None if live is None else torch.randperm(31, generator=generator)[:live].int()
+    drawn, places = torch.tensor(before), []
+    for num in (5, 1, 40):
+        background = torch.zeros(num, 3)
+        rays = scene.batch(generator, num, background, pixels, drawn).rays
+        assert rays.cameras is not None
+        places.append(torch.cat([rays.cameras[:, None].float(), rays.directions], dim=1))
+        drawn.add_(num)
+    total = live or 31
+    in_order = torch.cat(places)
+    assert len(in_order[:total].unique(dim=0)) == total
+    assert torch.equal(in_order[total:], in_order[: len(in_order) - total])
+
+
+def test_in_order_each_batch_is_spread_evenly_over_all_images():
+    scene, generator = make_scene([(30, 20)] * 50), torch.Generator()
+    for before in range(0, 10_000, 999):
+        drawn = torch.tensor(before)
+        rays = scene.batch(generator, 500, torch.zeros(500, 3), None, drawn).rays
+        each = torch.bincount(rays.cameras, minlength=50)  # 10 of each: drawn regardless 3 to 20
+        assert int(each.min()) >= 8
+        assert int(each.max()) <= 12
+
+
 def test_batches_repeat_with_the_seed_and_change_with_it():
     scene = make_scene(EQUAL)
     background = torch.rand(64, 3)
