@@ -45,7 +45,7 @@ struct StoredGrid {
              const std::vector<int64_t>& offsets)
       : levels(hash_levels(num_axes, resolutions, offsets)), num_features(int(stored.size(1))), table(), half() {
     if (num_features != 2 && num_features != 4 && num_features != 8)
-      throw std::runtime_error("visit_ngp: a table has 2, 4 or 8 features per level");
+      throw std::runtime_error("ngp: a table has 2, 4 or 8 features per level");
     if (stored.scalar_type() == ScalarType::Half)
       half = static_cast<const Half*>(stored.const_data_ptr());
     else
@@ -245,8 +245,8 @@ struct NgpAlongRays {
     composite.run(batch.sigma, batch.starts, batch.ends, batch.kept, 0, n);
   }
 
-  // Leads a source's rays through their samples. The sink takes each ray's part of a round in, says whether the ray
-  // goes on, and is told when a round is over and when a ray is.
+  // Leads a source's rays through their samples. The sink takes each ray's part of a round in, leads its transmittance
+  // past it, and is told when a round is over and when a ray is.
   template <class Sink>
   void lead(MarchedSamples& source, Batch batch, Sink& sink) const {
     Walk pool[kPool];
