@@ -130,7 +130,7 @@ def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor,
 
 @library.fake("find_ngp")
 def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, moving_table, widths, remember = (*arguments[:1], *arguments[6:11:4], arguments[-1])
+    origins, moving_table, widths, remember = (arguments[i] for i in (0, 6, 10, -1))
     num_samples = torch.library.get_ctx().new_dynamic_size()
     num_rays, make = origins.shape[0], origins.new_empty
     rows = num_samples if remember else 0

@@ -255,7 +255,8 @@ class OccGrid(Sampler):
         found: Found | None = find(marching, self._all_thresholds(thresholds))
         if found is None or (training and _mean_opacity(found) < max(thresholds)):
             return None
-        self.last, self.num_marched, self.num_evaluated = None, None, found.num_evaluated
+        self.num_marched, self.num_evaluated = None, found.num_evaluated
+        self.last = None if training else self.last
         return found.samples
 
     def _everything(
