@@ -45,9 +45,10 @@ inline Packed pack(const MlpShape& shape, const float* weights, float* room) {
   Element* to = reinterpret_cast<Element*>(room);
   for (int l = 0; l < shape.num_layers; ++l) {
     const int k_end = shape.widths[l], n_end = shape.widths[l + 1], k_row = padded(k_end), n_row = padded(n_end);
+    Element* const back = to + long(pairs_of(k_end)) * n_row;
+    Element* const end = back + long(pairs_of(n_end)) * k_row;
     packed.forth[l] = to;
-    packed.back[l] = to + long(pairs_of(k_end)) * n_row;
-    Element* end = to + long(pairs_of(k_end)) * n_row + long(pairs_of(n_end)) * k_row;
+    packed.back[l] = back;
     if (weights) {
       const auto weight = [&](int n, int k) { return n < n_end && k < k_end ? weights[n * k_end + k] : 0.f; };
       for (int k = 0; k < k_end; k += kPair)

@@ -72,6 +72,7 @@ def transmittance(found: Found) -> tuple[Tensor, Tensor]:
     """What is left of the light in front of each sample [N], and behind all of each ray's [R]."""
     samples = found.samples
     optical = found.density.double() * (samples.t_ends - samples.t_starts)
+    optical = optical.clamp(max=100)  # what is opaque must not swallow the digits of later rays
     passed = torch.cat([optical.new_zeros(1), optical.cumsum(0)])
     first = passed[samples.offsets[:-1]]
     before = torch.exp(first[samples.ray_indices] - passed[:-1])
@@ -106,13 +107,15 @@ def test_rays_end_where_they_are_opaque_and_not_before(
 ):
     # More than a pool of rays, and more samples of a ray than a round.
     grid = make_grid(share=0.95)
-    what = make_rays(1200), marching(1200, grid), field(num_features=num_features)
+    dense = field(num_features=num_features)
+    dense.weights[1][0] *= 2
+    what = make_rays(1200), marching(1200, grid), dense
     whole = find_ngp(*what, NONE)
     _, left = transmittance(whole)
     for num_threads in (1, 2, 3):
         threads(num_threads)
         found = find_ngp(*what, Thresholds(early_stop_eps, 0.0, 0.0), everything=True)
-        assert found.num_evaluated == len(found.samples) < 0.9 * len(whole.samples)
+        assert found.num_evaluated == len(found.samples) < 0.8 * len(whole.samples)
         counts, all_counts = found.samples.offsets.diff(), whole.samples.offsets.diff()
         before, behind = transmittance(found)
         opaque = behind < early_stop_eps * 1.001
@@ -148,9 +151,10 @@ def test_samples_that_count_are_found_with_what_was_looked_up_there(
         rows = [(known[key], i) for i, key in enumerate(keys(found)) if key in known]
         assert len(rows) > 0.99 * len(found.samples)
         theirs, ours = torch.tensor(rows).T
-        ours_and_theirs = (found.density, *found.looked_up), (expected.density, *expected.looked_up)
-        for actual, wanted in zip(*ours_and_theirs, strict=True):
-            torch.testing.assert_close(actual[ours], wanted[theirs], rtol=1e-3, atol=1e-3)
+        for actual, wanted in zip(found.looked_up, expected.looked_up, strict=True):
+            torch.testing.assert_close(actual[ours], wanted[theirs], rtol=1e-3, atol=1e-4)
+        densities = found.density[ours], expected.density[theirs]
+        torch.testing.assert_close(*densities, rtol=1e-3, atol=1e-4)
     for alone, together in zip(*results, strict=True):
         assert torch.equal(alone, together)
 
