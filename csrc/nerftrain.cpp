@@ -32,6 +32,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor least, "
       "float early_stop_eps) -> Tensor");
+  m.def("alpha_shares(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets) -> Tensor");
   // Visiting samples front to back: how many of each ray are next, which these are, what was found there; and keeping
   // those that are wanted, on the CPU in one pass, with the row that each was in.
   m.def("visit_count(Tensor offsets, Tensor num, Tensor transmittance, float early_stop_eps, int most) -> Tensor");
@@ -59,6 +60,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "
       "(Tensor, Tensor)");
+  m.def(
+      "unit_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor box, "
+      "int folding) -> Tensor");
   // Compositing: channels, opacity, depth and distortion of each ray; weight, opacity and arriving light of each
   // sample.
   m.def(

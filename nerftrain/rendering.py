@@ -68,9 +68,11 @@ class _DensityAlong:
         self._looked_up: LookedUp | None = None
 
     def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        points, _, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
-        looked_at = self._model.look_at(points, times) if self._remember else None
+        where = (t_starts, t_ends, ray_indices)
+        forgetful = torch.is_grad_enabled() and not self._remember
+        looked_at = None if forgetful else self._model.look_along(self._rays, *where)
         if looked_at is None:
+            points, _, times = sample_points(self._rays, *where)
             return self._model.density(points, times)
         density, self._looked_up = looked_at
         self._among = t_starts

@@ -401,6 +401,10 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("select", size, (marched, kept))
     at = (marched.t_starts, marched.t_ends, marched.ray_indices)
     yield Case("sample_points", size, (rays, *at))
+    yield Case("unit_points", size, (rays, *at, run.model.aabb, run.model.contraction))
+    yield Case("mean_alpha", size, (marched, density))
+    if rays.origins.is_cuda:
+        return
     grids = [visit_ngp.Grid(run.model.encoding.stored, run.model.encoding.levels)]
     weights = list(run.model.density_mlp.weights)
     field = visit_ngp.DensityField(grids, weights, run.model.aabb, run.model.contraction)

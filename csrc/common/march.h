@@ -48,22 +48,26 @@ struct CellPlace {
   int c[3];
 };
 
-NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
-  for (place.level = 0; place.level < g.num_levels; ++place.level) {
-    float u[3];
-    bool inside = true;  // a box's lower faces belong to it, as a cell's do
-    for (int a = 0; a < 3; ++a) {
-      u[a] = (p[a] - g.center[place.level][a]) * g.inverse[place.level][a];
-      inside = inside && u[a] >= -1.f && u[a] < 1.f;
-    }
-    if (!inside) continue;
-    for (int a = 0; a < 3; ++a) {
-      // Within [0, resolution) but for rounding at the upper face.
-      const int cell = int((u[a] * 0.5f + 0.5f) * float(g.resolution[a]));
-      place.c[a] = min_of(cell, g.resolution[a] - 1);
-    }
-    return true;
+// The cell of one box that holds a point, if any does.
+NT_HD bool find_cell_of(const OccupancyGrid& g, int level, const float* p, int* c) {
+  float u[3];
+  bool inside = true;  // a box's lower faces belong to it, as a cell's do
+  for (int a = 0; a < 3; ++a) {
+    u[a] = (p[a] - g.center[level][a]) * g.inverse[level][a];
+    inside = inside && u[a] >= -1.f && u[a] < 1.f;
   }
+  if (!inside) return false;
+  for (int a = 0; a < 3; ++a) {
+    // Within [0, resolution) but for rounding at the upper face.
+    const int cell = int((u[a] * 0.5f + 0.5f) * float(g.resolution[a]));
+    c[a] = min_of(cell, g.resolution[a] - 1);
+  }
+  return true;
+}
+
+NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
+  for (place.level = 0; place.level < g.num_levels; ++place.level)
+    if (find_cell_of(g, place.level, p, place.c)) return true;
   return false;
 }
 
@@ -293,6 +297,25 @@ struct VisibleSamples {
       visible[i] = transmittance >= early_stop_eps && alpha >= alpha_thre && transmittance * alpha >= min_weight;
       transmittance *= kept;
     }
+  }
+};
+
+// What every kParts-th sample from one on adds to the mean opacity of all.
+template <class T>
+struct AlphaShares {
+  static constexpr int64_t kParts = 1 << 14, kGrain = 1 << 8;
+  const T* density;        // [N]
+  const T* t_starts;       // [N]
+  const T* t_ends;         // [N]
+  const int64_t* offsets;  // [R + 1]
+  int64_t num_rays;
+  T* shares;  // [kParts]
+
+  NT_HD void operator()(int64_t part) const {
+    const int64_t num = offsets[num_rays];
+    T sum = 0;
+    for (int64_t i = part; i < num; i += kParts) sum -= expm1_of(-density[i] * (t_ends[i] - t_starts[i]));
+    shares[part] = num ? sum / T(num) : T(0);
   }
 };
 

@@ -148,4 +148,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cpu>));
   m.impl("march", TORCH_BOX(&nerftrain::march));
   m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::Cpu>));
+  m.impl("alpha_shares", TORCH_BOX(&nerftrain::alpha_shares<nerftrain::Cpu>));
 }

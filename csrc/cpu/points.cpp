@@ -4,4 +4,5 @@
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("sample_points", TORCH_BOX(&nerftrain::sample_points<nerftrain::Cpu>));
+  m.impl("unit_points", TORCH_BOX(&nerftrain::unit_points<nerftrain::Cpu>));
 }

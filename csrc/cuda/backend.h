@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "../common/launch.h"
@@ -76,11 +77,11 @@ struct Cuda {
     if (n) launch(like, each_level_kernel<Body>, grid_of(n, num_levels), kThreads, 0, n, body);
   }
 
-  // A warp for each of n pieces of work: kernel(n, body).
-  template <class Body>
-  static void for_each_warp(const torch::stable::Tensor& like, int64_t n, void (*kernel)(int64_t, Body),
-                            const Body& body) {
-    if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body);
+  // A warp for each of n pieces of work: kernel(n, body, more ...).
+  template <class Body, class... More>
+  static void for_each_warp(const torch::stable::Tensor& like, int64_t n, void (*kernel)(int64_t, Body, More...),
+                            const Body& body, const std::type_identity_t<More>&... more) {
+    if (n) launch(like, kernel, grid_of(n * 32, 1), kThreads, 0, n, body, more...);
   }
 
   // Of numbers of four bytes or more, by one launch (visit.cu).

@@ -16,38 +16,14 @@ struct MarchWindows {
   int32_t* nums;     // [R] windows
 };
 
-// Whether steps between two distances may have samples: false where every block of cells about them is empty. Of grids
-// of one level.
-__device__ __forceinline__ bool may_hold(const OccupancyGrid& g, const Line& line, float t0, float t1) {
-  int low[3], high[3], num = 1;  // blocks
-  for (int a = 0; a < 3; ++a) {
-    const float n = float(g.resolution[a]);
-    const float u0 = (line.o[a] + t0 * line.d[a] - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f;
-    const float u1 = (line.o[a] + t1 * line.d[a] - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f;
-    // A little more on either side, for what rounding makes of a step between.
-    low[a] = to_int_clamped(min_of(u0, u1) * n - 0.25f, 0, g.resolution[a] - 1) >> 2;
-    high[a] = to_int_clamped(max_of(u0, u1) * n + 0.25f, 0, g.resolution[a] - 1) >> 2;
-    num *= (high[a] >> 2) - (low[a] >> 2) + 1;
-  }
-  if (num > kWarp) return true;  // more groups of blocks than a look at each step would take
-  const int groups = g.side / 16;
-  for (int x = low[0] >> 2; x <= high[0] >> 2; ++x)
-    for (int y = low[1] >> 2; y <= high[1] >> 2; ++y)
-      for (int z = low[2] >> 2; z <= high[2] >> 2; ++z) {
-        const uint64_t word = g.blocks[(int64_t(x) * groups + y) * groups + z];
-        // The bits of the blocks between low and high, as bit_place lays them out: z, then y, then x.
-        const int from[3] = {max_of(low[0] - 4 * x, 0), max_of(low[1] - 4 * y, 0), max_of(low[2] - 4 * z, 0)};
-        const int to[3] = {min_of(high[0] - 4 * x, 3), min_of(high[1] - 4 * y, 3), min_of(high[2] - 4 * z, 3)};
-        const uint64_t row = (2u << to[2]) - (1u << from[2]);
-        const uint64_t plane = row * (0x1111u >> 4 * (3 - to[1] + from[1])) << 4 * from[1];
-        const uint64_t cube = plane * (0x0001000100010001u >> 16 * (3 - to[0] + from[0])) << 16 * from[0];
-        if (word & cube) return true;
-      }
-  return false;
+// The first so many of some bits.
+__device__ __forceinline__ unsigned no_more_than(int most, unsigned bits) {
+  const int lane = lane_of_warp();
+  if (__popc(bits) <= most) return bits;
+  return __ballot_sync(kAll, (bits >> lane & 1) && __popc(bits & ((1u << lane) - 1)) < most);
 }
 
-// Looks at 32 steps from k on; the same steps are samples as in march_steps. Where one level is all there is, each lane
-// first looks whether 32 steps of its own may have samples at all.
+// Looks at 32 steps from k on; the same steps are samples as in march_steps.
 __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
@@ -56,30 +32,13 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   const MarchSettings& m = body.rays.settings;
   const float near = body.rays.near[r], far = body.rays.far[r];
   const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
-  const bool looks_ahead = g.num_levels == 1;
   float t0 = near, t1 = far, end = near;
   int count = 0, num = 0;
   if (near < far && line.clip(g, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = lattice.first_after(t0, 0, m.max_steps), ahead = k;
-    unsigned worth = 0;  // which of the 32 times 32 steps before `ahead` are still to be looked at
+    int k = lattice.first_after(t0, 0, m.max_steps);
     end = lattice.start(k);
     while (k < m.max_steps && count < m.max_samples) {
-      if (looks_ahead) {
-        if (!worth) {
-          const int own = ahead + kWarp * lane;
-          const float from = lattice.start(own), to = lattice.start(own + kWarp);
-          worth = __ballot_sync(kAll, own < m.max_steps && (!(to < t1) || may_hold(g, line, from, to)));
-          ahead += kWarp * kWarp;
-          if (!worth) {
-            k = min_of(ahead, m.max_steps);
-            end = lattice.start(k);
-            continue;
-          }
-        }
-        k = ahead + kWarp * (__ffs(int(worth)) - 1 - kWarp);
-        worth &= worth - 1;
-      }
       const int own = k + lane;
       const float start = lattice.start(own), mid = 0.5f * (start + lattice.start(own + 1));
       bool over = own >= m.max_steps || !(mid < far), on = false;
@@ -91,10 +50,10 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
         int side = 0;
         if (!find_cell(g, p, place)) {
           over = mid > t1;
-          if (lane == kWarp - 1 && !looks_ahead)
+          if (lane == kWarp - 1)
             next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), own + 1, m.max_steps);
         } else if ((side = empty_cube(g, place)) != 0) {
-          if (lane == kWarp - 1 && !looks_ahead)
+          if (lane == kWarp - 1)
             next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), own + 1, m.max_steps);
         } else {
           on = true;
@@ -104,9 +63,7 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
       unsigned bits = __ballot_sync(kAll, on);
       const int last = over_bits ? __ffs(int(over_bits)) - 1 : kWarp;  // the first lane that is over
       if (last < kWarp) bits &= (1u << last) - 1;
-      // No more than a ray may have: this lane's sample is one of them if so few are before it.
-      const int before = __popc(bits & ((1u << lane) - 1));
-      bits = __ballot_sync(kAll, (bits >> lane & 1) && count + before < m.max_samples);
+      bits = no_more_than(m.max_samples - count, bits);
       count += __popc(bits);
       if (bits) {
         if (lane == 0) body.windows[r * body.most + num] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
@@ -120,6 +77,126 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
       if (last < kWarp) break;
       k = __shfl_sync(kAll, next, kWarp - 1);
       end = lattice.start(k);
+    }
+  }
+  if (lane) return;
+  body.counts[r] = count;
+  body.ends[r] = end;
+  body.nums[r] = num;
+}
+
+// Bits of the blocks that have an occupied one among them and the 26 around them.
+struct Surroundings {
+  const uint64_t* blocks;  // [groups^3]
+  int groups;              // along an axis
+  uint64_t* out;           // [groups^3]
+
+  __device__ __forceinline__ uint64_t word(int x, int y, int z) const {
+    const bool there = x >= 0 && y >= 0 && z >= 0 && x < groups && y < groups && z < groups;
+    return there ? blocks[(int64_t(x) * groups + y) * groups + z] : 0;
+  }
+
+  // Each takes the neighbours along one axis in, of what those before have taken in; a word has z, then y, then x.
+  __device__ __forceinline__ uint64_t along_z(int x, int y, int z) const {
+    const uint64_t own = word(x, y, z), low = 0x1111111111111111u, high = low << 3;
+    return own | (own & ~high) << 1 | (own & ~low) >> 1 | (word(x, y, z - 1) & high) >> 3 |
+           (word(x, y, z + 1) & low) << 3;
+  }
+  __device__ __forceinline__ uint64_t along_yz(int x, int y, int z) const {
+    const uint64_t own = along_z(x, y, z), low = 0x000f000f000f000fu, high = low << 12;
+    return own | (own & ~high) << 4 | (own & ~low) >> 4 | (along_z(x, y - 1, z) & high) >> 12 |
+           (along_z(x, y + 1, z) & low) << 12;
+  }
+  __device__ __forceinline__ void operator()(int64_t i) const {
+    const int x = int(i / (groups * groups)), y = int(i / groups % groups), z = int(i % groups);
+    const uint64_t own = along_yz(x, y, z);
+    out[i] = own | own << 16 | own >> 16 | along_yz(x - 1, y, z) >> 48 | along_yz(x + 1, y, z) << 48;
+  }
+};
+
+// The same in a grid of one box by equal steps, which is most of all that is marched. First each lane asks whether 32
+// steps of its own may have samples: where none of the blocks around a point has an occupied cell, nothing nearer than
+// a block has. Then the warp looks at those together.
+__global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows body, const uint64_t* surroundings) {
+  const int64_t r = piece_of_warp();
+  if (r >= num_rays) return;
+  const int lane = lane_of_warp();
+  const OccupancyGrid& g = body.rays.grid;
+  MarchSettings m = body.rays.settings;
+  m.cone_angle = 0;  // as it is, which the compiler is to know
+  const float near = body.rays.near[r], far = body.rays.far[r];
+  const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
+  float t0 = near, t1 = far, end = near;
+  int count = 0, num = 0;
+  if (near < far && line.clip(g, 0, t0, t1)) {
+    const Lattice lattice(near, body.rays.jitter[r], m);
+    int k = lattice.first_after(t0, 0, m.max_steps), ahead = k;
+    float reach = 0;  // the most cells along an axis that 32 steps pass
+    for (int a = 0; a < 3; ++a)
+      reach = max_of(reach, fabsf(line.d[a] * g.inverse[0][a]) * (0.5f * kWarp) * m.step * float(g.resolution[a]));
+    // Points so near to each other that what is between them is less than a block, 4 cells, away from one.
+    const int points = to_int_clamped(reach * (1 / 7.5f), 0, kWarp) + 1;
+    unsigned worth = 0;  // which of the 32 times 32 steps before `ahead` are still to be looked at
+    end = lattice.start(k);
+    while (k < m.max_steps && count < m.max_samples) {
+      if (!worth) {
+        const int own = ahead + kWarp * lane;
+        bool on = false;
+        if (own < m.max_steps) {
+          const float from = lattice.start(own), to = lattice.start(own + kWarp), part = (to - from) / float(points);
+          on = !(to < t1) || points > kWarp;
+          for (int i = 0; i < points && !on; ++i) {
+            int block[3];
+            for (int a = 0; a < 3; ++a) {
+              const float at = line.o[a] + (from + (float(i) + 0.5f) * part) * line.d[a];
+              const float cell = ((at - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f) * float(g.resolution[a]);
+              block[a] = to_int_clamped(cell, 0, g.resolution[a] - 1) >> 2;
+            }
+            const BitPlace bit = bit_place(block[0], block[1], block[2], g.side / 4);
+            on = surroundings[bit.word] >> bit.bit & 1;
+          }
+        }
+        worth = __ballot_sync(kAll, on);
+        ahead += kWarp * kWarp;
+        if (!worth) {
+          k = min_of(ahead, m.max_steps);
+          end = lattice.start(k);
+          continue;
+        }
+      }
+      k = ahead + kWarp * (__ffs(int(worth)) - 1 - kWarp);
+      worth &= worth - 1;
+      const int own = k + lane;
+      const float mid = 0.5f * (lattice.start(own) + lattice.start(own + 1));
+      float p[3];
+      line.at(mid, p);
+      int cell[3];
+      const bool inside = find_cell_of(g, 0, p, cell);
+      bool on = false;
+      if (inside) {
+        const BitPlace bit = bit_place(cell[0], cell[1], cell[2], g.side);
+        on = g.cells[bit.word] >> bit.bit & 1;
+      }
+      unsigned bits = __ballot_sync(kAll, on);
+      int last = kWarp;  // the first lane that is over
+      if (!(lattice.start(k + kWarp) < t1) || k + kWarp > m.max_steps) {
+        const unsigned over = __ballot_sync(kAll, own >= m.max_steps || !(mid < far) || (!inside && mid > t1));
+        last = over ? __ffs(int(over)) - 1 : kWarp;
+        if (last < kWarp) bits &= (1u << last) - 1;
+      }
+      bits = no_more_than(m.max_samples - count, bits);
+      count += __popc(bits);
+      if (bits) {
+        if (lane == 0) body.windows[r * body.most + num] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
+        ++num;
+      }
+      if (count == m.max_samples && bits) {
+        end = lattice.start(k + kWarp - __clz(int(bits)));
+        break;
+      }
+      k += last;
+      end = lattice.start(k);
+      if (last < kWarp) break;
     }
   }
   if (lane) return;
@@ -174,7 +251,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, 
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
   const MarchWindows body{
       rays, most, write<int64_t>(counts), write<float>(ends), write<int64_t>(windows), write<int32_t>(nums)};
-  Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
+  if (rays.grid.num_levels > 1 || cone_angle > 0) {
+    Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
+    return {counts, ends, windows, nums};
+  }
+  Tensor surroundings = make(blocks, {blocks.numel()});
+  uint64_t* around = reinterpret_cast<uint64_t*>(write<int64_t>(surroundings));
+  Cuda::for_each(origins, blocks.numel(), Surroundings{rays.grid.blocks, int(side / 16), around});
+  Cuda::for_each_warp(origins, num_rays, march_windows_of_a_box_kernel, body, around);
   return {counts, ends, windows, nums};
 }
 
@@ -246,4 +330,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("march_windows", TORCH_BOX(&nerftrain::march_windows));
   m.impl("march_fill", TORCH_BOX(&nerftrain::march_fill));
   m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::CudaMarch>));
+  m.impl("alpha_shares", TORCH_BOX(&nerftrain::alpha_shares<nerftrain::Cuda>));
 }

@@ -125,4 +125,19 @@ Tensor visible_samples(const Tensor& density, const Tensor& t_starts, const Tens
   return visible;
 }
 
+template <class Backend, class T>
+Tensor alpha_shares_as(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets) {
+  Tensor shares = make(density, {AlphaShares<T>::kParts});
+  const AlphaShares<T> body{read<T>(density),       read<T>(t_starts),   read<T>(t_ends),
+                            read<int64_t>(offsets), offsets.size(0) - 1, write<T>(shares)};
+  Backend::for_each(density, AlphaShares<T>::kParts, body);
+  return shares;
+}
+
+template <class Backend>
+Tensor alpha_shares(const Tensor& density, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets) {
+  const auto run = is_double(density) ? alpha_shares_as<Backend, double> : alpha_shares_as<Backend, float>;
+  return run(density, t_starts, t_ends, offsets);
+}
+
 }  // namespace nerftrain

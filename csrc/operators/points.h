@@ -22,4 +22,21 @@ std::tuple<Tensor, Tensor> sample_points(const Tensor& origins, const Tensor& di
   return {positions, views};
 }
 
+template <class Backend, class T>
+void unit_points_as(const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends,
+                    const Tensor& ray_indices, const Tensor& box, int64_t folding, const Tensor& positions) {
+  const UnitPoints<T> body{read<T>(origins),           read<T>(directions), read<T>(t_starts), read<T>(t_ends),
+                           read<int64_t>(ray_indices), read<T>(box),        int(folding),      write<T>(positions)};
+  Backend::for_each(t_starts, t_starts.size(0), body);
+}
+
+template <class Backend>
+Tensor unit_points(const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends,
+                   const Tensor& ray_indices, const Tensor& box, int64_t folding) {
+  Tensor positions = make(origins, {t_starts.size(0), 3});
+  const auto run = is_double(origins) ? unit_points_as<Backend, double> : unit_points_as<Backend, float>;
+  run(origins, directions, t_starts, t_ends, ray_indices, box, folding, positions);
+  return positions;
+}
+
 }  // namespace nerftrain

@@ -93,12 +93,14 @@ class RadianceField(nn.Module, ABC):
         """
         del rays, marching, thresholds, everything, remember
 
-    def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
-        """Evaluate `density` without gradients, and tell what has been looked up for `revisit`.
+    def look_along(
+        self, rays: Rays, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    ) -> tuple[Tensor, LookedUp] | None:
+        """Evaluate `density` in the middles of intervals [N] along rays, without gradients.
 
-        None where the field cannot.
+        It tells what has been looked up for `revisit`, too; None where the field cannot.
         """
-        del positions, times
+        del rays, t_starts, t_ends, ray_indices
 
     def revisit(
         self, rays: Rays, samples: Samples, places: Tensor, features: Tensor

@@ -21,6 +21,7 @@ from nerftrain.ops import library
 from nerftrain.ops.march import Marching
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.ngp_half import Encoded, can_do, look_up, ngp_half, ngp_half_density
+from nerftrain.ops.points import unit_points
 from nerftrain.ops.visit import LookedUp, gather_rows
 from nerftrain.ops.visit_ngp import (
     ColorField,
@@ -114,6 +115,10 @@ class NGP(RadianceField):
         unit = self.unit_positions(positions)
         if self.warp is not None:
             unit = self.warp(unit, self.unit_times(times))
+        return self._looks_at(unit, times)
+
+    def _looks_at(self, unit: Tensor, times: Tensor | None) -> list[tuple[nn.Module, Tensor]]:
+        """List the encodings and where each is looked up, of places in the unit cube."""
         looks: list[tuple[nn.Module, Tensor]] = [(self.encoding, unit)]
         if self.spacetime is not None:
             looks.append((self.spacetime, torch.cat([unit, self.unit_times(times)[:, None]], -1)))
@@ -123,7 +128,9 @@ class NGP(RadianceField):
         """Describe what is looked up to the ops in half precision, where they serve."""
         if not self._in_half_precision():
             return None
-        looks = self._looks(positions, times)
+        return self._described(self._looks(positions, times))
+
+    def _described(self, looks: list[tuple[nn.Module, Tensor]]) -> list[Encoded]:
         return [grid.at(where) for grid, where in looks if isinstance(grid, HashEncoding)]
 
     def _in_half_precision(self) -> bool:
@@ -149,12 +156,17 @@ class NGP(RadianceField):
             return None
         return find_ngp(rays, marching, field, thresholds, everything, remember)
 
-    def look_at(self, positions: Tensor, times: Tensor | None) -> tuple[Tensor, LookedUp] | None:
+    def look_along(
+        self, rays: Rays, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    ) -> tuple[Tensor, LookedUp] | None:
         """Keep features of half precision; where a warp field moves places they must learn too."""
         weights = self._fused_weights()
-        encoded = None if self.warp is not None else self._encoded(positions, times)
-        if encoded is None or weights is None:
+        if weights is None or self.warp is not None or not self._in_half_precision():
             return None
+        at = (t_starts, t_ends, ray_indices)
+        unit = unit_points(rays, *at, self.aabb, self.contraction)
+        times = None if rays.times is None else rays.times[ray_indices]
+        encoded = self._described(self._looks_at(unit, times))
         features = look_up(encoded)
         # Of space and time, where there is such a grid, the places have both.
         density = ngp_half_density(encoded, weights[0], features)

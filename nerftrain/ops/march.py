@@ -314,6 +314,12 @@ def visible_samples_reference(
     return seen & (transmittance * alpha >= min_weight) & used_rows(samples)
 
 
+def mean_alpha_reference(samples: Samples, density: Tensor) -> Tensor:
+    """Average the opacity of samples by torch (see `mean_alpha`)."""
+    alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
+    return torch.where(used_rows(samples), alpha, 0.0).sum() / samples.offsets[-1].clamp(min=1)
+
+
 def _offsets(counts: Tensor) -> Tensor:
     offsets = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
@@ -378,6 +384,11 @@ def _march_fake(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
         make(num_rays + 1, dtype=torch.int64),
         make(num_rays),
     )
+
+
+@library.fake("alpha_shares")
+def _alpha_shares_fake(density: Tensor, *_: object) -> Tensor:
+    return density.new_empty(1 << 14)
 
 
 @library.fake("visible_samples")
@@ -576,3 +587,16 @@ def visible_samples(
         least = torch.tensor([alpha_thre, min_weight], device=density.device)
     least = least.to(density.dtype)
     return torch.ops.nerftrain.visible_samples(*inputs, least, early_stop_eps)
+
+
+@torch.no_grad()
+def mean_alpha(samples: Samples, density: Tensor) -> Tensor:
+    """Average the opacity of N samples of density [N]: [].
+
+    Rows of a buffer that are nobody's do not count; without any samples it is 0.
+    """
+    if not library.native(density, samples.offsets):
+        return mean_alpha_reference(samples, density)
+    numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
+    packed = (t.contiguous() for t in (*numbers, samples.offsets))
+    return torch.ops.nerftrain.alpha_shares(*packed).sum()

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from nerftrain.ops import library
-from nerftrain.types import Rays
+from nerftrain.ops.contract import unit_positions
+from nerftrain.types import Contraction, Rays
+
+FOLDINGS: tuple[Contraction, ...] = ("none", "l2", "linf")  # by their numbers in points.h
 
 
 def sample_points_reference(
@@ -45,3 +48,50 @@ def sample_points(
     packed = (t.contiguous() for t in (*inputs, ray_indices))
     positions, directions = torch.ops.nerftrain.sample_points(*packed)
     return positions, directions, None if rays.times is None else rays.times[ray_indices]
+
+
+def unit_points_reference(
+    rays: Rays,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_indices: Tensor,
+    aabb: Tensor,
+    contraction: Contraction,
+) -> Tensor:
+    """Find places in the unit cube by torch (see `unit_points`)."""
+    positions, _, _ = sample_points_reference(rays, t_starts, t_ends, ray_indices)
+    return unit_positions(positions, aabb, contraction)
+
+
+@library.fake("unit_points")
+def _unit_points_fake(origins: Tensor, _d: Tensor, t_starts: Tensor, *_: object) -> Tensor:
+    return origins.new_empty(t_starts.shape[0], 3)
+
+
+@torch.no_grad()
+def unit_points(
+    rays: Rays,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_indices: Tensor,
+    aabb: Tensor,
+    contraction: Contraction,
+) -> Tensor:
+    """Find the middles of intervals in the unit cube of `unit_positions`, [N, 3].
+
+    There is no gradient.
+
+    Args:
+        rays: R rays.
+        t_starts: [N] distances along rays.
+        t_ends: [N].
+        ray_indices: [N] int64, below R.
+        aabb: [6].
+        contraction: what folds space beyond the box.
+    """
+    numbers = (rays.origins, rays.directions, t_starts, t_ends)
+    mixed = any(t.dtype != rays.origins.dtype for t in (*numbers, aabb))
+    if mixed or not library.native(*numbers, ray_indices, aabb):
+        return unit_points_reference(rays, t_starts, t_ends, ray_indices, aabb, contraction)
+    packed = (t.contiguous() for t in (*numbers, ray_indices, aabb))
+    return torch.ops.nerftrain.unit_points(*packed, FOLDINGS.index(contraction))

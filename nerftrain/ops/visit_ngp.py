@@ -22,12 +22,11 @@ from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
 from nerftrain.ops.march import Marching, march_to_reference, visible_samples_reference
 from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
-from nerftrain.ops.points import sample_points_reference
+from nerftrain.ops.points import FOLDINGS, sample_points_reference
 from nerftrain.ops.visit import UNSEEN, LookedUp, select_reference, visit
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
-CONTRACTIONS: tuple[Contraction, ...] = ("none", "l2", "linf")  # by their numbers
 ROUND = 4  # samples of a ray that are asked for at once, where there are many rays
 
 
@@ -259,5 +258,5 @@ def _arguments(rays: Rays, field: DensityField) -> tuple[Any, ...]:
         flat(field.weights),
         widths(field.weights),
         field.box,
-        CONTRACTIONS.index(field.contraction),
+        FOLDINGS.index(field.contraction),
     )

@@ -279,8 +279,7 @@ class OccGrid(Sampler):
         """Average the opacity of samples in a buffer; of use only where there is a threshold."""
         if self.alpha_thre == self.min_weight == 0:
             return self._alpha_thre
-        alpha = -torch.expm1(density * (samples.t_starts - samples.t_ends))
-        return alpha.sum() / samples.offsets[-1].clamp(min=1)
+        return ops.mean_alpha(samples, density)
 
     @torch.no_grad()
     def marching(self, rays: Rays) -> tuple[ops.Marching, Thresholds]:

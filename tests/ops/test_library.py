@@ -442,6 +442,11 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             ],
             "pixel_rays": [(random(2, 3, 4, dtype=dtype), random(2, 4, dtype=dtype), *pixels)],
             "sample_points": [(points, points, *a_round, round_offsets)],
+            "unit_points": [
+                (points, points, *a_round, round_offsets, points[:2].flatten(), folding)
+                for folding in range(3)
+            ],
+            "alpha_shares": [intervals],
             "fit": [(offsets[1:], 5)],
             "gather_rows": [
                 (random(7, 4, dtype=dtype), offsets.clamp(max=6)),

@@ -22,6 +22,8 @@ from nerftrain.ops.march import (
     march,
     march_to,
     march_to_reference,
+    mean_alpha,
+    mean_alpha_reference,
     pack_grid,
     pack_grid_reference,
     visible_cells,
@@ -29,6 +31,7 @@ from nerftrain.ops.march import (
     visible_samples,
     visible_samples_reference,
 )
+from nerftrain.ops.rooms import padded
 from nerftrain.ops.visit import select
 from nerftrain.types import Cameras, Rays, Samples
 
@@ -427,6 +430,16 @@ def test_strided_rays_are_taken(make_rays, make_grid):
     assert torch.equal(actual.offsets, expected.offsets)
 
 
+@pytest.mark.parametrize("step", [0.002, 0.01, 0.04, 0.4])
+def test_cells_that_lie_alone_are_found_by_steps_of_any_length(make_rays, device, step):
+    generator = torch.Generator().manual_seed(3)
+    flags = torch.rand(1, 64, 64, 64, generator=generator) < 0.01
+    grid = pack_grid(flags.to(device), (-1.0, -0.7, -0.5, 0.8, 1.0, 1.2))
+    rays = make_rays(1000, reach=3.0)
+    steps = March(step, 0.0, round(8 / step))
+    assert len(assert_same_samples(rays, random_jitter(rays), grid, steps)) > 10
+
+
 def test_rays_may_meet_more_blocks_than_there_is_room_to_note(make_rays, chequered):
     rays = make_rays(600, reach=1.5)
     samples = assert_same_samples(rays, random_jitter(rays), chequered, March(0.004, 0.0, 1000))
@@ -618,6 +631,20 @@ def test_strided_samples_and_intervals_of_another_precision_are_taken(make_sampl
     strided = Samples(wide[:, 0], wide[:, 1], samples.ray_indices, samples.offsets)
     assert torch.equal(visible_samples(strided, wide[:, 2], *thresholds), expected)
     assert torch.equal(visible_samples(samples, density.double(), *thresholds), expected)
+
+
+@pytest.mark.parametrize("spare", [0, 100])
+def test_the_mean_opacity_is_that_of_rays_samples(make_samples, device, dtype, spare, assert_close):
+    samples = make_samples(200, dtype=dtype)
+    density = random_density(samples).to(dtype)
+    expected = 1 - torch.exp(-density * (samples.t_ends - samples.t_starts))
+    whole = padded(samples, len(samples) + spare)
+    density = torch.cat([density, density.new_full((spare,), 7.0)])
+    assert_close(mean_alpha(whole, density), expected.mean())
+    assert_close(mean_alpha_reference(whole, density), expected.mean())
+    none = samples.offsets.new_zeros(4)
+    nothing = Samples(density[:0], density[:0], none[:0], none)
+    assert float(mean_alpha(nothing, density[:0])) == 0
 
 
 @pytest.mark.parametrize("function", [visible_samples, visible_samples_reference])

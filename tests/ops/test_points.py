@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nerftrain.ops.points import sample_points, sample_points_reference
+from nerftrain.ops.points import (
+    sample_points,
+    sample_points_reference,
+    unit_points,
+    unit_points_reference,
+)
 from nerftrain.types import Rays, Samples
 
 
@@ -44,3 +49,16 @@ def test_gradients_reach_rays_that_ask_for_them(make_samples, device):
     sample_points(rays, *where(samples))[0].sum().backward()
     counts = samples.offsets.diff().float()
     torch.testing.assert_close(rays.origins.grad, counts[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize("contraction", ["none", "l2", "linf"])
+def test_places_in_the_unit_cube_equal_the_reference(make_samples, device, dtype, contraction):
+    samples = make_samples(dtype=dtype)
+    rays = rays_of(len(samples.offsets) - 1, dtype, device)
+    box = torch.tensor([-1.0, -0.5, -0.25, 0.5, 0.25, 1.0], dtype=dtype, device=device)
+    actual = unit_points(rays, *where(samples), box, contraction)
+    expected = unit_points_reference(rays, *where(samples), box, contraction)
+    assert (expected > 0.75).any()  # places beyond the box, which are folded, are among them
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    if contraction != "none":
+        assert bool(((actual >= 0) & (actual <= 1)).all())
