@@ -71,13 +71,18 @@ class ViewScore:
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered view beside its truth, on the CPU."""
+    """One rendered view beside its truth."""
 
     name: str
     prediction: Tensor  # [H, W, 3]
     truth: Tensor  # [H, W, 3]
     depth: Tensor  # [H, W] distance, divided by the opacity
     opacity: Tensor  # [H, W]
+
+    def cpu(self) -> Picture:
+        """Copy it to the CPU."""
+        parts = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{key: value.cpu() for key, value in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Evaluation:
     lpips: float | None
     lpips_missing: str  # why there is no LPIPS; empty where there is
     per_view: tuple[ViewScore, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture, ...]  # on the CPU
 
     def summary(self) -> dict[str, Any]:
         """Return the figures and their protocol as plain values, without the single views."""
@@ -167,7 +172,7 @@ def evaluate(
         picture = _picture(scene, split, index, model, sampler, background)
         scores.append(_score(picture, lpips))
         if index in kept:
-            pictures.append(picture)
+            pictures.append(picture.cpu())
     return Evaluation(
         split=split_name,
         num_views=len(chosen),
@@ -199,13 +204,14 @@ def _picture(
     scene: Scene, split: Split, index: int, model: RadianceField, sampler: Any, background: Tensor
 ) -> Picture:
     rendering = video.render_view(scene, split.cameras, index, model, sampler, background)
-    truth = composite_over(split.image(index).cpu(), background.cpu()).float()
+    device = rendering.rgb.device
+    truth = composite_over(split.image(index).to(device), background.to(device)).float()
     height, width = truth.shape[:2]
-    opacity = rendering.opacity.float().cpu().reshape(height, width)
-    depth = rendering.depth.float().cpu().reshape(height, width)
+    opacity = rendering.opacity.float().reshape(height, width)
+    depth = rendering.depth.float().reshape(height, width)
     return Picture(
         name=Path(split.names[index]).stem,
-        prediction=rendering.rgb.float().cpu().reshape(height, width, 3).clamp(0, 1),
+        prediction=rendering.rgb.float().reshape(height, width, 3).clamp(0, 1),
         truth=truth,
         depth=depth
         / opacity.clamp_min(1e-6),  # empty rays have no distance; the depth image leaves them out
