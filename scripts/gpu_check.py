@@ -4,14 +4,16 @@
         [--seconds 540] [--peer nerfacc=PATH] [--only PART,PART] [--device cpu --quick]
 
 A scene is its folder, overrides after it: --unbounded "PATH scene.downscale=8". Every part is a
-process with a share of the time; FOLDER gets gpu_check.json, gpu_check.md and log.txt, written
-after each. It needs no network. --device cpu --quick tries the same at sizes that prove nothing.
+process with a share of the time, alone on the GPU where it measures any; FOLDER gets
+gpu_check.json, gpu_check.md and log.txt, written as parts end. It needs no network.
+--device cpu --quick tries the same at sizes that prove nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -24,6 +26,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,7 @@ class Part:
     read: Callable[[Path, str], list[Table]]  # from the file that it was to write and its output
     skip: str = ""  # why it is not run
     codes: tuple[int, ...] = (0,)  # of success
+    timed: bool = True  # false: it runs beside others that are not
 
 
 @dataclass
@@ -122,8 +126,8 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("ops", [OPS, *small, *brief, device, *recipe], 75, tables_of, lego[1]),
         Part("stages", [BENCH, "stages", *small, device, *recipe], 45, tables_of, lego[1]),
         _tests(options),
-        *_lego(options, device, recipe, lego),
         _sanitizer(options, device),
+        *_lego(options, device, recipe, lego),
         _peer(options),
     ]
 
@@ -177,7 +181,7 @@ def _tests(options: argparse.Namespace) -> Part:
     if importlib.util.find_spec("xdist"):  # one after the other they take minutes
         without += ["-n", str(min(8, max(1, (os.cpu_count() or 1) // 2)))]
     command = ["-m", "pytest", "-q", "-k", options.device, *without, *which]
-    return Part("tests", command, 110, tests_of, codes=(0, 1))
+    return Part("tests", command, 150, tests_of, codes=(0, 1), timed=False)
 
 
 def _sanitizer(options: argparse.Namespace, device: str) -> Part:
@@ -187,7 +191,7 @@ def _sanitizer(options: argparse.Namespace, device: str) -> Part:
     skip = skip or ("" if tool else "compute-sanitizer was not found")
     training = [BENCH, "stages", "--warmup", "2", "--steps", "2", device, "scene=demo", *QUICK]
     command = [tool or "", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, *training]
-    return Part("sanitizer", command, 90, sanitizer_of, skip, codes=(0, 9))
+    return Part("sanitizer", command, 120, sanitizer_of, skip, codes=(0, 9), timed=False)
 
 
 def _peer(options: argparse.Namespace) -> Part:
@@ -215,7 +219,7 @@ def run_part(part: Part, folder: Path, seconds_left: float, environment: dict[st
     command = words if Path(words[0]).name == "compute-sanitizer" else [sys.executable, *words]
     started = time.perf_counter()
     limit = min(part.limit, seconds_left)
-    code, output = _run(command, limit, folder / "log", environment)
+    code, output = _run(command, limit, folder / f"{part.name}.log", environment)
     result = Result(part.name, "ok", "", time.perf_counter() - started, shlex.join(command))
     if code is None:
         result.status, result.reason = "failed", f"took more than {limit:.0f} s and was ended"
@@ -288,14 +292,20 @@ def check(work: Sequence[Part], out: Path, about: dict[str, str], seconds: float
     results: list[Result] = []
     (out / "log.txt").write_text("", encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:
-        for part in work:
-            left = deadline - time.perf_counter()
-            result = run_part(part, Path(temporary), left, env)
-            results.append(result)
-            write(out, about, results)
-            _keep_log(out / "log.txt", result, Path(temporary) / "log")
-            line = f"gpu_check: {part.name}: {result.status}, {result.seconds:.0f} s"
-            print(f"{line}, {result.reason}" if result.reason else line, flush=True)
+
+        def take(part: Part) -> Result:
+            return run_part(part, Path(temporary), deadline - time.perf_counter(), env)
+
+        while work:  # one, or all that come before the next that is timed
+            at_once = list(itertools.takewhile(lambda part: not part.timed, work)) or work[:1]
+            work = work[len(at_once) :]
+            with ThreadPoolExecutor() as pool:
+                for result in pool.map(take, at_once):
+                    results.append(result)
+                    write(out, about, results)
+                    _keep_log(out / "log.txt", result, Path(temporary) / f"{result.name}.log")
+                    line = f"gpu_check: {result.name}: {result.status}, {result.seconds:.0f} s"
+                    print(f"{line}, {result.reason}" if result.reason else line, flush=True)
     return all(result.status != "failed" for result in results)
 
 

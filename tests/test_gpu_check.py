@@ -134,3 +134,15 @@ def test_a_case_moves_with_what_gradients_are_taken_to(ops):
     assert copy.leaves[0] is copy.arguments[1][0]
     assert copy.leaves[0] is not leaf
     assert copy.leaves[0].requires_grad
+
+
+def test_what_measures_no_time_runs_beside_others_that_do_not(script, tmp_path):
+    wait = "import pathlib, sys, time\nhere = pathlib.Path(sys.argv[1])\n(here / '{}').touch()\n"
+    wait += "while not (here / '{}').exists():\n    time.sleep(0.01)"
+    parts = [
+        script.Part(
+            name, ["-c", wait.format(name, other), tmp_path], 30, lambda *_: [], timed=False
+        )
+        for name, other in (("one", "two"), ("two", "one"))
+    ]
+    assert script.check(parts, tmp_path, {"gpus": "none"}, 60, None)
