@@ -374,6 +374,11 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
     train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
     drawn = torch.randint(len(train.pixels), (len(rays),), device=occupied.device)
+    live = sampler.live_pixels
+    num_pixels = len(train.pixels if live is None else live)
+    order = torch.zeros_like(drawn[0]), len(rays), num_pixels, num_pixels // 2 + 1
+    size = int(train.cameras.widths[0]), int(train.cameras.heights[0])
+    yield Case("draw_pixels", f"R={len(rays)}", (*order, live, *size))
     pixels = train.locate(drawn)
     lenses = train.cameras.poses, train.cameras.intrinsics
     yield Case("pixel_rays", f"R={len(rays)}", (*lenses, *pixels))

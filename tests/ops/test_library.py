@@ -398,6 +398,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             (poses, 9 * random(3, 4), sizes, counts, 1.0, boxes, [16] * 3, 0.1),
             (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, [16] * 3, 0.1),
         ],
+        "draw_pixels": [
+            (offsets[1], 7, 10, 3, torch.arange(n, dtype=torch.int32, device=device), 5, 2)
+            for n in (0, 10)
+        ],
         "pixel_colors": [
             ((random(10, n) * 255).to(torch.uint8), offsets, random(4, 3)) for n in (3, 4)
         ],
