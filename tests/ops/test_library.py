@@ -445,6 +445,12 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
                 (density[:4], *a_round, round_offsets, offsets, *seen, density.clone())
             ],
             "pixel_rays": [(random(2, 3, 4, dtype=dtype), random(2, 4, dtype=dtype), *pixels)],
+            "over_background_fwd": [(points[:3], rays[0], points[3:6])],
+            "over_background_bwd": [(points[:3], points[3:6])],
+            "color_error": [
+                (points[:3], points[3:6], keep[:3], offsets[1], 0.5),
+                (points[:3], points[3:6], keep[:0], offsets[:0], float("inf")),
+            ],
             "sample_points": [(points, points, *a_round, round_offsets)],
             "fit": [(offsets[1:], 5)],
             "gather_rows": [
