@@ -52,7 +52,11 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def("gather_rows(Tensor numbers, Tensor rows) -> Tensor");
   // Where rays' samples begin in a buffer of a fixed size, and which rays have room in it.
   m.def("fit(Tensor ends, int room) -> (Tensor, Tensor)");
-  // Rays through the centres of pixels, and the pixels' colours; where samples lie and along what they are seen.
+  // The next pixels to train on and where they are (camera, column, row); rays through the centres of pixels, and the
+  // pixels' colours; where samples lie and along what they are seen.
+  m.def(
+      "draw_pixels(Tensor drawn, SymInt num_rays, int total, int stride, Tensor pixels, int width, int height) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pixel_rays(Tensor poses, Tensor intrinsics, Tensor cameras, Tensor x, Tensor y) -> (Tensor origins, "
       "Tensor directions)");
@@ -73,6 +77,12 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "Tensor weights, Tensor transmittance, Tensor opacity, Tensor depth, Tensor v_channels, Tensor v_opacity, "
       "Tensor v_depth, Tensor v_distortion, Tensor v_weights, Tensor v_alphas, Tensor v_transmittance) -> "
       "(Tensor, Tensor)");
+  // Colours over their backgrounds; each ray's share of their error, and its gradient.
+  m.def("over_background_fwd(Tensor channels, Tensor opacity, Tensor background) -> Tensor");
+  m.def("over_background_bwd(Tensor background, Tensor v_colors) -> Tensor");
+  m.def(
+      "color_error(Tensor prediction, Tensor target, Tensor whole, Tensor num_whole, float delta) -> (Tensor, "
+      "Tensor)");
   // Encodings: the hash grid over 3 or 4 axes (a resolution per level and axis), its backward into a new table or, on
   // the CPU, added to one that is there; and spherical harmonics of directions.
   m.def("hash_encode_fwd(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");

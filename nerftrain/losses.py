@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from nerftrain.ops.colors import color_error
 from nerftrain.ops.distortion import distortion
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.spacing import to_share
@@ -30,12 +31,9 @@ class ColorLoss:
 
     def __call__(self, prediction: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
         """Average the error of colours [R, 3], of those rays alone that are `whole` [R]."""
-        how = "mean" if whole is None else "none"
-        if self.kind == "huber":
-            error = functional.huber_loss(prediction, target, reduction=how, delta=self.delta)
-        else:
-            error = 0.5 * functional.mse_loss(prediction, target, reduction=how)
-        return error if whole is None else mean_of_whole(error.mean(1), whole)
+        # No error is beyond infinity, so every one is squared.
+        delta = self.delta if self.kind == "huber" else math.inf
+        return color_error(prediction, target, whole, delta)
 
 
 def mean_of_whole(values: Tensor, whole: Tensor | None) -> Tensor:

@@ -39,6 +39,7 @@ class Adam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every parameter that has a gradient."""
+        self._count_placed_steps()
         for number, group in enumerate(self.param_groups):
             beta1, beta2 = group["betas"]
             rates = AdamRates(
@@ -52,10 +53,7 @@ class Adam(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                if not state:  # all or, where memory runs out, nothing
-                    moments = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                    state.update(step=0, mean=moments[0], variance=moments[1])
+                state = self._state_of(parameter)
                 moments = state["mean"], state["variance"]
                 if library.on_cpu(parameter):
                     state["step"] = int(state["step"]) + 1
@@ -64,12 +62,31 @@ class Adam(torch.optim.Optimizer):
                     continue
                 if number not in self._rates:
                     self.place_rates()
+                placed = self._rates[number], state["step"]
+                adam_step_placed(parameter, parameter.grad, *moments, rates, placed)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        state = self.state[parameter]
+        if not state:  # all or, where memory runs out, nothing
+            moments = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state.update(step=0, mean=moments[0], variance=moments[1])
+        return state
+
+    def _count_placed_steps(self) -> None:
+        """Advance the counters that lie where recorded steps read them, all by one launch."""
+        counters: list[Tensor] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None or library.on_cpu(parameter):
+                    continue
+                state = self._state_of(parameter)
                 steps = state["step"]
                 if not isinstance(steps, Tensor) or steps.device != parameter.device:
                     # At first, or from a checkpoint.
                     state["step"] = steps = torch.full((), float(steps), device=parameter.device)
-                placed = self._rates[number], steps.add_(1)
-                adam_step_placed(parameter, parameter.grad, *moments, rates, placed)
+                counters.append(steps)
+        if counters:
+            torch._foreach_add_(counters, 1)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def adam(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
+from nerftrain.ops.colors import over_background
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
@@ -154,11 +155,10 @@ def _over(
     weights: Tensor,
 ) -> Rendering:
     """Lay what rays see over a background."""
-    over = torch.addcmul(background, out.opacity[:, None], background, value=-1)
     colors, widths = out.channels[:, :NUM_COLORS], list((extra_channels or {}).values())
     extras = out.channels[:, NUM_COLORS:].split(widths, -1) if widths else ()
     return Rendering(
-        rgb=colors + over,
+        rgb=over_background(colors, out.opacity, background),
         opacity=out.opacity,
         depth=out.depth,
         distortion=out.distortion,

@@ -51,6 +51,7 @@ from nerftrain.ops import (
     visit,
     visit_ngp,
 )
+from nerftrain.ops import colors as color_ops
 from nerftrain.ops import rays as ray_ops
 from nerftrain.recording import Counts
 from nerftrain.rendering import field_functions
@@ -76,6 +77,7 @@ OPS = (
     ngp_half,
     visit_ngp,
     composite,
+    color_ops,
 )
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 FACADE_SAMPLES = 2**18  # in a step of nerfacc's own examples
@@ -374,6 +376,11 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
     train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
     drawn = torch.randint(len(train.pixels), (len(rays),), device=occupied.device)
+    live = sampler.live_pixels
+    num_pixels = len(train.pixels if live is None else live)
+    order = torch.zeros_like(drawn[0]), len(rays), num_pixels, num_pixels // 2 + 1
+    size = int(train.cameras.widths[0]), int(train.cameras.heights[0])
+    yield Case("draw_pixels", f"R={len(rays)}", (*order, live, *size))
     pixels = train.locate(drawn)
     lenses = train.cameras.poses, train.cameras.intrinsics
     yield Case("pixel_rays", f"R={len(rays)}", (*lenses, *pixels))
@@ -441,6 +448,15 @@ def _field_cases(model: NGP, data: SimpleNamespace) -> Iterator[Case]:
     yield from _half_cases(model, positions, views, size)
     values = [density.requires_grad_(), channels.requires_grad_()]
     yield Case("composite", f"R={len(rays)} {size}", (*values, seen), values)
+    yield from _color_cases(rays.origins, f"R={len(rays)}")
+
+
+def _color_cases(like: Tensor, size: str) -> Iterator[Case]:
+    rgb, background, target = (torch.rand_like(like) for _ in range(3))
+    values = [rgb.requires_grad_(), torch.rand_like(like[:, 0]).requires_grad_()]
+    yield Case("over_background", size, (*values, background), values)
+    whole = torch.ones_like(like[:, 0], dtype=torch.bool)
+    yield Case("color_error", size, (rgb, target, whole, 1.0), [rgb])
 
 
 def _half_cases(model: NGP, positions: Tensor, views: Tensor, size: str) -> Iterator[Case]:

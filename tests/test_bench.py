@@ -26,6 +26,15 @@ TINY = [
     "sampler.steps_per_diagonal=64",
     "trainer.sample_budget=1024",
 ]
+DIFFERENTIABLE = {
+    "hash_encode",
+    "spherical_harmonics",
+    "mlp",
+    "ngp",
+    "composite",
+    "over_background",
+    "color_error",
+}
 Bench = Callable[..., dict[str, Any]]
 
 
@@ -127,8 +136,7 @@ def test_ops_compare_every_op_that_has_a_reference(script: ModuleType, bench: Be
     assert set(rows) == names - {"hash_encode_half", "ngp_half", "ngp_half_density"}
     for name, (_, forward, reference, ratio, *backward) in rows.items():
         assert ratio == pytest.approx(reference / forward)
-        differentiable = name in ("hash_encode", "spherical_harmonics", "mlp", "ngp", "composite")
-        assert all((figure is not None) == differentiable for figure in backward)
+        assert all((figure is not None) == (name in DIFFERENTIABLE) for figure in backward)
     rows = table(document, "nerfacc's names against torch alone")
     assert {name.partition(" / ")[0] for name in rows} <= set(nerfacc.__all__)
     assert len(rows) == 5

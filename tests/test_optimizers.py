@@ -1,7 +1,10 @@
 """Adam: torch's own where every entry is seen, and still entries where none is."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerftrain.errors import UserError
 from nerftrain.ops import adam as adam_module
@@ -168,6 +171,38 @@ def test_a_run_goes_on_from_the_cpu_to_a_gpu_and_back(monkeypatch: pytest.Monkey
         optimizer.step()
         state = optimizer.state_dict()
         assert [int(entry["step"]) for entry in state["state"].values()] == [number + 1] * 2
+
+
+class Calls(TorchDispatchMode):
+    """Names the ops that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_counters_on_a_device_advance_together_where_they_are() -> None:
+    field = Field()
+    optimizer, counters = optimizer_of(field, skip=False), []
+    for step in range(4):
+        field.weight.grad = torch.ones(8, 8)
+        field.table.grad = torch.ones(64, 4) if step % 2 else None
+        with Calls() as calls:
+            optimizer.step()
+        assert calls.names.count("_foreach_add_") == 1
+        assert not {"add", "add_"} & {*calls.names}
+        counters.append([entry["step"] for entry in optimizer.state.values()])
+    assert [int(steps) for steps in counters[-1]] == [4, 2]
+    assert counters[1][0] is counters[-1][0]  # or a recorded step would count elsewhere
+    assert counters[1][1] is counters[-1][1]
+    optimizer.zero_grad()
+    optimizer.step()  # with nothing to move
+    assert [int(steps) for steps in counters[-1]] == [4, 2]
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

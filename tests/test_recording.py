@@ -289,6 +289,7 @@ def test_training_goes_by_the_kernels_of_a_gpu(
         assert error_of(run) < 0.7 * before
     fields = {"hash_encode_half", "ngp_half_density", "ngp_half_fwd", "ngp_half_bwd"}
     assert {*fields, "composite_fwd", "composite_bwd", "adam_placed_"} <= called
+    assert {"draw_pixels", "over_background_fwd", "over_background_bwd", "color_error"} <= called
     if sampler == "occgrid":
         assert {"march_windows", "march_fill", "select_pick", "fit"} <= called
         assert "gather_rows" in called  # kept samples find their features again

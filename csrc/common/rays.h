@@ -1,8 +1,31 @@
-// Rays through the centres of pixels, of pinhole cameras that look along -z (OpenGL's axes), and the pixels' colours.
+// Which pixels are drawn, rays through their centres, of pinhole cameras that look along -z (OpenGL's axes), and their
+// colours.
 #pragma once
 #include "macros.h"
 
 namespace nerftrain {
+
+// The next pixels of an order that steps through all of them, and where they are in images of one size.
+struct DrawPixels {
+  static constexpr int64_t kGrain = 1 << 12;
+  const int64_t* drawn;      // [], how many came before
+  const int32_t* pixels;     // [total] what is drawn from; null: all pixels
+  int64_t total, stride;     // whose product is an int64
+  int64_t width, height;     // of every image
+  int64_t *these, *cameras;  // [R]
+  int64_t *columns, *rows;   // [R]
+
+  NT_HD void operator()(int64_t r) const {
+    const int64_t turn = (*drawn + r) % total;
+    const int64_t place = (turn < 0 ? turn + total : turn) * stride % total;
+    const int64_t pixel = pixels ? pixels[place] : place;
+    const int64_t row = pixel / width;  // of all images, back to back
+    these[r] = pixel;
+    cameras[r] = row / height;
+    columns[r] = pixel - row * width;
+    rows[r] = row - cameras[r] * height;
+  }
+};
 
 template <class T>
 struct PixelRays {

@@ -6,6 +6,30 @@
 
 namespace nerftrain {
 
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> draw_pixels(const Tensor& drawn, int64_t num_rays, int64_t total,
+                                                       int64_t stride, const Tensor& pixels, int64_t width,
+                                                       int64_t height) {
+  if (total < 1 || stride < 1 || stride > INT64_MAX / total)
+    throw std::runtime_error("draw_pixels: total and stride are at least 1, and their product is an int64");
+  if (pixels.numel() && pixels.numel() < total) throw std::runtime_error("draw_pixels: total is more than the pixels");
+  if (width < 1 || height < 1) throw std::runtime_error("draw_pixels: images have at least one pixel");
+  const auto numbers = [&] { return make(drawn, {num_rays}); };
+  Tensor these = numbers(), cameras = numbers(), x = numbers(), y = numbers();
+  const DrawPixels body{read<int64_t>(drawn),
+                        read_or_none<int32_t>(pixels),
+                        total,
+                        stride,
+                        width,
+                        height,
+                        write<int64_t>(these),
+                        write<int64_t>(cameras),
+                        write<int64_t>(x),
+                        write<int64_t>(y)};
+  Backend::for_each(drawn, num_rays, body);
+  return {these, cameras, x, y};
+}
+
 template <class Backend, class T>
 void pixel_rays_as(const Tensor& poses, const Tensor& intrinsics, const Tensor& cameras, const Tensor& x,
                    const Tensor& y, const Tensor& origins, const Tensor& directions) {

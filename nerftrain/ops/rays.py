@@ -1,4 +1,7 @@
-"""Pixels: their colours, and rays r(t) = o + t d through their centres (NeRF, arXiv:2003.08934)."""
+"""Pixels: which are drawn, their colours, and the rays through their centres.
+
+A ray is r(t) = o + t d (NeRF, arXiv:2003.08934).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,39 @@ import torch
 from torch import Tensor
 
 from nerftrain.ops import library
+
+
+def in_turn(drawn: Tensor, num_rays: int, total: int, stride: int) -> Tensor:
+    """Find the next [R] int64 of the numbers below total, `drawn` [] of which came before.
+
+    They come in the order of the multiples of stride, modulo total.
+    """
+    turns = drawn + torch.arange(num_rays, device=drawn.device)
+    return turns % total * stride % total
+
+
+def locate(pixel_indices: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find camera, column and row, [R] int64 each, of pixels of images of one size."""
+    cameras = pixel_indices // (width * height)
+    within = pixel_indices - cameras * (width * height)
+    y = within // width
+    return cameras, within - y * width, y
+
+
+def draw_pixels_reference(
+    drawn: Tensor,
+    num_rays: int,
+    total: int,
+    stride: int,
+    pixels: Tensor | None,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw by torch (see `draw_pixels`)."""
+    these = in_turn(drawn, num_rays, total, stride)
+    if pixels is not None and len(pixels):
+        these = pixels.index_select(0, these).long()
+    return these, *locate(these, width, height)
 
 
 def through(poses: Tensor, right: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +83,11 @@ def composite_over(colors: Tensor, background: Tensor) -> Tensor:
     return torch.lerp(background.expand_as(colors[..., :3]), colors[..., :3], colors[..., 3:])
 
 
+@library.fake("draw_pixels")
+def _draw_pixels_fake(drawn: Tensor, num_rays: int, *_: object) -> tuple[Tensor, ...]:
+    return tuple(drawn.new_empty(num_rays) for _ in range(4))
+
+
 @library.fake("pixel_colors")
 def _pixel_colors_fake(_p: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
     return background.new_empty(drawn.shape[0], 3)
@@ -58,6 +99,34 @@ def _pixel_rays_fake(
 ) -> tuple[Tensor, Tensor]:
     num = camera_indices.shape[0]
     return poses.new_empty(num, 3), poses.new_empty(num, 3)
+
+
+def draw_pixels(
+    drawn: Tensor,
+    num_rays: int,
+    total: int,
+    stride: int,
+    pixels: Tensor | None,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the next pixels, cameras, columns and rows, [R] int64 each, of images of one size.
+
+    Args:
+        drawn: [] int64, how many have been drawn before.
+        num_rays: R.
+        total: how many pixels there are to draw from, P.
+        stride: from one pixel to the next, modulo total.
+        pixels: [P] int32, what is drawn from; None, or without elements: all pixels of all images.
+        width: of every image.
+        height: of every image.
+    """
+    inputs = drawn.new_empty(0, dtype=torch.int32) if pixels is None else pixels
+    numbers = num_rays, total, stride
+    known = drawn.dtype == torch.int64 and inputs.dtype == torch.int32
+    if not known or not library.native(drawn, inputs):
+        return draw_pixels_reference(drawn, *numbers, pixels, width, height)
+    return torch.ops.nerftrain.draw_pixels(drawn, *numbers, inputs.contiguous(), width, height)
 
 
 def pixel_rays(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerftrain.losses import ColorLoss
 from nerftrain.models import NUM_COLORS, RadianceField
+from nerftrain.ops.colors import over_background
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.histogram import invert_cdf
 from nerftrain.samplers import Sampler, at_middles, check_counts, find_ways, jitter, pack
@@ -95,5 +96,5 @@ class Hierarchical(Sampler):
         if self._rendered is None:
             return {}
         out, self._rendered = self._rendered, None
-        rgb = out.channels + (1 - out.opacity)[:, None] * batch.background
+        rgb = over_background(out.channels, out.opacity, batch.background)
         return {"coarse": loss(rgb, batch.target)}

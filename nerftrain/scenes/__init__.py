@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nerftrain.cameras import pixel_rays
 from nerftrain.ops.rays import composite_over as composite_over
-from nerftrain.ops.rays import pixel_colors
+from nerftrain.ops.rays import draw_pixels, in_turn, locate, pixel_colors
 from nerftrain.types import Batch, Cameras, Contraction
 
 
@@ -73,16 +73,33 @@ class Split:
     def locate(self, pixel_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find camera, column and row, [R] int64 each, of pixel_indices [R] into ``pixels``."""
         if self._common_size is not None:
-            width, height = self._common_size
-            cameras = pixel_indices // (width * height)
-            within = pixel_indices - cameras * (width * height)
-            y = within // width
-            return cameras, within - y * width, y
+            return locate(pixel_indices, *self._common_size)
         cameras = torch.searchsorted(self.offsets, pixel_indices, right=True) - 1
         within = pixel_indices - self.offsets[cameras]
         widths = self.cameras.widths[cameras]
         y = within // widths
         return cameras, within - y * widths, y
+
+    def draw(
+        self,
+        generator: torch.Generator,
+        num_rays: int,
+        pixels: Tensor | None,
+        drawn: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw pixels as `Scene.batch` says: [R] int64 into ``pixels``, and where they are."""
+        total = max(len(self.pixels if pixels is None else pixels), 1)
+        if drawn is not None and self._common_size is not None:
+            order = drawn, num_rays, total, _stride(total)
+            return draw_pixels(*order, pixels, *self._common_size)
+        if drawn is not None:
+            these = in_turn(drawn, num_rays, total, _stride(total))
+        else:
+            device = self.pixels.device
+            these = torch.randint(total, (num_rays,), generator=generator, device=device)
+        if pixels is not None and len(pixels):
+            these = pixels.index_select(0, these).long()
+        return these, *self.locate(these)
 
     def to(self, device: torch.device | str) -> Split:
         """Copy cameras and images to a device."""
@@ -154,15 +171,7 @@ class Scene:
                 others have come. None: each is drawn regardless of others.
         """
         train = self.splits["train"]
-        total = max(len(train.pixels if pixels is None else pixels), 1)
-        device = train.pixels.device
-        if drawn is None:
-            these = torch.randint(total, (num_rays,), generator=generator, device=device)
-        else:
-            these = (drawn + torch.arange(num_rays, device=device)) % total * _stride(total) % total
-        if pixels is not None and len(pixels):
-            these = pixels.index_select(0, these).long()
-        cameras, x, y = train.locate(these)
+        these, cameras, x, y = train.draw(generator, num_rays, pixels, drawn)
         return Batch(
             rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
             target=pixel_colors(train.pixels, these, background_colors),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adam.h"
+#include "colors.h"
 #include "composite.h"
 #include "contract.h"
 #include "distortion.h"
@@ -403,7 +404,28 @@ void step_on_hostile_gradients() {
 }
 
 template <class T>
+void compare_hostile_colors() {
+  Draw draw;
+  const int64_t n = 500;
+  const auto colors = hostile_values<T>(draw, 3 * n), others = hostile_values<T>(draw, 3 * n);
+  const auto opacity = hostile_values<T>(draw, n);
+  std::vector<T> over(3 * n), share(n), v(3 * n);
+  for_each(n, OverBackgroundForward<T>{colors.data(), opacity.data(), others.data(), over.data()});
+  for_each(n, OverBackgroundBackward<T>{others.data(), colors.data(), share.data()});
+  const std::unique_ptr<bool[]> whole(new bool[n]);
+  for (int64_t r = 0; r < n; ++r) whole[r] = draw.below(2);
+  for (const int64_t num_whole : {int64_t(0), n / 2})
+    for (const T delta : {T(0.1), T(kInf)}) {
+      for_each(n,
+               ColorError<T>{colors.data(), others.data(), whole.get(), &num_whole, n, delta, share.data(), v.data()});
+      for (int64_t i = 0; i < 3 * n; ++i) CHECK(whole[i / 3] || (v[i] == T(0) && share[i / 3] == T(0)));
+      for (int64_t i = 0; i < 3 * n; ++i) CHECK(!(v[i] > delta) && !(v[i] < -delta));
+    }
+}
+
+template <class T>
 void run_both_kinds_of_numbers() {
+  compare_hostile_colors<T>();
   composite_hostile_rays<T>();
   scan_hostile_chunks<T>();
   draw_from_hostile_histograms<T>();

@@ -398,6 +398,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             (poses, 9 * random(3, 4), sizes, counts, 1.0, boxes, [16] * 3, 0.1),
             (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, [16] * 3, 0.1),
         ],
+        "draw_pixels": [
+            (offsets[1], 7, 10, 3, torch.arange(n, dtype=torch.int32, device=device), 5, 2)
+            for n in (0, 10)
+        ],
         "pixel_colors": [
             ((random(10, n) * 255).to(torch.uint8), offsets, random(4, 3)) for n in (3, 4)
         ],
@@ -441,6 +445,12 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
                 (density[:4], *a_round, round_offsets, offsets, *seen, density.clone())
             ],
             "pixel_rays": [(random(2, 3, 4, dtype=dtype), random(2, 4, dtype=dtype), *pixels)],
+            "over_background_fwd": [(points[:3], rays[0], points[3:6])],
+            "over_background_bwd": [(points[:3], points[3:6])],
+            "color_error": [
+                (points[:3], points[3:6], keep[:3], offsets[1], 0.5),
+                (points[:3], points[3:6], keep[:0], offsets[:0], float("inf")),
+            ],
             "sample_points": [(points, points, *a_round, round_offsets)],
             "unit_points": [
                 (points, points, *a_round, round_offsets, points[:2].flatten(), folding)

@@ -1,4 +1,4 @@
-"""Rays through pixels: against the reference, and straight through what a camera looks at."""
+"""Pixels and rays through them: against the references, and through what a camera looks at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nerftrain.cameras import look_at
 from nerftrain.ops.rays import (
+    draw_pixels,
+    draw_pixels_reference,
     pixel_colors,
     pixel_colors_reference,
     pixel_rays,
@@ -32,6 +34,55 @@ def test_rays_equal_those_of_torch(device, dtype, assert_close):
     actual = pixel_rays(*numbers, indices, x, y)
     assert_close(actual, pixel_rays_reference(*numbers, indices, x, y))
     assert_close(actual[1].norm(dim=1), torch.ones(5000, device=device, dtype=dtype))
+
+
+@pytest.mark.parametrize("num_rays", [0, 1, 5000])
+@pytest.mark.parametrize("before", [-7, 0, 3 * 2**31 + 5])
+@pytest.mark.parametrize("live", [None, torch.int32, torch.int64, 0])
+def test_pixels_are_drawn_as_by_torch(device, num_rays, before, live):
+    width, height, total = 7, 5, 140
+    pixels = None
+    if live is not None:
+        generator = torch.Generator().manual_seed(1)
+        pixels = torch.randperm(140, generator=generator)[: 60 if live else 0]
+        pixels, total = pixels.to(device, live or torch.int32), len(pixels) or 1
+    numbers = torch.tensor(before, device=device), num_rays, total, 37, pixels, width, height
+    actual, expected = draw_pixels(*numbers), draw_pixels_reference(*numbers)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == torch.int64
+        assert a.shape == (num_rays,)
+        assert torch.equal(a, e)
+    these, cameras, x, y = actual
+    assert torch.equal(these, (cameras * height + y) * width + x)
+    assert ((x >= 0) & (x < width) & (y >= 0) & (y < height)).all()
+    if num_rays >= total and not live:
+        assert len(these.unique()) == total
+
+
+def test_more_pixels_than_a_tensor_of_them_could_hold_here_are_drawn_from(device):
+    total = 3_000_000_019
+    numbers = torch.tensor(total - 2, device=device), 9, total, 1_854_101_978, None, 60_000, 40_000
+    actual = draw_pixels(*numbers)
+    assert torch.equal(torch.stack(actual), torch.stack(draw_pixels_reference(*numbers)))
+    assert int(actual[1].max()) == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pixels", "size"),
+    [
+        ((0, 1), 0, (4, 3)),
+        ((12, 0), 0, (4, 3)),
+        ((2**40, 2**30), 0, (4, 3)),
+        ((12, 5), 11, (4, 3)),
+        ((12, 5), 0, (0, 3)),
+        ((12, 5), 0, (4, 0)),
+    ],
+)
+def test_what_would_divide_by_zero_or_read_elsewhere_is_refused(device, numbers, pixels, size):
+    drawn = torch.zeros((), dtype=torch.int64, device=device)
+    inputs = torch.zeros(pixels, dtype=torch.int32, device=device)
+    with pytest.raises(RuntimeError, match="draw_pixels: "):
+        draw_pixels(drawn, 5, *numbers, inputs, *size)
 
 
 @pytest.mark.parametrize("num_channels", [3, 4])

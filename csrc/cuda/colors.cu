@@ -1,0 +1,8 @@
+#include "../operators/colors.h"
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
+  m.impl("over_background_fwd", TORCH_BOX(&nerftrain::over_background_fwd<nerftrain::Cuda>));
+  m.impl("over_background_bwd", TORCH_BOX(&nerftrain::over_background_bwd<nerftrain::Cuda>));
+  m.impl("color_error", TORCH_BOX(&nerftrain::color_error<nerftrain::Cuda>));
+}
