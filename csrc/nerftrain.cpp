@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
-      "int max_samples) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "march_fill(Tensor near, Tensor jitter, Tensor windows, Tensor nums, float step, float cone_angle, "
       "int max_steps, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor least, "
-      "float early_stop_eps) -> Tensor");
+      "float early_stop_eps, Tensor arriving) -> (Tensor, Tensor)");
   m.def("alpha_shares(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets) -> Tensor");
   // Visiting samples front to back: how many of each ray are next, which these are, what was found there; and keeping
   // those that are wanted, on the CPU in one pass, with the row that each was in.
@@ -49,7 +49,11 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "select_pick(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, "
       "SymInt num_samples) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("gather_rows(Tensor numbers, Tensor rows) -> Tensor");
+  m.def(
+      "select_more_(Tensor keep, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept_offsets, Tensor before, "
+      "SymInt first_row, Tensor(a!) kept_starts, Tensor(b!) kept_ends, Tensor(c!) kept_rays, Tensor(d!) kept_rows) -> "
+      "()");
+  m.def("gather_rows(Tensor numbers, Tensor rows, Tensor more) -> Tensor");
   // Where rays' samples begin in a buffer of a fixed size, and which rays have room in it.
   m.def("fit(Tensor ends, int room) -> (Tensor, Tensor)");
   // The next pixels to train on and where they are (camera, column, row); rays through the centres of pixels, and the
@@ -141,16 +145,17 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "ngp_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, Tensor v_channels, "
       "Tensor v_density, int[] density_widths, int[] color_widths, int degree, int lanes) -> (Tensor, Tensor, Tensor)");
   // The same on a GPU's tensor cores, from features in half precision, for networks 64 wide; gradients are multiplied
-  // by `scale` while they are in half precision. And such features, from a table in half precision.
-  m.def("ngp_half_density(Tensor features, Tensor weights, int[] widths) -> Tensor");
+  // by `scale` while they are in half precision. And such features, from a table in half precision. Rows from used[-1]
+  // on are nobody's, unless `used` is empty.
+  m.def("ngp_half_density(Tensor features, Tensor weights, int[] widths, Tensor used) -> Tensor");
   m.def(
       "ngp_half_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
-      "int[] density_widths, int[] color_widths, int degree) -> (Tensor, Tensor)");
+      "int[] density_widths, int[] color_widths, int degree, Tensor used) -> (Tensor, Tensor)");
   m.def(
       "ngp_half_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
-      "Tensor v_channels, Tensor v_density, int[] density_widths, int[] color_widths, int degree, float scale) -> "
-      "(Tensor, Tensor, Tensor)");
-  m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets) -> Tensor");
+      "Tensor v_channels, Tensor v_density, int[] density_widths, int[] color_widths, int degree, Tensor used, "
+      "float scale) -> (Tensor, Tensor, Tensor)");
+  m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets, Tensor used) -> Tensor");
   // The samples of rays that count by its densities, front to back until rays are opaque, or everything visited, and
   // what was looked up there; tables in float32 or half precision, the second of space and time, without elements where
   // there is none. Contraction: 0 none, 1 L2, 2 L infinity. Gives starts, ends, rays, offsets, densities, places and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -65,18 +65,28 @@ class _DensityAlong:
 
     def __init__(self, model: RadianceField, rays: Rays, remember: bool) -> None:
         self._model, self._rays, self._remember = model, rays, remember
-        self._among: Tensor | None = None  # t_starts of the samples that were asked for last
-        self._looked_up: LookedUp | None = None
+        # What was looked up last, and in rounds before, by the t_starts of its samples.
+        self._looks: list[tuple[Tensor, LookedUp]] = []
 
-    def __call__(self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
+    def __call__(
+        self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, used: Tensor | None = None
+    ) -> Tensor:
         where = (t_starts, t_ends, ray_indices)
         forgetful = torch.is_grad_enabled() and not self._remember
-        looked_at = None if forgetful else self._model.look_along(self._rays, *where)
+        looked_at = None if forgetful else self._model.look_along(self._rays, *where, used)
         if looked_at is None:
             points, _, times = sample_points(self._rays, *where)
             return self._model.density(points, times)
-        density, self._looked_up = looked_at
-        self._among = t_starts
+        density, looked_up = looked_at
+        self._looks = [(t_starts, looked_up)] if self._remember else []
+        return density
+
+    def at(self, samples: Samples) -> Tensor:
+        """Evaluate the density at samples of a round; those of earlier ones stay known."""
+        before = self._looks
+        used = None if samples.whole is None else samples.offsets
+        density = self(samples.t_starts, samples.t_ends, samples.ray_indices, used)
+        self._looks = before + self._looks
         return density
 
     def find(
@@ -85,15 +95,24 @@ class _DensityAlong:
         how = marching, thresholds, everything
         found = self._model.find(self._rays, *how, remember=self._remember)
         if found is not None:
-            self._among, self._looked_up = found.samples.t_starts, found.looked_up
+            known = found.looked_up
+            self._looks = [] if known is None else [(found.samples.t_starts, known)]
         return found
 
     def recall(self, samples: Samples) -> LookedUp | None:
         """Tell what was looked up last at samples, if they are those or some of them."""
-        picked, looked_up = samples.picked, self._looked_up
-        if looked_up is None or samples.t_starts is self._among:
-            return looked_up
-        return looked_up.at(picked.rows) if picked and picked.among is self._among else None
+        if any(samples.t_starts is among for among, _ in self._looks):
+            return next(known for among, known in self._looks if among is samples.t_starts)
+        picked = samples.picked
+        if picked is None or not _are(picked.among, [among for among, _ in self._looks]):
+            return None
+        first, *others = (known for _, known in self._looks)
+        return first.at(picked.rows, *others)
+
+
+def _are(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Tell whether these are the very same tensors, of which there are any."""
+    return 0 < len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 class _ChannelsAlong:

@@ -90,7 +90,7 @@ class Picked(NamedTuple):
     """Which of other samples these are."""
 
     rows: Tensor  # [N] int64, where they were
-    among: Tensor  # t_starts of those others, which are known by it
+    among: tuple[Tensor, ...]  # t_starts of those others, one after the other; known by them
 
 
 @dataclass(frozen=True)

@@ -291,9 +291,45 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     assert {*fields, "composite_fwd", "composite_bwd", "adam_placed_"} <= called
     assert {"draw_pixels", "over_background_fwd", "over_background_bwd", "color_error"} <= called
     if sampler == "occgrid":
-        assert {"march_windows", "march_fill", "select_pick", "fit"} <= called
+        assert {"march_windows", "march_fill", "select_pick", "select_more_", "fit"} <= called
         assert "gather_rows" in called  # kept samples find their features again
         assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_rays_that_go_on_in_rounds_see_what_one_round_sees(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, emulated_ops: Any
+) -> None:
+    monkeypatch.setattr(torch.ops, "nerftrain", emulated_ops)
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    steps = ["sampler.steps_per_diagonal=300", "sampler.early_stop_eps=0.9"]
+    run = make_run("ngp", "occgrid", "model.width=64", "sampler.min_weight=0.0", *steps)
+    sampler, model = run.sampler, run.model
+    for step in range(32):  # a ball of fog in the middle
+        generator = torch.Generator().manual_seed(step)
+        sampler.update(step, lambda x, _: 20.0 * (x.norm(dim=-1) < 0.8), generator)
+    rays = run.scene.batch(torch.Generator().manual_seed(0), 300, torch.ones(300, 3)).rays
+
+    def seen() -> tuple[Samples, Any]:
+        density, _ = field_functions(model, rays, remember=True)
+        samples = sampler.sample(rays, density, torch.Generator().manual_seed(1), room=6000)
+        known = density.recall(samples)  # type: ignore[attr-defined]
+        assert known is not None
+        return samples, known
+
+    monkeypatch.setattr("nerftrain.samplers.occgrid.ROUND", 20)
+    in_rounds, known = seen()
+    few = int(sampler.num_evaluated)
+    monkeypatch.setattr("nerftrain.samplers.occgrid.ROUND", 10_000)
+    at_once, known_at_once = seen()
+    assert few < int(sampler.num_evaluated)  # rays that were opaque did not go on
+    num = int(at_once.offsets[-1])
+    assert num > 1000
+    assert torch.equal(in_rounds.offsets, at_once.offsets)
+    for name in ("t_starts", "t_ends", "ray_indices"):
+        assert torch.equal(getattr(in_rounds, name)[:num], getattr(at_once, name)[:num])
+    for a, b in zip(known, known_at_once, strict=True):
+        assert torch.equal(a[:num], b[:num])
 
 
 # ---------------------------------------------------------------------------------------- recording

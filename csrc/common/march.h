@@ -282,11 +282,13 @@ struct VisibleSamples {
   const int64_t* offsets;  // [R + 1]
   const T* least;          // [2] opacity and weight
   T early_stop_eps;
-  bool* visible;  // [N]
+  const T* arriving;  // [R] the light that comes to the first samples; null: all of it
+  bool* visible;      // [N]
+  T* leaving;         // [R] the light behind the last samples, where early_stop_eps of it is there
 
   NT_HD void operator()(int64_t r) const {
     const T alpha_thre = least[0], min_weight = least[1];
-    T transmittance = 1;
+    T transmittance = arriving ? arriving[r] : T(1);
     for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
       if (transmittance < early_stop_eps) {  // and so it stays: what lies behind need not be known
         visible[i] = false;
@@ -297,13 +299,14 @@ struct VisibleSamples {
       visible[i] = transmittance >= early_stop_eps && alpha >= alpha_thre && transmittance * alpha >= min_weight;
       transmittance *= kept;
     }
+    leaving[r] = transmittance;
   }
 };
 
 // What every kParts-th sample from one on adds to the mean opacity of all.
 template <class T>
 struct AlphaShares {
-  static constexpr int64_t kParts = 1 << 14, kGrain = 1 << 8;
+  static constexpr int64_t kParts = 1 << 16, kGrain = 1 << 10;
   const T* density;        // [N]
   const T* t_starts;       // [N]
   const T* t_ends;         // [N]

@@ -104,19 +104,21 @@ struct SelectPick {
   const T* t_ends;              // [N]
   const int64_t* offsets;       // [R + 1]
   const int64_t* kept_offsets;  // [R + 1]
+  const int64_t* before;        // [R] how many of a ray are kept already; null: none
+  int64_t first_row;            // the number of the first sample
   T* kept_starts;               // [M]
   T* kept_ends;                 // [M]
   int64_t* kept_rays;           // [M]
   int64_t* kept_rows;           // [M] where they were
 
   NT_HD void operator()(int64_t r) const {
-    int64_t to = kept_offsets[r];
+    int64_t to = kept_offsets[r] + (before ? before[r] : 0);
     const int64_t end = kept_offsets[r + 1];  // a ray without room keeps none
     for (int64_t i = offsets[r]; i < offsets[r + 1] && to < end; ++i) {
       if (!keep[i]) continue;
       kept_starts[to] = t_starts[i];
       kept_ends[to] = t_ends[i];
-      kept_rows[to] = i;
+      kept_rows[to] = first_row + i;
       kept_rays[to++] = r;
     }
   }
@@ -131,11 +133,16 @@ template <class Word>
 struct GatherRows {
   static constexpr int64_t kGrain = 1 << 14;
   const Word* from;     // [M][K]
-  const int64_t* rows;  // [N], below M
+  int64_t num_rows;     // M
+  const Word* more;     // [M'][K], which come after those
+  const int64_t* rows;  // [N], below M + M'
   int64_t num_words;    // K
   Word* to;             // [N][K]
 
-  NT_HD void operator()(int64_t i) const { to[i] = from[rows[i / num_words] * num_words + i % num_words]; }
+  NT_HD void operator()(int64_t i) const {
+    const int64_t row = rows[i / num_words], word = i % num_words;
+    to[i] = row < num_rows ? from[row * num_words + word] : more[(row - num_rows) * num_words + word];
+  }
 };
 
 // Rays are taken in their order until the next one would not fit; those without room have no samples.

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& keep, co
   Tensor starts = make(t_starts, {num}), ends = make(t_starts, {num});
   Tensor rays = make(offsets, {num}), rows = make(offsets, {num});
   const auto pick = is_double(t_starts) ? select_pick_as<Cpu, double> : select_pick_as<Cpu, float>;
-  pick(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, rows);
+  pick(keep, t_starts, t_ends, offsets, kept_offsets, nullptr, 0, starts, ends, rays, rows);
   return {starts, ends, rays, kept_offsets, rows};
 }
 
@@ -32,4 +32,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("select", TORCH_BOX(&nerftrain::select));
   m.impl("select_count", TORCH_BOX(&nerftrain::select_count<nerftrain::Cpu>));
   m.impl("select_pick", TORCH_BOX(&nerftrain::select_pick<nerftrain::Cpu>));
+  m.impl("select_more_", TORCH_BOX(&nerftrain::select_more<nerftrain::Cpu>));
 }

@@ -15,6 +15,7 @@ struct HashEncodeHalf {
   const uint32_t* table;   // [entries][F / 2] pairs
   uint32_t* features;      // [N][L * F / 2]
   bool even;               // whether two entries from an even one on can be read at once
+  const int64_t* used;     // [] how many positions count; null: all
 
   NT_HD int num_groups() const { return (levels.num_levels + kLevels - 1) / kLevels; }
 };
@@ -61,7 +62,7 @@ template <int F, int D>
 __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
   constexpr int kPairs = F / 2, kLevels = HashEncodeHalf<F, D>::kLevels;
   const int64_t i = piece_of(blockIdx.x, blockDim.x, threadIdx.x);
-  if (i >= n) return;
+  if (i >= n || (body.used && i >= *body.used)) return;
   const int first = int(blockIdx.y) * kLevels, num_levels = body.levels.num_levels;
   uint32_t out[kLevels * kPairs];
 #pragma unroll
@@ -191,17 +192,21 @@ struct CudaHash : Cuda {
   }
 };
 
+// Of positions from used[-1] on, if anything says so, the features are left as they are.
 Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vector<int64_t> resolutions,
-                        std::vector<int64_t> offsets) {
+                        std::vector<int64_t> offsets, const Tensor& used) {
   const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
   const int64_t num = positions.size(0), num_features = table.size(1);
   Tensor features = make(table, {num, levels.num_levels * num_features});
   const bool even =
       table.size(0) % 2 == 0 && reinterpret_cast<uintptr_t>(table.const_data_ptr()) % (4 * num_features) == 0;
   const auto run = [&]<int F, int D>(Constant<F>, Constant<D>) {
-    const HashEncodeHalf<F, D> body{levels, read<float>(positions),
+    const HashEncodeHalf<F, D> body{levels,
+                                    read<float>(positions),
                                     static_cast<const uint32_t*>(table.const_data_ptr()),
-                                    static_cast<uint32_t*>(features.mutable_data_ptr()), even};
+                                    static_cast<uint32_t*>(features.mutable_data_ptr()),
+                                    even,
+                                    last_of(used)};
     if (num)
       Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0,
                    num, body);

@@ -9,11 +9,13 @@ namespace nerftrain {
 // 32 steps of a ray: the first of them in the upper 32 bits, which of them are samples in the lower.
 struct MarchWindows {
   MarchRays rays;
-  int64_t most;      // windows of a ray
-  int64_t* counts;   // [R] samples
-  float* ends;       // [R]
-  int64_t* windows;  // [R][most]
-  int32_t* nums;     // [R] windows
+  int64_t most;          // windows of a ray
+  int64_t* counts;       // [R] samples
+  float* ends;           // [R]
+  int64_t* windows;      // [R][most]
+  int32_t* nums;         // [R] windows
+  const int32_t* begin;  // [R] the step to begin at; null: the first
+  int32_t* reached;      // [R] the step to go on at after so many samples as there may be; else max_steps
 };
 
 // The first so many of some bits.
@@ -33,10 +35,10 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   const float near = body.rays.near[r], far = body.rays.far[r];
   const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
   float t0 = near, t1 = far, end = near;
-  int count = 0, num = 0;
+  int count = 0, num = 0, reached = m.max_steps;
   if (near < far && line.clip(g, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = lattice.first_after(t0, 0, m.max_steps);
+    int k = max_of(lattice.first_after(t0, 0, m.max_steps), body.begin ? body.begin[r] : 0);
     end = lattice.start(k);
     while (k < m.max_steps && count < m.max_samples) {
       const int own = k + lane;
@@ -70,7 +72,8 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
         ++num;
       }
       if (count == m.max_samples && bits) {
-        end = lattice.start(k + kWarp - __clz(int(bits)));
+        reached = k + kWarp - __clz(int(bits));
+        end = lattice.start(reached);
         break;
       }
       end = __shfl_sync(kAll, start, last % kWarp);
@@ -83,6 +86,7 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   body.counts[r] = count;
   body.ends[r] = end;
   body.nums[r] = num;
+  body.reached[r] = reached;
 }
 
 // Bits of the blocks that have an occupied one among them and the 26 around them.
@@ -127,10 +131,10 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
   const float near = body.rays.near[r], far = body.rays.far[r];
   const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
   float t0 = near, t1 = far, end = near;
-  int count = 0, num = 0;
+  int count = 0, num = 0, reached = m.max_steps;
   if (near < far && line.clip(g, 0, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = lattice.first_after(t0, 0, m.max_steps), ahead = k;
+    int k = max_of(lattice.first_after(t0, 0, m.max_steps), body.begin ? body.begin[r] : 0), ahead = k;
     float reach = 0;  // the most cells along an axis that 32 steps pass
     for (int a = 0; a < 3; ++a)
       reach = max_of(reach, fabsf(line.d[a] * g.inverse[0][a]) * (0.5f * kWarp) * m.step * float(g.resolution[a]));
@@ -191,7 +195,8 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
         ++num;
       }
       if (count == m.max_samples && bits) {
-        end = lattice.start(k + kWarp - __clz(int(bits)));
+        reached = k + kWarp - __clz(int(bits));
+        end = lattice.start(reached);
         break;
       }
       k += last;
@@ -203,6 +208,7 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
   body.counts[r] = count;
   body.ends[r] = end;
   body.nums[r] = num;
+  body.reached[r] = reached;
 }
 
 struct MarchFill {
@@ -238,28 +244,33 @@ __global__ void march_fill_kernel(int64_t num_rays, MarchFill body) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> march_windows(const Tensor& origins, const Tensor& directions,
-                                                         const Tensor& near, const Tensor& far, const Tensor& jitter,
-                                                         const Tensor& cells, const Tensor& blocks,
-                                                         std::vector<double> boxes, std::vector<int64_t> resolution,
-                                                         int64_t side, double step, double cone_angle,
-                                                         int64_t max_steps, int64_t max_samples) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far, const Tensor& jitter,
+    const Tensor& cells, const Tensor& blocks, std::vector<double> boxes, std::vector<int64_t> resolution, int64_t side,
+    double step, double cone_angle, int64_t max_steps, int64_t max_samples, const Tensor& begin) {
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
                                     step, cone_angle, max_steps, max_samples);
   const int64_t num_rays = origins.size(0), most = max_steps / kWarp + 1;
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
-  const MarchWindows body{
-      rays, most, write<int64_t>(counts), write<float>(ends), write<int64_t>(windows), write<int32_t>(nums)};
+  Tensor reached = make(origins, {num_rays}, ScalarType::Int);
+  const MarchWindows body{rays,
+                          most,
+                          write<int64_t>(counts),
+                          write<float>(ends),
+                          write<int64_t>(windows),
+                          write<int32_t>(nums),
+                          read_or_none<int32_t>(begin),
+                          write<int32_t>(reached)};
   if (rays.grid.num_levels > 1 || cone_angle > 0) {
     Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
-    return {counts, ends, windows, nums};
+    return {counts, ends, windows, nums, reached};
   }
   Tensor surroundings = make(blocks, {blocks.numel()});
   uint64_t* around = reinterpret_cast<uint64_t*>(write<int64_t>(surroundings));
   Cuda::for_each(origins, blocks.numel(), Surroundings{rays.grid.blocks, int(side / 16), around});
   Cuda::for_each_warp(origins, num_rays, march_windows_of_a_box_kernel, body, around);
-  return {counts, ends, windows, nums};
+  return {counts, ends, windows, nums, reached};
 }
 
 std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& windows,
@@ -290,7 +301,7 @@ __global__ void visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body)
   const int lane = lane_of_warp();
   const T alpha_thre = body.least[0], min_weight = body.least[1];
   const int64_t last = body.offsets[r + 1];
-  T arriving = 1;  // at the first of these 32
+  T arriving = body.arriving ? body.arriving[r] : T(1);  // at the first of these 32
   for (int64_t base = body.offsets[r]; base < last; base += kWarp) {
     const int64_t i = base + lane;
     const bool there = i < last;
@@ -309,6 +320,7 @@ __global__ void visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body)
       break;
     }
   }
+  if (lane == 0) body.leaving[r] = arriving;
 }
 
 struct CudaMarch : Cuda {

@@ -38,7 +38,9 @@ struct NgpHalf {
   float* v_density_weights;  // as density_weights, zero at first
   float* v_color_weights;    // as color_weights, zero at first
   float scale;               // gradients are multiplied by it in half precision, a power of two
+  const int64_t* used;       // [] how many samples count, of which those behind are nobody's; null: all
 
+  __device__ int64_t num_used() const { return used ? min_of(*used, num) : num; }
   __device__ int color_in() const { return num_geometry + num_harmonics; }
   // Where a padded matrix's number lies among its network's weights; below zero where it is padding.
   __device__ int density_hidden(int row, int column) const {
@@ -213,7 +215,8 @@ struct Activations {
 };
 
 template <int kIn>
-__device__ __forceinline__ void read_features(uint32_t (&features)[kIn / 16][4], const NgpHalf& net, int64_t first) {
+__device__ __forceinline__ void read_features(uint32_t (&features)[kIn / 16][4], const NgpHalf& net, int64_t num,
+                                              int64_t first) {
   const Lane lane;
   const int pairs = net.num_features / 2;
 #pragma unroll
@@ -222,16 +225,17 @@ __device__ __forceinline__ void read_features(uint32_t (&features)[kIn / 16][4],
     for (int j = 0; j < 4; ++j) {
       const int64_t row = first + lane.group + j % 2 * 8;
       const int pair = 8 * k + lane.place + j / 2 * 4;
-      features[k][j] = row < net.num && pair < pairs ? net.features[row * pairs + pair] : 0u;
+      features[k][j] = row < num && pair < pairs ? net.features[row * pairs + pair] : 0u;
     }
 }
 
 template <int kIn, int kLayers>
-__device__ __forceinline__ void density_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t first) {
+__device__ __forceinline__ void density_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t num,
+                                                int64_t first) {
   using At = ForwardPlaces<kIn, kLayers>;
   const Lane lane;
   uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4];
-  read_features<kIn>(features, net, first);
+  read_features<kIn>(features, net, num, first);
   apply_packed(hidden, features, dynamic_shared + At::density_hidden, Rectified{});
   float geometry[2][4];
   apply(geometry, hidden, dynamic_shared + At::density_out);
@@ -245,14 +249,15 @@ __device__ __forceinline__ void density_forward(Activations<kLayers>& now, const
 }
 
 template <int kIn, int kLayers>
-__device__ __forceinline__ void color_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t first) {
+__device__ __forceinline__ void color_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t num,
+                                              int64_t first) {
   using At = ForwardPlaces<kIn, kLayers>;
   const Lane lane;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t row = first + lane.group + 8 * half;
     float d[3] = {}, harmonics[kHarmonics] = {};
-    if (row < net.num)
+    if (row < num)
       for (int a = 0; a < 3; ++a) d[a] = net.directions[3 * row + a];
     spherical_harmonics<float>(d[0], d[1], d[2], net.degree, harmonics);
 #pragma unroll
@@ -275,15 +280,16 @@ __global__ void __launch_bounds__(kThreads) ngp_half_forward_kernel(NgpHalf net)
   __syncthreads();
   const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
-  for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
+  const int64_t num = net.num_used();
+  for (int64_t tile = blockIdx.x; tile * kTile < num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
     Activations<kLayers> now;
-    density_forward<kIn>(now, net, first);
-    if constexpr (kColor) color_forward<kIn>(now, net, first);
+    density_forward<kIn>(now, net, num, first);
+    if constexpr (kColor) color_forward<kIn>(now, net, num, first);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + lane.group + 8 * half;
-      if (row >= net.num) continue;
+      if (row >= num) continue;
       if (lane.place == 0) net.density[row] = expf(min_of(now.raw_density[half] - 1, 80.f));
       if constexpr (kColor)
 #pragma unroll
@@ -394,18 +400,19 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
   v_color_first.clear();
   v_color_hidden.clear();
   v_color_out.clear();
-  for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
+  const int64_t num = net.num_used();
+  for (int64_t tile = blockIdx.x; tile * kTile < num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
     Activations<kLayers> now;
-    density_forward<kIn>(now, net, first);
-    color_forward<kIn>(now, net, first);
+    density_forward<kIn>(now, net, num, first);
+    color_forward<kIn>(now, net, num, first);
 
     float v_raw_density[2] = {};
     uint32_t v_out[1][4] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + lane.group + 8 * half;
-      const bool there = row < net.num;
+      const bool there = row < num;
       // exp with the gradient that Instant-NGP's code clamps at exp(15).
       if (there && lane.place == 0)
         v_raw_density[half] = net.scale * net.v_density[row] * expf(min_of(now.raw_density[half] - 1, 15.f));
@@ -439,7 +446,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t row = first + lane.group + j % 2 * 8;
-      if (row < net.num) net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] = v_packed[0][j];
+      if (row < num) net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] = v_packed[0][j];
     }
   }
   const float factor = 1 / net.scale;
@@ -466,15 +473,22 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
   MatrixGradient<1, kWidth / 8> v_density_out;
   v_density_hidden.clear();
   v_density_out.clear();
+  const int64_t num = net.num_used();
   for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
+    if (tile * kTile >= num) {  // what is nobody's has no gradient
+      const int64_t begin = tile * kTile * net.num_features;
+      const int64_t end = min_of((tile + 1) * kTile, net.num) * net.num_features;
+      for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) net.v_features[i] = 0;
+      continue;
+    }
     uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4], v_out[1][4], v_hidden[kHiddenTiles][4];
-    read_features<kIn>(features, net, first);
+    read_features<kIn>(features, net, num, first);
     apply_packed(hidden, features, shared + At::density_hidden, Rectified{});
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t row = first + lane.group + j % 2 * 8;
-      v_out[0][j] = row < net.num ? net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] : 0u;
+      v_out[0][j] = row < num ? net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] : 0u;
     }
     learn(v_density_out, inputs, deltas, hidden, v_out);
     apply_packed(v_hidden, v_out, shared + At::density_out_t, Masked<kHiddenTiles>{hidden});
@@ -488,7 +502,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int64_t row = first + lane.group + 8 * half;
-        if (row < net.num)
+        if (row < net.num)  // those behind the last that is used get zeros
           *reinterpret_cast<float2*>(net.v_features + row * net.num_features + feature) = {
               v_in[0][2 * half] * factor, v_in[0][2 * half + 1] * factor};
       }
@@ -556,8 +570,11 @@ void with_shape(const NgpHalf& net, size_t num_layers, Run run) {
                         : with_layers(std::integral_constant<int, 32>{});
 }
 
-Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vector<int64_t> widths) {
+// Of samples from used[-1] on, if anything says so, densities and channels are left as they are.
+Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vector<int64_t> widths,
+                        const Tensor& used) {
   NgpHalf net = describe(features, weights, widths, {}, 0);
+  net.used = last_of(used);
   Tensor density = make(weights, {net.num});
   net.density = write<float>(density);
   with_shape(net, 1, [&]<int kIn, int kLayers>(std::integral_constant<int, kIn>, std::integral_constant<int, kLayers>) {
@@ -568,8 +585,9 @@ Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vect
 
 std::tuple<Tensor, Tensor> ngp_half_fwd(const Tensor& features, const Tensor& directions, const Tensor& density_weights,
                                         const Tensor& color_weights, std::vector<int64_t> density_widths,
-                                        std::vector<int64_t> color_widths, int64_t degree) {
+                                        std::vector<int64_t> color_widths, int64_t degree, const Tensor& used) {
   NgpHalf net = describe(features, density_weights, density_widths, color_widths, degree);
+  net.used = last_of(used);
   Tensor channels = make(directions, {net.num, net.num_channels}), density = make(directions, {net.num});
   net.directions = read<float>(directions);
   net.color_weights = read<float>(color_weights);
@@ -586,8 +604,9 @@ std::tuple<Tensor, Tensor, Tensor> ngp_half_bwd(const Tensor& features, const Te
                                                 const Tensor& density_weights, const Tensor& color_weights,
                                                 const Tensor& v_channels, const Tensor& v_density,
                                                 std::vector<int64_t> density_widths, std::vector<int64_t> color_widths,
-                                                int64_t degree, double scale) {
+                                                int64_t degree, const Tensor& used, double scale) {
   NgpHalf net = describe(features, density_weights, density_widths, color_widths, degree);
+  net.used = last_of(used);
   Tensor v_features = make(directions, {net.num, net.num_features}), v_geometry = make(features, {net.num, kGeometry});
   Tensor v_density_weights = torch::stable::new_zeros(density_weights, {density_weights.numel()});
   Tensor v_color_weights = torch::stable::new_zeros(color_weights, {color_weights.numel()});

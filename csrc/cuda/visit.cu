@@ -24,7 +24,7 @@ __global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
   if (r >= num_rays) return;
   const int lane = lane_of_warp();
   const int64_t last = body.offsets[r + 1], end = body.kept_offsets[r + 1];
-  int64_t to = body.kept_offsets[r];
+  int64_t to = body.kept_offsets[r] + (body.before ? body.before[r] : 0);
   for (int64_t base = body.offsets[r]; base < last && to < end; base += kWarp) {
     const int64_t i = base + lane;
     const bool keep = i < last && body.keep[i];
@@ -34,7 +34,7 @@ __global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
       body.kept_starts[place] = body.t_starts[i];
       body.kept_ends[place] = body.t_ends[i];
       body.kept_rays[place] = r;
-      body.kept_rows[place] = i;
+      body.kept_rows[place] = body.first_row + i;
     }
     to += __popc(kept);
   }
@@ -93,4 +93,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("fit", TORCH_BOX(&nerftrain::fit<nerftrain::Cuda>));
   m.impl("select_count", TORCH_BOX(&nerftrain::select_count<nerftrain::CudaVisit>));
   m.impl("select_pick", TORCH_BOX(&nerftrain::select_pick<nerftrain::CudaVisit>));
+  m.impl("select_more_", TORCH_BOX(&nerftrain::select_more<nerftrain::CudaVisit>));
 }

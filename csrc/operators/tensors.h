@@ -29,6 +29,11 @@ const T* read_or_none(const Tensor& t) {
   return t.numel() ? t.const_data_ptr<T>() : nullptr;
 }
 
+// Where the last of some numbers lies; null where there are none.
+inline const int64_t* last_of(const Tensor& t) {
+  return t.numel() ? t.const_data_ptr<int64_t>() + t.numel() - 1 : nullptr;
+}
+
 template <class T>
 T* write(const Tensor& t) {
   return t.mutable_data_ptr<T>();

@@ -72,11 +72,11 @@ Tensor select_count(const Tensor& keep, const Tensor& offsets) {
 
 template <class Backend, class T>
 void select_pick_as(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-                    const Tensor& kept_offsets, const Tensor& starts, const Tensor& ends, const Tensor& rays,
-                    const Tensor& rows) {
-  const SelectPick<T> body{read<bool>(keep),       read<T>(t_starts),           read<T>(t_ends),
-                           read<int64_t>(offsets), read<int64_t>(kept_offsets), write<T>(starts),
-                           write<T>(ends),         write<int64_t>(rays),        write<int64_t>(rows)};
+                    const Tensor& kept_offsets, const int64_t* before, int64_t first_row, const Tensor& starts,
+                    const Tensor& ends, const Tensor& rays, const Tensor& rows) {
+  const SelectPick<T> body{
+      read<bool>(keep), read<T>(t_starts), read<T>(t_ends), read<int64_t>(offsets), read<int64_t>(kept_offsets), before,
+      first_row,        write<T>(starts),  write<T>(ends),  write<int64_t>(rays),   write<int64_t>(rows)};
   Backend::for_each(keep, offsets.size(0) - 1, body);
 }
 
@@ -88,25 +88,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const
   Tensor rays = make(offsets, {num_samples}), rows = make(offsets, {num_samples});
   Backend::clear_rest(kept_offsets, {starts, ends, rays, rows});
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
-  run(keep, t_starts, t_ends, offsets, kept_offsets, starts, ends, rays, rows);
+  run(keep, t_starts, t_ends, offsets, kept_offsets, nullptr, 0, starts, ends, rays, rows);
   return {starts, ends, rays, rows};
 }
 
+// The same for samples behind those that were picked before.
+template <class Backend>
+void select_more(const Tensor& keep, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
+                 const Tensor& kept_offsets, const Tensor& before, int64_t first_row, const Tensor& starts,
+                 const Tensor& ends, const Tensor& rays, const Tensor& rows) {
+  const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
+  run(keep, t_starts, t_ends, offsets, kept_offsets, read<int64_t>(before), first_row, starts, ends, rays, rows);
+}
+
 template <class Backend, class Word>
-void gather_rows_as(const Tensor& from, const Tensor& rows, const Tensor& to) {
+void gather_rows_as(const Tensor& from, const Tensor& more, const Tensor& rows, const Tensor& to) {
   const int64_t num_words = from.size(1) * int64_t(from.element_size()) / int64_t(sizeof(Word));
-  const GatherRows<Word> body{static_cast<const Word*>(from.const_data_ptr()), read<int64_t>(rows), num_words,
+  const GatherRows<Word> body{static_cast<const Word*>(from.const_data_ptr()),
+                              from.size(0),
+                              static_cast<const Word*>(more.const_data_ptr()),
+                              read<int64_t>(rows),
+                              num_words,
                               static_cast<Word*>(to.mutable_data_ptr())};
   Backend::for_each(rows, rows.size(0) * num_words, body);
 }
 
+// more: rows that come after those of `from`; it may have none.
 template <class Backend>
-Tensor gather_rows(const Tensor& from, const Tensor& rows) {
+Tensor gather_rows(const Tensor& from, const Tensor& rows, const Tensor& more) {
   const int64_t row_bytes = from.size(1) * int64_t(from.element_size());
   if (row_bytes % 4) throw std::runtime_error("gather_rows: rows must be of whole words");
   Tensor to = make(from, {rows.size(0), from.size(1)});
-  const bool aligned = row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(from.const_data_ptr()) % 16 == 0;
-  (aligned ? gather_rows_as<Backend, Chunk> : gather_rows_as<Backend, uint32_t>)(from, rows, to);
+  const auto starts_well = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; };
+  const bool aligned = row_bytes % 16 == 0 && starts_well(from) && starts_well(more);
+  (aligned ? gather_rows_as<Backend, Chunk> : gather_rows_as<Backend, uint32_t>)(from, more, rows, to);
   return to;
 }
 

@@ -94,13 +94,19 @@ class RadianceField(nn.Module, ABC):
         del rays, marching, thresholds, everything, remember
 
     def look_along(
-        self, rays: Rays, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+        self,
+        rays: Rays,
+        t_starts: Tensor,
+        t_ends: Tensor,
+        ray_indices: Tensor,
+        used: Tensor | None = None,
     ) -> tuple[Tensor, LookedUp] | None:
         """Evaluate `density` in the middles of intervals [N] along rays, without gradients.
 
-        It tells what has been looked up for `revisit`, too; None where the field cannot.
+        It tells what has been looked up for `revisit`, too; None where the field cannot. `used`
+        [.] int64 ends with the number of intervals that count: of others anything may be said.
         """
-        del rays, t_starts, t_ends, ray_indices
+        del rays, t_starts, t_ends, ray_indices, used
 
     def revisit(
         self, rays: Rays, samples: Samples, places: Tensor, features: Tensor

@@ -157,7 +157,12 @@ class NGP(RadianceField):
         return find_ngp(rays, marching, field, thresholds, everything, remember)
 
     def look_along(
-        self, rays: Rays, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+        self,
+        rays: Rays,
+        t_starts: Tensor,
+        t_ends: Tensor,
+        ray_indices: Tensor,
+        used: Tensor | None = None,
     ) -> tuple[Tensor, LookedUp] | None:
         """Keep features of half precision; where a warp field moves places they must learn too."""
         weights = self._fused_weights()
@@ -167,9 +172,9 @@ class NGP(RadianceField):
         unit = unit_points(rays, *at, self.aabb, self.contraction)
         times = None if rays.times is None else rays.times[ray_indices]
         encoded = self._described(self._looks_at(unit, times))
-        features = look_up(encoded)
+        features = look_up(encoded, used)
         # Of space and time, where there is such a grid, the places have both.
-        density = ngp_half_density(encoded, weights[0], features)
+        density = ngp_half_density(encoded, weights[0], features, used)
         return density, LookedUp(encoded[-1].positions, features)
 
     def revisit(
@@ -184,7 +189,8 @@ class NGP(RadianceField):
         if features.dtype == torch.float16:
             encoded = [grid.at(at) for grid, at in grids if isinstance(grid, HashEncoding)]
             directions = gather_rows(rays.directions, samples.ray_indices)
-            return ngp_half(encoded, directions, *weights, self.directions.degree, features)
+            used = None if samples.whole is None else samples.offsets
+            return ngp_half(encoded, directions, *weights, self.directions.degree, features, used)
         parts = features.split([grid.num_features for grid, _ in grids], -1)
         known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]
         features = known[0] if len(known) == 1 else torch.cat(known, -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -304,14 +304,32 @@ def visible_samples_reference(
     min_weight: float | Tensor,
 ) -> Tensor:
     """Find the samples that are seen by torch (see `visible_samples`)."""
+    return visible_in_turn_reference(samples, density, early_stop_eps, alpha_thre, min_weight)[0]
+
+
+def visible_in_turn_reference(
+    samples: Samples,
+    density: Tensor,
+    early_stop_eps: float,
+    alpha_thre: float | Tensor,
+    min_weight: float | Tensor,
+    arriving: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the samples that are seen by torch (see `visible_in_turn`)."""
+    rays, num_rays = samples.ray_indices, len(samples.offsets) - 1
+    arriving = density.new_ones(num_rays) if arriving is None else arriving
     optical = density.double() * (samples.t_ends.double() - samples.t_starts.double())
     # Clamped: what is opaque must not swallow the digits of all rays after it.
     before = optical.clamp(max=100).cumsum(0) - optical.clamp(max=100)
     first = samples.offsets[:-1][samples.ray_indices]
     transmittance = torch.exp(-(before - before[first]) if len(samples) else -before)
+    transmittance = transmittance * arriving.double()[rays]
     alpha = 1 - torch.exp(-optical)
     seen = (transmittance >= early_stop_eps) & (alpha >= alpha_thre)
-    return seen & (transmittance * alpha >= min_weight) & used_rows(samples)
+    there = used_rows(samples)
+    sums = optical.new_zeros(num_rays).index_add(0, rays, torch.where(there, optical, 0.0))
+    leaving = arriving * torch.exp(-sums).to(arriving.dtype)
+    return seen & (transmittance * alpha >= min_weight) & there, leaving
 
 
 def mean_alpha_reference(samples: Samples, density: Tensor) -> Tensor:
@@ -357,12 +375,13 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
 
 
 @library.fake("march_windows")
-def _march_windows_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_rays, make, most = origins.shape[0], origins.new_empty, rest[-2] // 32 + 1
+def _march_windows_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    num_rays, make, most = origins.shape[0], origins.new_empty, rest[-3] // 32 + 1
     return (
         make(num_rays, dtype=torch.int64),
         make(num_rays),
         make(num_rays, most, dtype=torch.int64),
+        make(num_rays, dtype=torch.int32),
         make(num_rays, dtype=torch.int32),
     )
 
@@ -388,12 +407,15 @@ def _march_fake(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 @library.fake("alpha_shares")
 def _alpha_shares_fake(density: Tensor, *_: object) -> Tensor:
-    return density.new_empty(1 << 14)
+    return density.new_empty(1 << 16)
 
 
 @library.fake("visible_samples")
-def _visible_samples_fake(density: Tensor, *_: object) -> Tensor:
-    return density.new_empty(density.shape[0], dtype=torch.bool)
+def _visible_samples_fake(
+    density: Tensor, _s: Tensor, _e: Tensor, offsets: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
+    visible = density.new_empty(density.shape[0], dtype=torch.bool)
+    return visible, density.new_empty(offsets.shape[0] - 1)
 
 
 # --------------------------------------------------------------------------------- public functions
@@ -543,20 +565,75 @@ def march_to(
         *packed, ends = torch.ops.nerftrain.march(*lines, *arguments)
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends
-    once = settings.step > 0  # in windows of 32 steps, of which a ray has to be marched once
-    march_first = torch.ops.nerftrain.march_windows if once else torch.ops.nerftrain.march_count
-    counts, ends, *windows = march_first(*lines, *arguments)
-    offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
-    # Without a room a synchronisation on CUDA: the size of what follows.
-    num_samples = int(offsets[-1]) if room is None else room
-    if once:
-        found = (arguments[0], arguments[2], *windows)
-        stepping = settings.step, settings.cone_angle, settings.max_steps
-        packed = torch.ops.nerftrain.march_fill(*found, *stepping, offsets, num_samples)
-    else:
-        packed = torch.ops.nerftrain.march_write(*lines, *arguments, offsets, num_samples)
+    if settings.step > 0:
+        found = _windows(rays, Marching(jitter, grid, settings), None)
+        return _fill(rays, jitter, found, settings, room), found.ends
+    counts, ends = torch.ops.nerftrain.march_count(*lines, *arguments)
+    offsets, whole, num_samples = _fitting(counts, room)
+    packed = torch.ops.nerftrain.march_write(*lines, *arguments, offsets, num_samples)
     t_starts, t_ends, ray_indices = packed
     return Samples(t_starts, t_ends, ray_indices, offsets, whole), ends
+
+
+class _Windows(NamedTuple):
+    """Which steps of R rays are samples, 32 steps at a time: so rays are marched once."""
+
+    counts: Tensor  # [R] int64, samples
+    ends: Tensor  # [R]
+    windows: Tensor  # [R, W] int64: the first of 32 steps, and a bit for each
+    nums: Tensor  # [R] int32, windows
+    reached: Tensor  # [R] int32, the step at which a march goes on
+
+
+def _windows(rays: Rays, marching: Marching, begin: Tensor | None) -> _Windows:
+    lines = rays.origins.contiguous(), rays.directions.contiguous()
+    told = lines[0].new_empty(0, dtype=torch.int32) if begin is None else begin
+    found = torch.ops.nerftrain.march_windows(*lines, *marching.arguments(rays), told)
+    return _Windows(*found)
+
+
+def _fill(
+    rays: Rays, jitter: Tensor, found: _Windows, settings: March, room: int | None
+) -> Samples:
+    offsets, whole, num_samples = _fitting(found.counts, room)
+    stepping = settings.step, settings.cone_angle, settings.max_steps
+    starts = rays.near.contiguous(), jitter.contiguous()
+    t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_fill(
+        *starts, found.windows, found.nums, *stepping, offsets, num_samples
+    )
+    return Samples(t_starts, t_ends, ray_indices, offsets, whole)
+
+
+def _fitting(counts: Tensor, room: int | None) -> tuple[Tensor, Tensor | None, int]:
+    """Find offsets, which rays have room, and how many rows there are."""
+    if room is not None:
+        return *fit(counts, room), room
+    offsets = _offsets(counts)
+    # A synchronisation on CUDA: the size of what follows.
+    return offsets, None, int(offsets[-1])
+
+
+def march_on(
+    rays: Rays, marching: Marching, room: int, most: int, begin: Tensor | None = None
+) -> tuple[Samples, Tensor | None]:
+    """March as `march` does, in rounds: to the next samples of each ray, at most so many.
+
+    Gives the samples too [R] int32 steps at which rays go on; None where there are no rounds: then
+    the samples are all that there are.
+
+    Args:
+        rays: R rays.
+        marching: how these are marched.
+        room: rows of the samples' buffers.
+        most: samples of a ray.
+        begin: [R] int32 steps at which rays go on, max_steps where they do not; None: at first.
+    """
+    settings = marching.settings
+    if library.on_cpu(rays.origins) or settings.step <= 0 or not library.native(rays.origins):
+        return march(rays, *marching, room), None
+    most = min(most, settings.max_samples)
+    found = _windows(rays, marching._replace(settings=replace(settings, max_samples=most)), begin)
+    return _fill(rays, marching.jitter, found, settings, room), found.reached
 
 
 @torch.no_grad()
@@ -573,9 +650,26 @@ def visible_samples(
     opacity at least `alpha_thre` (both NerfAcc's) and its weight at least `min_weight`; the last
     two are numbers, or tensors [] that only the device knows. Density is [N].
     """
+    return visible_in_turn(samples, density, early_stop_eps, alpha_thre, min_weight)[0]
+
+
+@torch.no_grad()
+def visible_in_turn(
+    samples: Samples,
+    density: Tensor,
+    early_stop_eps: float,
+    alpha_thre: float | Tensor,
+    min_weight: float | Tensor,
+    arriving: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the samples that are seen as `visible_samples` does, behind others of their rays.
+
+    Takes the transmittance in front of the first samples (arriving [R]; None: 1) and gives with the
+    flags that behind the last [R]; where it falls below `early_stop_eps` it need not be exact.
+    """
     thresholds = (early_stop_eps, alpha_thre, min_weight)
     if not library.native(density, samples.offsets):
-        return visible_samples_reference(samples, density, *thresholds)
+        return visible_in_turn_reference(samples, density, *thresholds, arriving)
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
     if isinstance(alpha_thre, Tensor) or isinstance(min_weight, Tensor):
@@ -586,7 +680,8 @@ def visible_samples(
     else:
         least = torch.tensor([alpha_thre, min_weight], device=density.device)
     least = least.to(density.dtype)
-    return torch.ops.nerftrain.visible_samples(*inputs, least, early_stop_eps)
+    light = density.new_empty(0) if arriving is None else arriving.to(density.dtype).contiguous()
+    return torch.ops.nerftrain.visible_samples(*inputs, least, early_stop_eps, light)
 
 
 @torch.no_grad()

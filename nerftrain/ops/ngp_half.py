@@ -91,7 +91,7 @@ def ngp_half_reference(
 
 @library.fake("hash_encode_half")
 def _hash_encode_half_fake(
-    positions: Tensor, table: Tensor, _resolutions: list[int], offsets: list[int]
+    positions: Tensor, table: Tensor, _resolutions: list[int], offsets: list[int], _used: Tensor
 ) -> Tensor:
     return table.new_empty(positions.shape[0], (len(offsets) - 1) * table.shape[1])
 
@@ -104,7 +104,7 @@ def _ngp_half_density_fake(features: Tensor, weights: Tensor, *_: object) -> Ten
 @library.fake("ngp_half_fwd")
 def _ngp_half_fwd_fake(features: Tensor, directions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     num, make = features.shape[0], directions.new_empty
-    return make(num, rest[-2][-1]), make(num)
+    return make(num, rest[-3][-1]), make(num)
 
 
 @library.fake("ngp_half_bwd")
@@ -115,10 +115,14 @@ def _ngp_half_bwd_fake(
     return v_features, torch.empty_like(density_weights), torch.empty_like(color_weights)
 
 
-def _features(encoded: Sequence[Encoded]) -> Tensor:
+def _features(encoded: Sequence[Encoded], used: Tensor) -> Tensor:
     read = torch.ops.nerftrain.hash_encode_half
-    features = [read(e.positions, e.half, *e.levels.as_arguments) for e in encoded]
+    features = [read(e.positions, e.half, *e.levels.as_arguments, used) for e in encoded]
     return features[0] if len(features) == 1 else torch.cat(features, -1)
+
+
+def _told(used: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.int64) if used is None else used
 
 
 def _placed(encoded: Encoded) -> Encoded:
@@ -132,6 +136,7 @@ class _NgpHalf(torch.autograd.Function):
         shape: tuple[Any, ...],
         levels: Sequence[HashLevels],
         known: Tensor | None,
+        used: Tensor,
         directions: Tensor,
         density_weights: Tensor,
         color_weights: Tensor,
@@ -139,18 +144,20 @@ class _NgpHalf(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         by_three = zip(grids[0::3], grids[1::3], grids[2::3], levels, strict=True)
         encoded = [Encoded(*grid) for grid in by_three]
-        features = _features(encoded) if known is None else known
+        features = _features(encoded, used) if known is None else known
         arguments = features, directions, density_weights, color_weights
-        ctx.save_for_backward(*arguments, *(t for e in encoded for t in e[:2]))
+        ctx.save_for_backward(*arguments, used, *(t for e in encoded for t in e[:2]))
         ctx.shape, ctx.grids = shape, [e.levels.as_arguments for e in encoded]
-        return torch.ops.nerftrain.ngp_half_fwd(*arguments, *shape)
+        return torch.ops.nerftrain.ngp_half_fwd(*arguments, *shape, used)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        arguments, grids = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        arguments, used, grids = (ctx.saved_tensors[k] for k in (slice(4), 4, slice(5, None)))
         v = [grad.contiguous() for grad in grads]
-        v_features, *v_weights = torch.ops.nerftrain.ngp_half_bwd(*arguments, *v, *ctx.shape, SCALE)
+        v_features, *v_weights = torch.ops.nerftrain.ngp_half_bwd(
+            *arguments, *v, *ctx.shape, used, SCALE
+        )
         v_grids: list[Tensor | None] = []
         first = 0
         for number, shape in enumerate(ctx.grids):
@@ -158,7 +165,7 @@ class _NgpHalf(torch.autograd.Function):
             last = first + (len(shape[1]) - 1) * table.shape[1]
             own = v_features[:, first:last].contiguous()
             first = last
-            to_positions = ctx.needs_input_grad[6 + 3 * number]
+            to_positions = ctx.needs_input_grad[7 + 3 * number]
             v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
                 positions, table, own, *shape, to_positions
             )
@@ -167,6 +174,7 @@ class _NgpHalf(torch.autograd.Function):
             None,  # shape
             None,  # levels
             None,  # known
+            None,  # used
             None,  # directions
             *v_weights,
             *v_grids,
@@ -244,21 +252,28 @@ def agrees(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def look_up(encoded: Sequence[Encoded]) -> Tensor:
-    """Look up the features of all grids beside each other, without gradients: [N, D]."""
-    return _features([_placed(e) for e in encoded])
+def look_up(encoded: Sequence[Encoded], used: Tensor | None = None) -> Tensor:
+    """Look up the features of all grids beside each other, without gradients: [N, D].
+
+    `used` [.] int64 ends with the number of rows that count: what is in others is anything.
+    """
+    return _features([_placed(e) for e in encoded], _told(used, encoded[0].positions))
 
 
 @torch.no_grad()
 def ngp_half_density(
-    encoded: Sequence[Encoded], weights: Sequence[Tensor], known: Tensor | None = None
+    encoded: Sequence[Encoded],
+    weights: Sequence[Tensor],
+    known: Tensor | None = None,
+    used: Tensor | None = None,
 ) -> Tensor:
     """Evaluate densities [N] without gradients; `weights` are [out, in] of the density MLP.
 
-    `known` [N, D] is what `look_up` gives, where that is known.
+    `known` [N, D] is what `look_up` gives, where that is known, and `used` as there.
     """
-    features = look_up(encoded) if known is None else known
-    return torch.ops.nerftrain.ngp_half_density(features, flat(weights), widths(weights))
+    features = look_up(encoded, used) if known is None else known
+    told = _told(used, features)
+    return torch.ops.nerftrain.ngp_half_density(features, flat(weights), widths(weights), told)
 
 
 def ngp_half(
@@ -268,6 +283,7 @@ def ngp_half(
     color_weights: Sequence[Tensor],
     sh_degree: int,
     known: Tensor | None = None,
+    used: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate channels [N, K] and densities [N] where `can_do` says that it can.
 
@@ -278,6 +294,7 @@ def ngp_half(
         color_weights: [out, in] of each layer.
         sh_degree: 1 to 4, of the directions' harmonics.
         known: [N, D] in half precision, what `look_up` gives, where that is known.
+        used: ends with the number of rows that count, as in `look_up`; others get no gradient.
     """
     shape = widths(density_weights), widths(color_weights), sh_degree
     grids = [t for e in map(_placed, encoded) for t in e[:3]]
@@ -285,6 +302,7 @@ def ngp_half(
         shape,
         [e.levels for e in encoded],
         known,
+        _told(used, directions),
         directions.float().contiguous(),
         flat(density_weights),
         flat(color_weights),

@@ -9,8 +9,9 @@ after two rounds, and rounds grow lest the rest take many.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +27,13 @@ class LookedUp(NamedTuple):
     places: Tensor  # [N, 3] unit positions or, where a field has both, [N, 4] with times
     features: Tensor  # [N, D]
 
-    def at(self, samples: Tensor) -> LookedUp:
-        """Find those of some of the samples by their indices [K]."""
-        return LookedUp(gather_rows(self.places, samples), gather_rows(self.features, samples))
+    def at(self, samples: Tensor, more: LookedUp | None = None) -> LookedUp:
+        """Find those of some of the samples by their indices [K].
+
+        Indices go on into what was looked up at more of them.
+        """
+        two = more or (None, None)
+        return LookedUp(*(gather_rows(a, samples, b) for a, b in zip(self, two, strict=True)))
 
 
 @dataclass
@@ -91,7 +96,7 @@ def select_reference(samples: Samples, keep: Tensor) -> Samples:
     before = torch.zeros(len(samples) + 1, dtype=torch.int64, device=keep.device)
     torch.cumsum(keep, 0, out=before[1:])
     kept = (samples.t_starts[rows], samples.t_ends[rows], samples.ray_indices[rows])
-    picked = Picked(rows, samples.t_starts)
+    picked = Picked(rows, (samples.t_starts,))
     return Samples(*kept, before[samples.offsets], samples.whole, picked)
 
 
@@ -133,7 +138,7 @@ def _select_fake(_k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor) -> t
 
 
 @library.fake("gather_rows")
-def _gather_rows_fake(numbers: Tensor, rows: Tensor) -> Tensor:
+def _gather_rows_fake(numbers: Tensor, rows: Tensor, _more: Tensor) -> Tensor:
     return numbers.new_empty(rows.shape[0], numbers.shape[1])
 
 
@@ -147,6 +152,11 @@ def _select_pick_fake(
     _k: Tensor, t_starts: Tensor, _e: Tensor, offsets: Tensor, _o: Tensor, num_samples: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return *_picked_fake(t_starts, offsets, num_samples), offsets.new_empty(num_samples)
+
+
+@library.fake("select_more_")
+def _select_more_fake(*_: object) -> None:
+    return None
 
 
 # --------------------------------------------------------------------------------- public functions
@@ -171,14 +181,15 @@ def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int)
     return visited
 
 
-def gather_rows(numbers: Tensor, rows: Tensor) -> Tensor:
-    """Take rows [N] of numbers [M, K], without gradients: [N, K].
+def gather_rows(numbers: Tensor, rows: Tensor, more: Tensor | None = None) -> Tensor:
+    """Take rows [N] of numbers [M, K], and of more behind those, without gradients: [N, K].
 
     On a GPU torch's index_select lays a block of threads out for a row, however short it is.
     """
     if library.on_cpu(numbers) or not library.native(numbers, rows):
-        return numbers.index_select(0, rows)
-    return torch.ops.nerftrain.gather_rows(numbers.contiguous(), rows)
+        return (numbers if more is None else torch.cat([numbers, more])).index_select(0, rows)
+    behind = numbers[:0] if more is None else more.contiguous()
+    return torch.ops.nerftrain.gather_rows(numbers.contiguous(), rows, behind)
 
 
 def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: int) -> Samples:
@@ -218,14 +229,43 @@ def select(samples: Samples, keep: Tensor, room: int | None = None) -> Samples:
         t_starts, t_ends, rays, offsets, rows = torch.ops.nerftrain.select(
             keep, *times, samples.offsets
         )
-        picked = Picked(rows, samples.t_starts)
+        picked = Picked(rows, (samples.t_starts,))
         return Samples(t_starts, t_ends, rays, offsets, samples.whole, picked)
-    counts = torch.ops.nerftrain.select_count(keep, samples.offsets)
-    offsets, whole = (_offsets(counts), None) if room is None else fit(counts, room)
+    return _select([(samples, keep)], room)
+
+
+def select_in_turn(rounds: Sequence[tuple[Samples, Tensor]], room: int) -> Samples:
+    """Keep samples of several rounds, each ray's one round after the other (see `select`)."""
+    if len(rounds) == 1:
+        return select(*rounds[0], room)
+    return _select(rounds, room)
+
+
+def _select(rounds: Sequence[tuple[Samples, Tensor]], room: int | None) -> Samples:
+    ops = torch.ops.nerftrain
+    whole: Tensor | None = None
+    befores: list[Tensor | None] = []  # [R], how many of each ray were kept in earlier rounds
+    count: Tensor | None = None
+    for samples, keep in rounds:
+        befores.append(count)
+        now = ops.select_count(keep, samples.offsets)
+        count = now if count is None else count + now
+        whole = whole if samples.whole is None else both(whole, samples.whole)
+    assert count is not None  # there is a round
+    offsets, fits = (_offsets(count), None) if room is None else fit(count, room)
     # Without a room a synchronisation on CUDA: the size of what follows.
     num_samples = int(offsets[-1]) if room is None else room
-    t_starts, t_ends, rays, rows = torch.ops.nerftrain.select_pick(
-        keep, *times, samples.offsets, offsets, num_samples
-    )
-    whole = samples.whole if whole is None else both(samples.whole, whole)
-    return Samples(t_starts, t_ends, rays, offsets, whole, Picked(rows, samples.t_starts))
+    kept: Any = ()
+    first_row = 0
+    for (samples, keep), before in zip(rounds, befores, strict=True):
+        times = samples.t_starts.contiguous(), samples.t_ends.contiguous()
+        what = (keep, *times, samples.offsets, offsets)
+        if before is None:
+            kept = ops.select_pick(*what, num_samples)
+        else:
+            ops.select_more_(*what, before, first_row, *kept)
+        first_row += len(samples)
+    t_starts, t_ends, rays, rows = kept
+    whole = whole if fits is None else both(whole, fits)
+    picked = Picked(rows, tuple(samples.t_starts for samples, _ in rounds))
+    return Samples(t_starts, t_ends, rays, offsets, whole, picked)

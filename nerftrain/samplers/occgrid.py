@@ -19,8 +19,8 @@ from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
 from nerftrain.ops.points import sample_points
-from nerftrain.ops.rooms import used_rows
-from nerftrain.ops.visit import UNSEEN, select, visit
+from nerftrain.ops.rooms import both, used_rows
+from nerftrain.ops.visit import UNSEEN, select, select_in_turn, visit
 from nerftrain.ops.visit_ngp import Found
 from nerftrain.samplers import Sampler, check_counts, jitter
 from nerftrain.types import Cameras, DensityFn, Rays, Samples, SigmaFn, Thresholds
@@ -110,7 +110,7 @@ class OccGrid(Sampler):
         # Samples in occupied cells at the last call; None: rays were marched no further than seen.
         self.num_marched: int | Tensor | None = 0
         # What the last call in training found where, if the grid will ask for it.
-        self.last: tuple[Rays, Samples, Tensor] | None = None
+        self.last: list[tuple[Rays, Samples, Tensor]] | None = None
         self._steps = 0  # `steps`, where no device need be asked
         self.aabb = tuple(aabb.tolist())
         self.grid = ops.pack_grid(torch.zeros(grid.num_levels, 16, 16, 16).bool(), self.aabb)
@@ -212,34 +212,59 @@ class OccGrid(Sampler):
     ) -> Samples:
         """Place samples in occupied cells, front to back until nothing behind them can be seen.
 
-        With a room the density of all of them is asked for at once, for which of them lie behind a
-        surface only the device knows. Else a `sigma_fn` with a method `find(marching, thresholds,
-        everything)` is left to find them, unless that gives None.
+        Without a room a `sigma_fn` with a method `find(marching, thresholds, everything)` is left
+        to find them, unless that gives None; with one, a method `at(samples)` is asked if there is
+        any, of which rows behind the last sample are nobody's.
         """
         training = generator is not None
         march = self._march_so_far(training, recorded=room is not None)
         marching = ops.Marching(jitter(rays, generator), self.grid, march)
-        if room is None:
-            thresholds = self._thresholds(training)
-            seen = self._seen(sigma_fn, marching, thresholds, training)
-            if seen is not None:
-                return seen
-            found = self._everything(rays, sigma_fn, marching, thresholds)
-            samples, density = found.samples, found.density
-            mean = _mean_opacity(found)
-        else:
-            samples = ops.march(rays, *marching, MARCHED * room)
-            density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).float()
-            self.num_marched = self.num_evaluated = samples.offsets[-1]
-            mean = self._mean_alpha(samples, density)
-            thresholds = self._alpha_thre, self._min_weight
+        if room is not None:
+            return self._in_rooms(rays, sigma_fn, marching, room, training)
+        thresholds = self._thresholds(training)
+        seen = self._seen(sigma_fn, marching, thresholds, training)
+        if seen is not None:
+            return seen
+        found = self._everything(rays, sigma_fn, marching, thresholds)
+        samples, density = found.samples, found.density
         if training:
-            self.last = (rays, samples, density)
-            # A field that fades faster than the grid forgets would lose all samples, and with them
-            # every gradient that could bring it back.
-            thresholds = tuple(_lesser(threshold, mean) for threshold in thresholds)
+            self.last = [(rays, samples, density)]
+            thresholds = _no_more(thresholds, _mean_opacity(found))
         keep = ops.visible_samples(samples, density, self.early_stop_eps, *thresholds)
-        return select(samples, keep, room)
+        return select(samples, keep)
+
+    def _in_rooms(
+        self, rays: Rays, sigma_fn: SigmaFn, marching: ops.Marching, room: int, training: bool
+    ) -> Samples:
+        """Sample without asking the device for any number.
+
+        Rays go to their first samples, then those that are not opaque go on: most of what rays meet
+        lies behind a surface.
+        """
+        at = getattr(sigma_fn, "at", None)
+        eps, thresholds = self.early_stop_eps, (self._alpha_thre, self._min_weight)
+        rounds: list[tuple[Samples, Tensor]] = []
+        found: list[tuple[Rays, Samples, Tensor]] = []
+        light = begin = evaluated = None
+        settings = marching.settings
+        for most in (ROUND, settings.max_samples - ROUND):
+            samples, reached = ops.march_on(rays, marching, MARCHED * room, most, begin)
+            where = (samples.t_starts, samples.t_ends, samples.ray_indices)
+            density = (sigma_fn(*where) if at is None else at(samples)).float()
+            if training and not found:
+                thresholds = _no_more(thresholds, self._mean_alpha(samples, density))
+            found.append((rays, samples, density))
+            keep, light = ops.visible_in_turn(samples, density, eps, *thresholds, light)
+            rounds.append((samples, keep))
+            now = samples.offsets[-1]
+            evaluated = now if evaluated is None else evaluated + now
+            if reached is None:
+                break
+            begin = torch.where(both(samples.whole, light >= eps), reached, settings.max_steps)
+        assert evaluated is not None  # there is a round
+        self.num_marched, self.num_evaluated = None, evaluated
+        self.last = found if training else self.last
+        return select_in_turn(rounds, room)
 
     def _seen(
         self, sigma_fn: SigmaFn, marching: ops.Marching, thresholds: Numbers, training: bool
@@ -347,9 +372,12 @@ class OccGrid(Sampler):
         A random point seldom meets the matter in a cell that is mostly empty, such as one at the
         rim of a thin surface; rays that see it do. And a cell that they found empty is known.
         """
-        if self.last is None:
-            return
-        rays, samples, density = self.last
+        for what in self.last or ():
+            self._raise_cells(occupancy, *what)
+
+    def _raise_cells(
+        self, occupancy: Tensor, rays: Rays, samples: Samples, density: Tensor
+    ) -> None:
         looked_at = (samples.t_starts, samples.t_ends, samples.ray_indices)
         if samples.whole is None:
             rows = (density != UNSEEN).nonzero().squeeze(1)
@@ -433,8 +461,14 @@ def _mean_opacity(found: Found) -> float:
     return found.sum_alpha / max(found.num_evaluated, 1)
 
 
-def _lesser(a: float | Tensor, b: float | Tensor) -> float | Tensor:
-    return torch.minimum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else min(a, b)
+def _no_more(thresholds: tuple[Any, Any], mean: Any) -> tuple[Any, Any]:
+    """Limit thresholds to the mean opacity.
+
+    A field that fades faster than the grid forgets would lose all samples, and with them every
+    gradient that could bring it back.
+    """
+    lesser = torch.minimum if isinstance(mean, Tensor) else min
+    return lesser(thresholds[0], mean), lesser(thresholds[1], mean)
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:

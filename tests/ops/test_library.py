@@ -433,12 +433,17 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         a_round = starts[:4], starts[:4] + 1
         pixels = [torch.tensor(x, device=device) for x in ([0, 1, 1], [5, 0, 2], [1, 1, 9])]
         seen = visited.clone(), *(ray.clone() for ray in rays[:2])
+        twice = torch.zeros(18, dtype=torch.int64, device=device)
+        kept = random(18, dtype=dtype), random(18, dtype=dtype), twice, twice.clone()
         # Out of order, with a gap and without elements.
         chunks = [torch.tensor(x, device=device) for x in ([5, 0, 9], [4, 3, 0])]
         spans = torch.tensor([[0, 4], [4, 0], [4, 5]], device=device)
         bounds = torch.tensor([[0, 5], [5, 0], [5, 6]], device=device)
         more: dict[str, list[tuple]] = {
-            "visible_samples": [(density, starts, starts + 1, offsets, density[:2], 0.1)],
+            "visible_samples": [
+                (density, starts, starts + 1, offsets, density[:2], 0.1, light)
+                for light in (density[:0], density[:3])
+            ],
             "visit_count": [(offsets, visited, rays[0], 0.5, 2)],
             "visit_pick": [(starts, starts + 1, offsets, visited, round_offsets, 4)],
             "visit_take_": [
@@ -459,10 +464,13 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             "alpha_shares": [intervals],
             "fit": [(offsets[1:], 5)],
             "gather_rows": [
-                (random(7, 4, dtype=dtype), offsets.clamp(max=6)),
-                (random(7, 3, dtype=dtype), offsets[:0]),
+                (random(7, 4, dtype=dtype), offsets.clamp(max=6), random(2, 4, dtype=dtype)),
+                (random(7, 3, dtype=dtype), offsets[:0], random(0, 3, dtype=dtype)),
             ],
             "select_pick": [(keep, starts, starts + 1, offsets, offsets, 9)],
+            "select_more_": [
+                (keep, starts, starts + 1, offsets, 2 * offsets, offsets.diff(), 9, *kept)
+            ],
             "composite_fwd": [packed],
             "composite_bwd": [
                 (*packed, density, density, *rays[:2], *v_rays, density, density, density),
@@ -510,16 +518,18 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
             ray_offsets[:5].int() + 1,
         )
         ends = 2 * torch.arange(6, device=device)
-        arguments["march_windows"] = [tuple(march)]
+        none = ray_offsets[:0]
+        arguments["march_windows"] = [(*march, first) for first in (none.int(), nums)]
         arguments["march_fill"] = [(march[2], march[4], windows, nums, 0.1, 0.0, 50, ends, 12)]
         half = random(157, 2).half(), [4, 4, 4, 9, 9, 9], [0, 125, 157]
-        arguments["hash_encode_half"] = [(random(7, 3), *half)]
+        arguments["hash_encode_half"] = [(random(7, 3), *half, none)]
         features, networks = random(7, 24).half(), (random(64 * 32), random(64 * (15 + 8)))
-        arguments["ngp_half_density"] = [(features, networks[0], [24, 64, 8])]
+        arguments["ngp_half_density"] = [(features, networks[0], [24, 64, 8], none)]
         shape = [24, 64, 8], [7 + 9, 64, 7], 3
-        arguments["ngp_half_fwd"] = [(features, random(7, 3), *networks, *shape)]
+        arguments["ngp_half_fwd"] = [(features, random(7, 3), *networks, *shape, none)]
         v = random(7, 7), random(7)
-        arguments["ngp_half_bwd"] = [(features, random(7, 3), *networks, *v, *shape, 4096.0)]
+        both = features, random(7, 3), *networks, *v, *shape
+        arguments["ngp_half_bwd"] = [(*both, used, 4096.0) for used in (none, offsets[:2])]
     else:
         weights = random(6 * 8 + 8 * 3)
         arguments["march"] = [tuple(march)]

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from nerftrain.cameras import image_rays, look_at
 from nerftrain.errors import UserError
+from nerftrain.ops import library
 from nerftrain.ops.march import (
     Grid,
     March,
+    Marching,
     live_pixels,
     march,
+    march_on,
     march_to,
     march_to_reference,
     mean_alpha,
@@ -28,6 +31,8 @@ from nerftrain.ops.march import (
     pack_grid_reference,
     visible_cells,
     visible_cells_reference,
+    visible_in_turn,
+    visible_in_turn_reference,
     visible_samples,
     visible_samples_reference,
 )
@@ -191,6 +196,36 @@ def test_a_march_goes_on_where_it_ended(device, make_rays, max_samples):
     counts = torch.stack([piece.offsets.diff() for piece in pieces]).sum(0)
     # A piece's lattice begins anew, a rounding away: a sample on a wall may change sides.
     assert (counts - whole.offsets.diff()).abs().sum() <= max(2, 2e-3 * len(whole))
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.01])
+@pytest.mark.parametrize("num_levels", [1, 2])
+def test_rays_that_march_in_rounds_find_what_one_march_finds(
+    make_rays, make_grid, num_levels, cone_angle
+):
+    rays, grid = make_rays(), make_grid(num_levels)
+    marching = Marching(random_jitter(rays), grid, March(0.01, cone_angle, 600))
+    expected = march(rays, *marching)
+    starts, begin = [], None
+    for most in (5, 40, 600):
+        samples, reached = march_on(rays, marching, len(expected), most, begin)
+        counts = samples.offsets.diff()
+        assert int(counts.max()) > 0
+        if reached is None:  # all at once
+            assert library.on_cpu(rays.origins)
+            assert torch.equal(samples.t_starts, expected.t_starts)
+            return
+        assert int(counts.max()) <= most
+        rows = torch.arange(int(samples.offsets[-1]))
+        starts += [samples.ray_indices[rows] * 1000.0 + samples.t_starts[rows]]
+        begin = reached
+        begin[7] = marching.settings.max_steps  # which does not go on
+    assert bool((begin == marching.settings.max_steps).all())
+    found = torch.cat(starts).sort().values
+    first = expected.offsets[7], min(expected.offsets[8], expected.offsets[7] + 5)
+    wanted = expected.ray_indices * 1000.0 + expected.t_starts
+    wanted = torch.cat([wanted[: first[1]], wanted[expected.offsets[8] :]])
+    assert torch.equal(found, wanted)
 
 
 def test_marches_end_where_the_reference_says(device, make_rays):
@@ -631,6 +666,26 @@ def test_strided_samples_and_intervals_of_another_precision_are_taken(make_sampl
     strided = Samples(wide[:, 0], wide[:, 1], samples.ray_indices, samples.offsets)
     assert torch.equal(visible_samples(strided, wide[:, 2], *thresholds), expected)
     assert torch.equal(visible_samples(samples, density.double(), *thresholds), expected)
+
+
+def test_what_is_seen_does_not_depend_on_rounds(make_samples, device):
+    samples = make_samples(200, longest=60)
+    density = random_density(samples)
+    thresholds = (0.05, 0.01, 0.02)
+    expected = visible_samples(samples, density, *thresholds)
+    place = torch.arange(len(samples), device=device) - samples.offsets[samples.ray_indices]
+    found, light = torch.zeros_like(expected), None
+    for now in (place < 9, place >= 9):
+        part = select(samples, now)
+        by_torch = visible_in_turn_reference(part, density[now], *thresholds, light)
+        seen, light = visible_in_turn(part, density[now], *thresholds, light)
+        found[now] = seen
+        assert torch.equal(seen, by_torch[0])
+        through = light >= 0.05
+        assert torch.equal(through, by_torch[1] >= 0.05)
+        torch.testing.assert_close(light[through], by_torch[1][through])
+    assert 0 < int(expected.sum()) < len(samples)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("spare", [0, 100])

@@ -117,6 +117,28 @@ def test_half_precision_is_what_torch_makes_of_the_same_roundings(
     torch.testing.assert_close(density, expected_density, rtol=2e-3, atol=1e-4)
 
 
+def test_rows_of_nobody_are_left_alone_and_learn_nothing(device: torch.device) -> None:
+    encoded, directions, networks = make(device, 300, 15, 2, 3, 4)
+    num = 161  # rows that count: the last of them in the middle of a tile
+    used, known = torch.tensor([7, num], device=device), look_up(encoded)
+    known[num:] = float("nan")
+    directions[num:] = float("nan")
+    v = torch.randn(300, 3, device=device), torch.randn(300, device=device)
+    v[0][num:] = v[1][num:] = float("nan")
+    parts = leaves(encoded, networks)
+    actual = ngp_half(encoded, directions, *networks, 4, known, used)
+    grads = torch.autograd.grad(actual, parts, v)
+    few = [e._replace(positions=e.positions[:num]) for e in encoded]
+    expected = ngp_half(few, directions[:num], *networks, 4, known[:num])
+    wanted = torch.autograd.grad(expected, parts, [t[:num] for t in v])
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a[:num], e)
+    for a, e in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+    density = ngp_half_density(encoded, networks[0], used=used)
+    assert torch.equal(density[:num], expected[1])
+
+
 def test_a_grid_of_space_and_one_of_time_stand_beside_each_other(device: torch.device) -> None:
     shape = (70, 15, 2, 3, 4)
     encoded, directions, networks = make(device, *shape, grids=((8, 4, 3), (4, 4, 4)))
@@ -176,8 +198,9 @@ def test_other_networks_are_for_other_kernels(device: torch.device) -> None:
 def test_other_widths_are_refused_by_the_op_itself(device: torch.device) -> None:
     features = torch.zeros(3, 16, dtype=torch.float16, device=device)
     weights = torch.zeros(32 * 16 + 32, device=device)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
     with pytest.raises(RuntimeError, match="these widths are for others"):
-        torch.ops.nerftrain.ngp_half_density(features, weights, [16, 32, 1])
+        torch.ops.nerftrain.ngp_half_density(features, weights, [16, 32, 1], none)
 
 
 def test_kernels_that_give_wrong_numbers_are_found_out(

@@ -37,4 +37,6 @@ def test_rows_are_gathered(device, width, kind):
     numbers = torch.randn(50, 2 * width, generator=generator).to(device, kind)
     rows = torch.randint(50, (77,), generator=generator).to(device)
     assert torch.equal(gather_rows(numbers, rows), numbers[rows])
+    split = len(numbers) // 3
+    assert torch.equal(gather_rows(numbers[:split], rows, numbers[split:]), numbers[rows])
     assert gather_rows(numbers, rows[:0]).shape == (0, 2 * width)

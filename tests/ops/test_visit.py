@@ -14,6 +14,7 @@ from nerftrain.ops.visit import (
     next_round,
     next_round_reference,
     select,
+    select_in_turn,
     select_reference,
     take,
     take_reference,
@@ -119,6 +120,26 @@ def test_select_equals_its_reference(make_samples, share):
     assert_same(kept, expected)
     for picked in (kept.picked, expected.picked):
         if picked is not None:  # a GPU does not say
-            assert picked.among is samples.t_starts
+            assert len(picked.among) == 1
+            assert picked.among[0] is samples.t_starts
             assert torch.equal(picked.rows, keep.nonzero().squeeze(1))
             assert torch.equal(samples.t_starts[picked.rows], kept.t_starts)
+
+
+def test_samples_of_rounds_are_kept_ray_by_ray(make_samples):
+    samples = make_samples(longest=60)
+    keep = densities(samples, 1.0) < 0.4
+    place = torch.arange(len(samples), device=keep.device) - samples.offsets[samples.ray_indices]
+    rounds = []
+    for now in (place < 7, place >= 7):
+        part = select_reference(samples, now)
+        rounds.append((part, keep[now]))
+    expected = select(samples, keep, room=300)
+    kept = select_in_turn(rounds, room=300)
+    assert kept.whole is not None
+    assert not kept.whole.all()
+    assert_same(kept, expected)
+    assert kept.picked is not None
+    among = torch.cat([part.t_starts for part, _ in rounds])
+    used = int(kept.offsets[-1])
+    assert torch.equal(among[kept.picked.rows[:used]], kept.t_starts[:used])
