@@ -230,6 +230,7 @@ class Stages:
             sigma_fn, rgb_sigma_fn = field_functions(*args, **kwargs)
             density, field = self.timed(sigma_fn, DENSITY), self.timed(rgb_sigma_fn, FIELD)
             density.find = self.timed(sigma_fn.find, DENSITY)  # type: ignore[attr-defined]
+            density.at = self.timed(sigma_fn.at, DENSITY)  # type: ignore[attr-defined]
             field.at = self.timed(rgb_sigma_fn.at, FIELD)  # type: ignore[attr-defined]
             return density, field
 
@@ -256,7 +257,8 @@ class Stages:
 def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
     """Name what is timed: object, attribute, stage."""
     yield from ((Scene, "batch", "rays"), (run.background, "sample", "rays"))
-    yield from ((march, "march", "march"), (run.sampler, "sample", "sample selection"))
+    yield from ((march, name, "march") for name in ("march", "march_on"))
+    yield run.sampler, "sample", "sample selection"
     yield from ((trainer, "render", "composite"), (trainer, "loss_terms", "loss"))
     yield torch.Tensor, "backward", "backward"
     yield from ((run.optimizer, name, "optimiser") for name in ("zero_grad", "step"))
@@ -399,6 +401,8 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     density = torch.rand_like(marched.t_starts) / sampler.march.step
     limits = (sampler.early_stop_eps, sampler.alpha_thre, sampler.min_weight)
     yield Case("visible_samples", size, (marched, density, *limits))
+    light = torch.rand_like(rays.near)
+    yield Case("visible_in_turn", size, (marched, density, *limits, light))
     visited, thresholds = visit.Visited.nothing(marched), (sampler.early_stop_eps, occgrid.ROUND)
     yield Case("next_round", size, (marched, visited, *thresholds))
     now = visit.next_round(marched, visited, *thresholds)

@@ -154,8 +154,9 @@ def _lego(
 
     def timed(name: str, seconds: float, overrides: Sequence[str], skip: str) -> Part:
         marks = ["--seconds", str(seconds), "--marks", str(seconds)]
-        sizes = f"trainer.max_seconds={seconds}"  # which are chosen by the time
-        return train(name, [*marks, *overrides, sizes], 2 * seconds + 40, skip)
+        # Sizes are chosen by the time, and nothing but that ends the training.
+        limits = [f"trainer.max_seconds={seconds}", "trainer.steps=10000000"]
+        return train(name, [*marks, *overrides, *limits], 2 * seconds + 40, skip)
 
     *early, last = [0.2, 0.4] if options.quick else MARKS
     steps = ["trainer.steps=20"] if options.quick else ["--marks", "5,15,30,60", "--views", "8"]

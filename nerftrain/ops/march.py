@@ -672,13 +672,11 @@ def visible_in_turn(
         return visible_in_turn_reference(samples, density, *thresholds, arriving)
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))
     inputs = [t.contiguous() for t in (*numbers, samples.offsets)]
-    if isinstance(alpha_thre, Tensor) or isinstance(min_weight, Tensor):
-        of_device = (
-            t if isinstance(t, Tensor) else density.new_full((), t) for t in thresholds[1:]
-        )
-        least = torch.stack(list(of_device))
-    else:
-        least = torch.tensor([alpha_thre, min_weight], device=density.device)
+    if library.on_cpu(density) and not any(isinstance(t, Tensor) for t in thresholds):
+        least = torch.tensor([alpha_thre, min_weight])
+    else:  # without a copy from the host, which a recording refuses
+        told = (t if isinstance(t, Tensor) else density.new_full((), t) for t in thresholds[1:])
+        least = torch.stack(list(told))
     least = least.to(density.dtype)
     light = density.new_empty(0) if arriving is None else arriving.to(density.dtype).contiguous()
     return torch.ops.nerftrain.visible_samples(*inputs, least, early_stop_eps, light)
