@@ -149,7 +149,7 @@ struct CudaComposite : Cuda {
   static void launch_teams(const torch::stable::Tensor& samples, int64_t num_rays, void (*few)(int64_t, Body),
                            void (*all)(int64_t, Body), const Body& body) {
     if (num_rays == 0) return;
-    const bool long_rays = samples.size(0) / num_rays > 2 * kFew;
+    const bool long_rays = samples.size(0) / num_rays > kFew;
     launch(samples, long_rays ? all : few, grid_of(num_rays * (long_rays ? kWarp : kFew), 1), kThreads, 0, num_rays,
            body);
   }
