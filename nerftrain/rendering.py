@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -101,18 +101,16 @@ class _DensityAlong:
 
     def recall(self, samples: Samples) -> LookedUp | None:
         """Tell what was looked up last at samples, if they are those or some of them."""
-        if any(samples.t_starts is among for among, _ in self._looks):
-            return next(known for among, known in self._looks if among is samples.t_starts)
-        picked = samples.picked
-        if picked is None or not _are(picked.among, [among for among, _ in self._looks]):
+        for among, known in self._looks:
+            if among is samples.t_starts:
+                return known
+        picked, looks = samples.picked, self._looks
+        if not looks or picked is None or len(looks) != len(picked.among):
             return None
-        first, *others = (known for _, known in self._looks)
+        if any(a is not b for a, (b, _) in zip(picked.among, looks, strict=True)):
+            return None
+        first, *others = (known for _, known in looks)
         return first.at(picked.rows, *others)
-
-
-def _are(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Tell whether these are the very same tensors, of which there are any."""
-    return 0 < len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 class _ChannelsAlong:

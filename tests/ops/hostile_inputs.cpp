@@ -18,6 +18,7 @@
 #include "histogram.h"
 #include "importance.h"
 #include "march.h"
+#include "points.h"
 #include "scan.h"
 #include "spherical_harmonics.h"
 
@@ -232,8 +233,12 @@ void composite_hostile_rays() {
 
       const auto visible = std::make_unique<bool[]>(n);
       const T least[] = {T(draw.hostile()), T(draw.hostile())};
-      for_each(num_rays, VisibleSamples<T>{density.data(), starts.data(), ends.data(), offsets.data(), least, T(1e-4),
-                                           visible.get()});
+      std::vector<T> leaving(num_rays), shares(AlphaShares<T>::kParts);
+      for (const T* light : {v_rays.data(), static_cast<const T*>(nullptr)})
+        for_each(num_rays, VisibleSamples<T>{density.data(), starts.data(), ends.data(), offsets.data(), least, T(1e-4),
+                                             light, visible.get(), leaving.data()});
+      for_each(AlphaShares<T>::kParts,
+               AlphaShares<T>{density.data(), starts.data(), ends.data(), offsets.data(), num_rays, shares.data()});
 
       const WeightedIntervals<T> intervals{density.data(), starts.data(), ends.data(), offsets.data()};
       for_each(num_rays, DistortionForward<T>{intervals, spread.data()});
@@ -374,6 +379,10 @@ void turn_and_fold_hostile_points() {
     for_each(n, ShForward<T>{points.data(), degree, features.data()});
     for_each(n, ShBackward<T>{points.data(), v.data(), degree, out.data()});
   }
+  const std::vector<int64_t> rays(n, 1);
+  for (int folding = kUnfolded; folding <= kCube; ++folding)
+    for_each(n, UnitPoints<T>{points.data(), v.data(), points.data(), v.data(), rays.data(), points.data() + 9, folding,
+                              out.data()});
   for (const bool infinity_norm : {false, true}) {
     for_each(n, ContractBackward<T>{points.data(), v.data(), infinity_norm, out.data()});
     for_each(n, ContractForward<T>{points.data(), infinity_norm, out.data()});
