@@ -414,7 +414,7 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     yield Case("sample_points", size, (rays, *at))
     yield Case("unit_points", size, (rays, *at, run.model.aabb, run.model.contraction))
     yield Case("mean_alpha", size, (marched, density))
-    if rays.origins.is_cuda:
+    if rays.origins.is_cuda:  # where nothing but their references would be measured
         return
     grids = [visit_ngp.Grid(run.model.encoding.stored, run.model.encoding.levels)]
     weights = list(run.model.density_mlp.weights)

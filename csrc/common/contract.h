@@ -7,6 +7,9 @@
 
 namespace nerftrain {
 
+// What a field's unit cube holds: a box; or all of space, folded around the box into a ball or a cube.
+enum Folding { kUnfolded, kBall, kCube };
+
 // A point as norm * unit. Scaled by its largest coordinate first: the square of 1e30 is no float.
 template <class T>
 struct NormAndUnit {

@@ -25,9 +25,6 @@ struct SamplePoints {
   }
 };
 
-// What the unit cube holds: a box; or all of space, folded around the box into a ball or a cube (contract.h).
-enum Folding { kUnfolded, kBall, kCube };
-
 template <class T>
 struct UnitPoints {
   static constexpr int64_t kGrain = 1 << 13;
@@ -37,8 +34,8 @@ struct UnitPoints {
   const T* t_ends;             // [N]
   const int64_t* ray_indices;  // [N]
   const T* box;                // [6] lower and upper corner
-  int folding;
-  T* positions;  // [N][3]
+  int folding;                 // of Folding
+  T* positions;                // [N][3]
 
   NT_HD void operator()(int64_t i) const {
     const T middle = (t_starts[i] + t_ends[i]) * T(0.5);
@@ -48,12 +45,9 @@ struct UnitPoints {
       const T low = box[a], high = box[3 + a], x = origin[a] + middle * direction[a];
       at[a] = (folding == kUnfolded ? x - low : x * T(2) - (low + high)) / (high - low);
     }
-    if (folding != kUnfolded) {
-      const NormAndUnit<T> p(at, folding == kCube);
-      const bool inside = !(p.norm > T(1));
-      for (int a = 0; a < 3; ++a) at[a] = (inside ? at[a] : (T(2) - T(1) / p.norm) * p.unit[a]) * T(0.25) + T(0.5);
-    }
-    for (int a = 0; a < 3; ++a) positions[3 * i + a] = at[a];
+    T* to = positions + 3 * i;
+    if (folding != kUnfolded) ContractForward<T>{at, folding == kCube, to}(0);
+    for (int a = 0; a < 3; ++a) to[a] = folding == kUnfolded ? at[a] : to[a] * T(0.25) + T(0.5);
   }
 };
 

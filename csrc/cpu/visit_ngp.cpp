@@ -163,7 +163,7 @@ struct NgpAlongRays {
   NgpShape shape;
   NgpWeights weights;
   Four low, high;   // of the box; the last of four is of no use
-  int contraction;  // 0: none; 1: of the Euclidean norm; 2: of the largest coordinate
+  int contraction;  // of Folding
   float early_stop_eps;
   const HashKernels& hash;
   const NgpKernels& ngp;
@@ -200,10 +200,10 @@ struct NgpAlongRays {
     for (int64_t i = 0; i < num; ++i, to += 3) {
       const float middle = (starts[i] + ends[i]) * 0.5f;
       Four x = origin + middle * direction;
-      if (contraction) {
+      if (contraction != kUnfolded) {
         x = (x * 2.f - (low + high)) / (high - low);
         float at[3] = {x[0], x[1], x[2]};
-        ContractForward<float>{at, contraction == 2, to}(0);
+        ContractForward<float>{at, contraction == kCube, to}(0);
         for (int a = 0; a < 3; ++a) to[a] = to[a] * 0.25f + 0.5f;
       } else {
         x = (x - low) / (high - low);

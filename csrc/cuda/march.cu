@@ -16,6 +16,19 @@ struct MarchWindows {
   int32_t* nums;         // [R] windows
   const int32_t* begin;  // [R] the step to begin at; null: the first
   int32_t* reached;      // [R] the step to go on at after so many samples as there may be; else max_steps
+
+  __device__ __forceinline__ int begin_of(int64_t r, int first) const {
+    return begin ? max_of(first, begin[r]) : first;
+  }
+  __device__ __forceinline__ void give(int64_t r, int place, int k, unsigned bits) const {
+    windows[r * most + place] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
+  }
+  __device__ __forceinline__ void finish(int64_t r, int count, float end, int num, int next) const {
+    counts[r] = count;
+    ends[r] = end;
+    nums[r] = num;
+    reached[r] = next;
+  }
 };
 
 // The first so many of some bits.
@@ -38,7 +51,7 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
   int count = 0, num = 0, reached = m.max_steps;
   if (near < far && line.clip(g, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = max_of(lattice.first_after(t0, 0, m.max_steps), body.begin ? body.begin[r] : 0);
+    int k = body.begin_of(r, lattice.first_after(t0, 0, m.max_steps));
     end = lattice.start(k);
     while (k < m.max_steps && count < m.max_samples) {
       const int own = k + lane;
@@ -68,7 +81,7 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
       bits = no_more_than(m.max_samples - count, bits);
       count += __popc(bits);
       if (bits) {
-        if (lane == 0) body.windows[r * body.most + num] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
+        if (lane == 0) body.give(r, num, k, bits);
         ++num;
       }
       if (count == m.max_samples && bits) {
@@ -82,11 +95,7 @@ __global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
       end = lattice.start(k);
     }
   }
-  if (lane) return;
-  body.counts[r] = count;
-  body.ends[r] = end;
-  body.nums[r] = num;
-  body.reached[r] = reached;
+  if (lane == 0) body.finish(r, count, end, num, reached);
 }
 
 // Bits of the blocks that have an occupied one among them and the 26 around them.
@@ -118,9 +127,9 @@ struct Surroundings {
   }
 };
 
-// The same in a grid of one box by equal steps, which is most of all that is marched. First each lane asks whether 32
-// steps of its own may have samples: where none of the blocks around a point has an occupied cell, nothing nearer than
-// a block has. Then the warp looks at those together.
+// As march_windows_kernel, in a grid of one box by equal steps: most of all that is marched. First each lane asks
+// whether 32 steps of its own may have samples: where none of the blocks around a point has an occupied cell, nothing
+// nearer than a block has. Then the warp looks at those together.
 __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows body, const uint64_t* surroundings) {
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
@@ -134,7 +143,7 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
   int count = 0, num = 0, reached = m.max_steps;
   if (near < far && line.clip(g, 0, t0, t1)) {
     const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = max_of(lattice.first_after(t0, 0, m.max_steps), body.begin ? body.begin[r] : 0), ahead = k;
+    int k = body.begin_of(r, lattice.first_after(t0, 0, m.max_steps)), ahead = k;
     float reach = 0;  // the most cells along an axis that 32 steps pass
     for (int a = 0; a < 3; ++a)
       reach = max_of(reach, fabsf(line.d[a] * g.inverse[0][a]) * (0.5f * kWarp) * m.step * float(g.resolution[a]));
@@ -191,7 +200,7 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
       bits = no_more_than(m.max_samples - count, bits);
       count += __popc(bits);
       if (bits) {
-        if (lane == 0) body.windows[r * body.most + num] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
+        if (lane == 0) body.give(r, num, k, bits);
         ++num;
       }
       if (count == m.max_samples && bits) {
@@ -204,11 +213,7 @@ __global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows bod
       if (last < kWarp) break;
     }
   }
-  if (lane) return;
-  body.counts[r] = count;
-  body.ends[r] = end;
-  body.nums[r] = num;
-  body.reached[r] = reached;
+  if (lane == 0) body.finish(r, count, end, num, reached);
 }
 
 struct MarchFill {

@@ -24,6 +24,7 @@ from nerftrain.types import Cameras, Rays, Samples
 
 MAX_BOXES = 16  # kMaxBoxes of csrc/common/occupancy.h
 MASK_PIXELS = 200  # the longer side of masks after pooling: finer ones carve hardly more
+ALPHA_SHARES = 1 << 16  # AlphaShares::kParts of csrc/common/march.h
 # Cells that are nearer, in their radii, look so large that all pixels may see them.
 NEAR_RADII = 4.0
 
@@ -407,7 +408,7 @@ def _march_fake(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 @library.fake("alpha_shares")
 def _alpha_shares_fake(density: Tensor, *_: object) -> Tensor:
-    return density.new_empty(1 << 16)
+    return density.new_empty(ALPHA_SHARES)
 
 
 @library.fake("visible_samples")
