@@ -4,8 +4,9 @@
         [--seconds 540] [--peer nerfacc=PATH] [--only PART,PART] [--device cpu --quick]
 
 A scene is its folder, overrides after it: --unbounded "PATH scene.downscale=8". Every part is a
-process with a share of the time, alone on the GPU where it measures any; FOLDER gets
-gpu_check.json, gpu_check.md and log.txt, written as parts end. It needs no network.
+process with a share of the time, alone on the GPU where it measures any; those of our scripts are
+forked from one that has imported what they need. FOLDER gets gpu_check.json, gpu_check.md and
+log.txt, written as parts end. It needs no network.
 --device cpu --quick tries the same at sizes that prove nothing.
 """
 
@@ -15,8 +16,10 @@ import argparse
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -27,6 +30,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ TESTS = tuple(
     f"tests/{part}" for part in ("ops", "nerfacc", "samplers", "models", "test_recording.py")
 )
 MARKS = (5, 15, 30, 60)  # seconds of training on lego
+IMPORTED = ("bench", "gpu_ops", "torchmetrics")  # once for all parts: half a minute and more
 LEAST = 5.0  # seconds without which no part is begun
 QUICK = (  # overrides
     "model.encoding.log2_table_size=10",
@@ -124,11 +129,11 @@ def parts(options: argparse.Namespace) -> list[Part]:
     return [
         Part("build", [BENCH, "start", "--cache", options.cache, "--tries", "1"], 200, tables_of),
         Part("ops", [OPS, *small, *brief, device, *recipe], 75, tables_of, lego[1]),
-        Part("stages", [BENCH, "stages", *small, device, *recipe], 45, tables_of, lego[1]),
         _tests(options),
         _sanitizer(options, device),
         *_lego(options, device, recipe, lego),
         _peer(options),
+        Part("stages", [BENCH, "stages", *small, device, *recipe], 45, tables_of, lego[1]),
     ]
 
 
@@ -216,12 +221,11 @@ def run_part(part: Part, folder: Path, seconds_left: float, environment: dict[st
         words.append(f"--junitxml={file}")
     elif words[0] in (str(BENCH), str(OPS)):
         words += ["--json", str(file)]
-    # A tool that runs another program stands as it is; what is ours is given to this Python.
-    command = words if Path(words[0]).name == "compute-sanitizer" else [sys.executable, *words]
     started = time.perf_counter()
     limit = min(part.limit, seconds_left)
-    code, output = _run(command, limit, folder / f"{part.name}.log", environment)
-    result = Result(part.name, "ok", "", time.perf_counter() - started, shlex.join(command))
+    code, output = _run(words, limit, folder / f"{part.name}.log", environment)
+    result = Result(part.name, "ok", "", time.perf_counter() - started)
+    result.command = shlex.join(_command(words))
     if code is None:
         result.status, result.reason = "failed", f"took more than {limit:.0f} s and was ended"
     elif code not in part.codes:
@@ -236,12 +240,27 @@ def run_part(part: Part, folder: Path, seconds_left: float, environment: dict[st
 
 
 def _run(
-    command: Sequence[str], limit: float, log: Path, environment: dict[str, str]
+    words: Sequence[str], limit: float, log: Path, environment: dict[str, str] | None
 ) -> tuple[int | None, str]:
-    """Run a command with all that it starts; the exit status is None where time ran out."""
-    with log.open("w+", encoding="utf-8", errors="replace") as file:
+    """Run a part with all that it starts; the exit status is None where time ran out."""
+    log.touch()
+    ours = words[0] in (str(BENCH), str(OPS))
+    code = (_fork if ours else _start)(words, limit, log, environment)
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    # A tool that runs another program stands as it is; all else is given to this Python.
+    runs = Path(words[0]).name == "compute-sanitizer"
+    return list(words) if runs else [sys.executable, *words]
+
+
+def _start(
+    words: Sequence[str], limit: float, log: Path, environment: dict[str, str] | None
+) -> int | None:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command,
+            _command(words),
             cwd=ROOT,
             env=environment,
             stdout=file,
@@ -249,14 +268,46 @@ def _run(
             start_new_session=True,
         )
         try:
-            code = process.wait(limit)
+            return process.wait(limit)
         except subprocess.TimeoutExpired:
-            code = None
+            return None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _fork(
+    words: Sequence[str], limit: float, log: Path, environment: dict[str, str] | None
+) -> int | None:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(IMPORTED))
+    process = server.Process(target=_be, args=(words, log, environment or dict(os.environ)))
+    process.start()
+    try:
+        process.join(limit)
+        return process.exitcode
+    finally:
+        if process.exitcode is None:
+            with suppress(ProcessLookupError):  # one that has no group yet has started nothing
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
+            process.join()
+
+
+def _be(words: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    """Become a script of ours, in a process that was forked."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    if "libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8"):
+        # Something that was imported has looked for a GPU: what is forked from it can use none.
+        os.execv(sys.executable, _command(words))
+    sys.argv = list(words)
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def write(out: Path, header: dict[str, str], results: Sequence[Result]) -> None:

@@ -34,6 +34,7 @@ from nerftrain.types import Samples
 CALLS = 10  # whose mean is a time, of the fastest of ROUNDS
 ROUNDS = 3
 WITH_ROOMS = ("march_to", "select")  # take a room as their last argument
+MANY = 16  # times as many rays as in a step, of which launching and waiting are a small part
 ASKING = ("next_round", "take", "pack_grid", "visible_cells")  # cannot be recorded, or never are
 CELL_FLOPS = 60  # of visible_cells for a cell and a camera, counted in the source
 SETTLING, TRACED = 24, 20  # steps until steps are recorded, and of the trace
@@ -116,6 +117,17 @@ def with_rooms(case: Case) -> Case:
         return case
     number = len(tensors(bench.op_and_reference(case)[0](*case.arguments))[0])
     return case._replace(arguments=(*case.arguments, number))
+
+
+def of_many_rays(composite: Case) -> Case:
+    """Repeat what a step composites: a view's rays, say, where a step's are done in no time."""
+    *values, samples = composite.arguments
+    leaves = [torch.cat([value.detach()] * MANY).requires_grad_() for value in values]
+    counts = samples.offsets.diff().repeat(MANY)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rays = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    more = Samples(samples.t_starts.repeat(MANY), samples.t_ends.repeat(MANY), rays, offsets)
+    return Case("composite", f"R={len(counts)} N={len(more)}", (*leaves, more), leaves)
 
 
 def _gradients(case: Case, output: Any) -> Callable[[], Sequence[Tensor]]:
@@ -308,11 +320,16 @@ def against_floors(cases: Sequence[Case], top: Ceilings) -> Table:
     """Time each op and say how near it comes to its floor."""
     rows: list[Row] = []
     for case in cases:
-        output = bench.op_and_reference(case)[0](*case.arguments)
-        lows = floors(case, tensors(output), top)
-        figures: list[float | None] = []
-        for seconds, low in zip(_times(with_rooms(case)), lows[:2], strict=False):
-            figures += [1e3 * seconds, 1e3 * low, low / seconds]
+        # Without what autograd keeps of them: it is bound to this stream, which is not recorded.
+        with torch.no_grad():
+            outputs = tensors(bench.op_and_reference(case)[0](*case.arguments))
+        lows = floors(case, outputs, top)
+        figures: list[float | str | None] = []
+        try:
+            for seconds, low in zip(_times(with_rooms(case)), lows[:2], strict=False):
+                figures += [1e3 * seconds, 1e3 * low, low / seconds]
+        except RuntimeError as error:  # of one op, which must not cost the others
+            figures = [f"failed: {error}".splitlines()[0]]
         rows.append((case.op, case.size, lows[2], *figures, *[None] * (6 - len(figures))))
     note = (
         f"Mean of {CALLS} calls in a row, on a GPU replayed as in a recorded step, so without the "
@@ -410,6 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Bench(arguments.overrides, arguments.warmup, 1)
     library.set_mode("native")  # an op that is not there must not pass for one that agrees
     cases = bench.op_cases(run)
+    cases += [of_many_rays(case) for case in cases if case.op == "composite"]
     done(agreement(cases))
     top = ceilings(run.device, QUICK if arguments.quick else FULL)
     done(ceiling_table(top, run.device))

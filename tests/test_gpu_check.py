@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import time
@@ -134,6 +135,21 @@ def test_a_case_moves_with_what_gradients_are_taken_to(ops):
     assert copy.leaves[0] is copy.arguments[1][0]
     assert copy.leaves[0] is not leaf
     assert copy.leaves[0].requires_grad
+
+
+def test_a_step_s_rays_are_repeated(ops, script):
+    samples = ops.Samples(
+        torch.tensor([0.0, 1.0, 0.5]),
+        torch.tensor([1.0, 2.0, 1.0]),
+        torch.tensor([0, 0, 2]),
+        torch.tensor([0, 2, 2, 3]),
+    )
+    values = [torch.rand(3, requires_grad=True), torch.rand(3, 3, requires_grad=True)]
+    many = ops.of_many_rays(ops.Case("composite", "", (*values, samples), values))
+    once = ops.results(ops.Case("composite", "", (*values, samples), values))
+    results = [[*itertools.chain(*of)] for of in (ops.results(many), once)]
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(whole, torch.cat([part] * ops.MANY))
 
 
 def test_what_measures_no_time_runs_beside_others_that_do_not(script, tmp_path):
