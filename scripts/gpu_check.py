@@ -28,9 +28,9 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def _tests(options: argparse.Namespace) -> Part:
     without = ["-p", "no:cacheprovider", "--ignore=tests/ops/test_cuda_build.py"]
     without += ["-o", "addopts=--import-mode=importlib"]
     if importlib.util.find_spec("xdist"):  # one after the other they take minutes
-        without += ["-n", str(min(8, max(1, (os.cpu_count() or 1) // 2)))]
+        without += ["-n", str(min(14, max(1, (os.cpu_count() or 1) - 2)))]
     command = ["-m", "pytest", "-q", "-k", options.device, *without, *which]
     return Part("tests", command, 150, tests_of, codes=(0, 1), timed=False)
 
@@ -225,7 +225,7 @@ def run_part(part: Part, folder: Path, seconds_left: float, environment: dict[st
     limit = min(part.limit, seconds_left)
     code, output = _run(words, limit, folder / f"{part.name}.log", environment)
     result = Result(part.name, "ok", "", time.perf_counter() - started)
-    result.command = shlex.join(_command(words))
+    result.command = shlex.join(_shown(words))
     if code is None:
         result.status, result.reason = "failed", f"took more than {limit:.0f} s and was ended"
     elif code not in part.codes:
@@ -253,6 +253,12 @@ def _command(words: Sequence[str]) -> list[str]:
     # A tool that runs another program stands as it is; all else is given to this Python.
     runs = Path(words[0]).name == "compute-sanitizer"
     return list(words) if runs else [sys.executable, *words]
+
+
+def _shown(words: Sequence[str]) -> list[str]:
+    """Write a command as it would be typed here."""
+    short = [word.removeprefix(f"{ROOT}{os.sep}") for word in _command(words)]
+    return ["python" if word == sys.executable else word for word in short]
 
 
 def _start(
@@ -305,6 +311,7 @@ def _be(words: Sequence[str], log: Path, environment: dict[str, str]) -> None:
         os.dup2(file.fileno(), sys.stderr.fileno())
     if "libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8"):
         # Something that was imported has looked for a GPU: what is forked from it can use none.
+        print("gpu_check: begun anew, for an import has looked for a GPU", flush=True)
         os.execv(sys.executable, _command(words))
     sys.argv = list(words)
     runpy.run_path(words[0], run_name="__main__")
@@ -324,6 +331,21 @@ def write(out: Path, header: dict[str, str], results: Sequence[Result]) -> None:
     summary = report.markdown_table(("part", "status", "seconds", "reason"), rows)
     text = "\n\n".join(["# GPU check", about, summary, *sections]) + "\n"
     (out / "gpu_check.md").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def environment(**more: str) -> Iterator[None]:
+    """Set variables for a while."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def header(argv: Sequence[str]) -> dict[str, str]:
@@ -391,11 +413,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         options.cache = options.cache or Path(temporary)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {**os.environ, "PYTHONPATH": path, "NERFTRAIN_CACHE": str(options.cache)}
+        before = filter(None, [os.environ.get("PYTHONPATH")])
+        path = os.pathsep.join([str(ROOT), str(BENCH.parent), *before])
+        # What others are forked from may count GPUs, but not use any.
+        more = {"PYTHONPATH": path, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        env = {**os.environ, **more, "NERFTRAIN_CACHE": str(options.cache)}
         only = options.only.split(",") if options.only else None
         work = [part for part in parts(options) if only is None or part.name in only]
-        well = check(work, options.out, header(argv), options.seconds, env)
+        with environment(**more):
+            well = check(work, options.out, header(argv), options.seconds, env)
     print(f"gpu_check: see {options.out / 'gpu_check.md'}")
     return 0 if well else 1
 

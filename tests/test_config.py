@@ -319,13 +319,13 @@ def test_broken_yaml_is_one_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "size"),
     [
-        (["scene=lego", "trainer.max_seconds=15"], 17),
-        (["scene=lego", "trainer.max_seconds=60"], 18),
-        (["scene=lego", "trainer.max_seconds=300"], 18),
+        (["scene=lego", "trainer.max_seconds=15"], 18),
+        (["scene=lego", "trainer.max_seconds=60"], 19),
+        (["scene=lego", "trainer.max_seconds=300"], 19),
         (["scene=lego", "trainer.max_seconds=3000"], 19),
         (["scene=lego", "trainer.max_seconds=null"], 20),
-        (["scene=mip360/garden", "trainer.max_seconds=60"], 18),  # which names its own time
-        (["scene=dnerf/hook", "trainer.max_seconds=60"], 18),
+        (["scene=mip360/garden", "trainer.max_seconds=15"], 19),  # which names its own time
+        (["scene=dnerf/hook", "trainer.max_seconds=15"], 19),
         (["scene=lego", "model.encoding.log2_table_size=14"], 14),
     ],
 )
@@ -338,15 +338,16 @@ def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nerftrain.composition._has_gpu", lambda: True)
     overrides = ["scene=lego", "trainer.max_seconds=60"]
     assert compose(overrides).model.encoding.log2_table_size == 20
-    assert compose([*overrides, "runtime=cpu"]).model.encoding.log2_table_size == 18
-    layouts = [
-        compose([*overrides, *more]).model.encoding.num_levels for more in ([], ["runtime=cpu"])
+    assert compose([*overrides, "runtime=cpu"]).model.encoding.log2_table_size == 19
+    finest = [
+        compose([*overrides, *more]).model.encoding.finest_resolution
+        for more in ([], ["runtime=cpu"])
     ]
-    assert layouts == [8, 6]
+    assert finest == [2048, 512]
     steps = [compose([*overrides, *more]).trainer for more in ([], ["runtime=cpu"])]
     assert [step.sample_budget for step in steps] == [262144, 32768]
     assert [step.max_rays for step in steps] == [131072, 32768]
-    assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 18
+    assert compose(["scene=mip360/garden"]).model.encoding.log2_table_size == 19
 
 
 def test_moments_follow_the_time_and_the_model():

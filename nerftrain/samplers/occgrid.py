@@ -379,15 +379,19 @@ class OccGrid(Sampler):
         self, occupancy: Tensor, rays: Rays, samples: Samples, density: Tensor
     ) -> None:
         looked_at = (samples.t_starts, samples.t_ends, samples.ray_indices)
-        if samples.whole is None:
+        used = None if samples.whole is None else used_rows(samples)
+        if used is None:
             rows = (density != UNSEEN).nonzero().squeeze(1)
             looked_at = tuple(column[rows] for column in looked_at)
-            depth = density[rows] * self.march.step
-        else:
-            # Below all that cells know, so that rows of nobody raise none.
-            depth = torch.where(used_rows(samples), density * self.march.step, UNKNOWN)
+            density = density[rows]
         positions, _, _ = sample_points(rays, *looked_at)
-        occupancy.scatter_reduce_(0, self._cells_at(positions), depth, "amax")
+        cells, depth = self._cells_at(positions), density * self.march.step
+        if used is not None:
+            # Rows of nobody raise no cell, being below all that any knows; but each has its own:
+            # they lie in one place, and a GPU would go to one cell for half a million of them.
+            anywhere = torch.arange(len(cells), device=cells.device) % len(occupancy)
+            cells, depth = torch.where(used, cells, anywhere), torch.where(used, depth, UNKNOWN)
+        occupancy.scatter_reduce_(0, cells, depth, "amax")
 
     def _cells_at(self, points: Tensor) -> Tensor:
         """Find the finest cells [M] that hold points [M, 3] of the outermost box."""
