@@ -149,6 +149,8 @@ def test_an_image_drawn_by_one_op_is_the_one_that_samples_make(monkeypatch, extr
 def fog(monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Batch, list[int]]:
     """A run whose rays end within samples, some of its rays, and how often a field is revisited."""
     small = ["model.encoding.log2_table_size=10", "sampler.grid.resolution=32"]
+    # How thick the fog is follows from these, whatever presets say.
+    small += ["model.encoding.num_levels=6", "sampler.steps_per_diagonal=384"]
     run = assemble(compose(["scene=demo", "model=ngp", "runtime=cpu", *small]))
     run.model.encoding.table.data.uniform_(0, 2)  # type: ignore[union-attr]
     run.model.density_mlp.weights[1].data[0] += 0.3  # type: ignore[union-attr]

@@ -66,6 +66,7 @@ def test_a_warp_starts_as_the_identity_and_learns_in_every_layer() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in warp.parameters())
 
 
+@pytest.mark.usefixtures("single_precision")
 @EACH
 def test_density_and_colour_follow_time(variant: str) -> None:
     model = make(VARIANTS[variant])
