@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -162,3 +164,37 @@ def make_grid(device: torch.device) -> Callable[..., Grid]:
         return pack_grid(flags.to(device), aabb)
 
     return make
+
+
+class Rounded(torch.autograd.Function):
+    """To bfloat16; gradients too, or as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, both: bool) -> Tensor:
+        ctx.both = both
+        return x.float().bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (v.float().bfloat16().to(v.dtype) if ctx.both else v), None
+
+
+def rounded_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """What goes into a product is rounded, forward and back; sums are not."""
+    for number, weight in enumerate(weights):
+        x = Rounded.apply(x.relu() if number else x, True) @ Rounded.apply(weight, False).T
+    return x
+
+
+@pytest.fixture
+def rounded_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], AbstractContextManager]:
+    """Lets references round as kernels in bfloat16 do, within a context, where told to."""
+
+    @contextmanager
+    def rounding(wanted: bool) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            if wanted:
+                patch.setattr("nerftrain.ops.ngp.mlp", rounded_mlp)
+            yield
+
+    return rounding

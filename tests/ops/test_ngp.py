@@ -12,9 +12,9 @@ from nerftrain.ops.ngp import ngp, ngp_density, ngp_density_reference, ngp_refer
 # no vector.
 SHAPES = [(32, 64, 2, 15, 3, 4), (48, 64, 2, 15, 3, 4), (7, 5, 1, 2, 3, 1), (9, 17, 3, 4, 20, 3)]
 # bfloat16 has eight bits: weights and activations are rounded to them, sums of products are not.
-# Gradients are compared where terms of either sign cancel.
-TOLERANCE = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 3e-2}
-OF_GRADIENTS = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 1e-1}
+# Gradients, whose terms of either sign cancel, are compared with those of the same roundings.
+TOLERANCE = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 3e-2, 64: 3e-2}
+OF_GRADIENTS = {4: 2e-5, 8: 2e-5, 16: 2e-5, 32: 2e-2, 64: 2e-2}
 
 
 def inputs(shape: tuple[int, ...], num: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -53,11 +53,14 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("num", [1, 95, 97, 3000])  # tiles have 96 samples
-def test_the_fused_networks_equal_the_unfused_ones_forward_and_backward(lanes, shape, num):
+def test_the_fused_networks_equal_the_unfused_ones_forward_and_backward(
+    lanes, rounded_networks, shape, num
+):
     actual, expected = gradients(shape, num, lanes), gradients(shape, num, None)
-    errors = list(map(error, actual, expected))
-    assert max(errors[:2]) < TOLERANCE[lanes]
-    assert max(errors[2:]) < OF_GRADIENTS[lanes]
+    assert max(map(error, actual[:2], expected[:2])) < TOLERANCE[lanes]
+    with rounded_networks(lanes >= 32):
+        expected = gradients(shape, num, None)
+    assert max(map(error, actual[2:], expected[2:])) < OF_GRADIENTS[lanes]
 
 
 @pytest.mark.parametrize("num", [0, 1, 97, 3000])
