@@ -46,7 +46,7 @@ TESTS = tuple(
     f"tests/{part}" for part in ("ops", "nerfacc", "samplers", "models", "test_recording.py")
 )
 MARKS = (5, 15, 30, 60)  # seconds of training on lego
-IMPORTED = ("bench", "gpu_ops", "torchmetrics")  # once for all parts: half a minute and more
+IMPORTED = ("bench", "gpu_ops", "torchmetrics")  # once, for all parts that are forked
 LEAST = 5.0  # seconds without which no part is begun
 QUICK = (  # overrides
     "model.encoding.log2_table_size=10",

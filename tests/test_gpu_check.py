@@ -137,7 +137,7 @@ def test_a_case_moves_with_what_gradients_are_taken_to(ops):
     assert copy.leaves[0].requires_grad
 
 
-def test_a_step_s_rays_are_repeated(ops, script):
+def test_the_rays_of_a_step_are_repeated(ops):
     samples = ops.Samples(
         torch.tensor([0.0, 1.0, 0.5]),
         torch.tensor([1.0, 2.0, 1.0]),

@@ -187,14 +187,13 @@ def rounded_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 @pytest.fixture
-def rounded_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], AbstractContextManager]:
-    """Lets references round as kernels in bfloat16 do, within a context, where told to."""
+def rounded_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager]:
+    """Lets references round as kernels in bfloat16 do, within a context."""
 
     @contextmanager
-    def rounding(wanted: bool) -> Iterator[None]:
+    def rounding() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            if wanted:
-                patch.setattr("nerftrain.ops.ngp.mlp", rounded_mlp)
+            patch.setattr("nerftrain.ops.ngp.mlp", rounded_mlp)
             yield
 
     return rounding
