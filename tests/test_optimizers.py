@@ -11,6 +11,7 @@ from nerftrain.ops import adam as adam_module
 from nerftrain.ops import library
 from nerftrain.ops.adam import (
     AdamRates,
+    adam_reference,
     adam_step,
     half_copy,
     refresh_half_copies,
@@ -82,6 +83,35 @@ def test_without_skipping_momentum_goes_on() -> None:
     field.table.grad = torch.zeros(64, 4)
     optimizer.step()
     assert not torch.equal(field.table, before)
+
+
+@pytest.mark.parametrize(("decay", "eps"), [(0.0, 1e-15), (1e-2, 1e-15), (0.0, 1e-2)])
+def test_entries_at_rest_stay_and_others_do_what_the_reference_says(decay, eps) -> None:
+    entries = torch.arange(1000)
+    seen_at = torch.where(entries < 500, entries // 100, 99)  # in blocks, and half of them never
+    start = 5 + torch.rand(1000)  # decay does not bring it to zero, around which it would swing
+    moves = [{"p": start.clone(), "m": torch.zeros(1000), "v": torch.zeros(1000)} for _ in "ab"]
+    moves[0]["m"][700:710] = moves[1]["m"][700:710] = 1e-3  # as a run before has left it
+    moves[0]["v"][720:730] = moves[1]["v"][720:730] = 1e-9
+    rates = AdamRates(lr=0.01, beta1=0.5, beta2=0.6, eps=eps, weight_decay=decay, skip=False)
+    for step in range(1, 300):
+        gradient = torch.where(seen_at == step % 50, torch.randn(1000), 0.0)
+        for move, one in zip(moves, (adam_step, adam_reference), strict=True):
+            one(move["p"], gradient.clone(), move["m"], move["v"], rates, step)
+    ours, theirs = moves
+    for name, values in ours.items():
+        torch.testing.assert_close(values, theirs[name], rtol=1e-4, atol=1e-6)
+    if decay == 0:
+        assert torch.equal(ours["p"][730:], start[730:])
+        assert not (ours["p"][:500] == start[:500]).any()
+        assert not (ours["p"][700:710] == start[700:710]).any()
+
+
+def test_a_step_leaves_the_smallest_numbers_to_others() -> None:
+    zeros, tiny = torch.zeros(64), torch.full((64,), 1e-40)
+    rates = AdamRates(lr=0.01, beta1=0.9, beta2=0.99, eps=1e-15, weight_decay=0.0, skip=False)
+    adam_step(zeros.clone(), tiny, zeros.clone(), zeros.clone(), rates, 1)
+    assert (tiny * 0.5 > 0).all()
 
 
 def test_the_table_does_not_decay() -> None:
