@@ -276,7 +276,7 @@ def _parts(run: trainer.Run, tally: Tally) -> Iterator[tuple[Any, str, str]]:
 def stages(arguments: argparse.Namespace) -> list[Table]:
     """Time the stages of a training step."""
     steps = arguments.steps
-    bench = Bench(arguments.overrides, arguments.warmup, 2 * steps)
+    bench = Bench(arguments.overrides, arguments.warmup, 3 * steps)
     run, timers = bench.run, Stages(bench.device)
     _progress(f"measuring {steps} steps without and {steps} with timers")
     plain, memory = bench.train(steps), report.peak_memory_bytes()
@@ -288,6 +288,8 @@ def stages(arguments: argparse.Namespace) -> list[Table]:
         Table("Stages of a step", note, ("stage", "ms per step", "share %"), timers.rows(steps)),
         _throughput(plain, timed, memory),
     ]
+    if bench.device.type == "cpu":
+        tables.append(_overhead(bench, steps))
     return tables + ([_discarded(bench)] if isinstance(run.sampler, OccGrid) else [])
 
 
@@ -303,6 +305,21 @@ def _throughput(plain: Tally, timed: Tally, memory: int | None) -> Table:
     rows.append(("peak memory of the process, GiB", None if memory is None else memory / 2**30))
     note = "By the trainer's own clock, without timers, over the steps just before those above."
     return Table("Throughput", note, ("figure", "value"), rows)
+
+
+def _overhead(bench: Bench, steps: int) -> Table:
+    """Tell what compiled ops and torch's own leave to Python and the framework."""
+    _progress(f"measuring {steps} steps with torch's profiler")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step = sum(bench.train(steps).milliseconds) / steps
+    spent = Counter[str]()
+    for event in profiler.key_averages():
+        spent[event.key.partition("::")[0]] += event.self_cpu_time_total / 1000 / steps
+    own, torchs = spent["nerftrain"], spent["aten"]
+    parts = {"compiled ops": own, "torch's own ops": torchs, "all else": step - own - torchs}
+    rows = [(name, milliseconds, 100 * milliseconds / step) for name, milliseconds in parts.items()]
+    note = f"Mean of {steps} more steps by torch's profiler, which takes time itself."
+    return Table("Who takes a step's time", note, ("who", "ms per step", "share %"), rows)
 
 
 def _discarded(bench: Bench) -> Table:

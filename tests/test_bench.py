@@ -91,6 +91,9 @@ def test_stages_count_rays_samples_and_what_the_grid_discards(bench: Bench) -> N
         (per_step,), (per_second,) = figures[f"{name} per step"], figures[f"{name} per second"]
         assert per_step > 0
         assert per_second == pytest.approx(per_step / figures["ms per step"][0] * 1000)
+    shares = table(document, "Who takes a step's time")
+    assert all(share > 0 for _, share in shares.values())
+    assert sum(share for _, share in shares.values()) == pytest.approx(100)
     per_ray, discarded = zip(*table(document, "Discarded samples").values(), strict=True)
     assert list(per_ray) == sorted(per_ray, reverse=True)
     assert discarded[0] == 0
