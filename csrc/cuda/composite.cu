@@ -1,6 +1,5 @@
-// Compositing with a team of lanes for each ray, which take neighbouring samples and scan over them: eight lanes where
-// rays have few samples, since what a warp does costs the same however few of its lanes have one, else all 32. Float64
-// goes ray by ray.
+// Compositing with a team of lanes for each ray, which take neighbouring samples and scan over them. Float64 goes ray
+// by ray.
 #include "../operators/composite.h"
 #include "backend.h"
 #include "warp.h"
@@ -28,15 +27,19 @@ struct Team {
   }
 };
 
-// K channels; 0: as many as there are, in a pass of their own that adds them up in the same order.
+constexpr int kSums = 8;  // of a ray, no more than a team has lanes
+
+// K channels; 0: as many as there are, in a pass of their own that adds them up in the same order. The distortion's
+// double sum goes by the gaps between neighbouring midpoints, each of which lies between all that is in front of it and
+// all that is behind: sum_ij w_i w_j |m_i - m_j| = 2 sum_i (m_i - m_{i-1}) (1 - T_i) (T_i - T_end).
 template <int K, int kTeam>
 __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<float> body) {
   const PackedRays<float>& in = body.in;
   const Team<kTeam> team(num_rays, in.offsets);
   const int64_t r = team.ray, first = team.first, last = team.last;
   const int lane = team.lane;
-  float color[K ? K : 1] = {}, sum_w = 0, sum_wm = 0, spread = 0;  // of this lane's samples
-  float arriving = 1, before_w = 0, before_wm = 0;                 // of all samples before these
+  float sums[kSums] = {}, behind = 0;  // of this lane's samples: channels, weight, depth, spread
+  float arriving = 1, middle = 0;      // behind all samples before these, and of the last of them
   for (int64_t base = first; team.any(base < last); base += kTeam) {
     const int64_t i = base + lane;
     const bool there = i < last;
@@ -45,41 +48,37 @@ __global__ void composite_forward_kernel(int64_t num_rays, CompositeForward<floa
     const float kept = there ? in.kept_of(i) : 1;
     const float kept_so_far = product_so_far<kTeam>(kept, lane);
     const float light = arriving * of_lane_before(kept_so_far, lane, 1);
-    const float w = light * (1 - kept), wm = w * mid;
-    const float w_so_far = sum_so_far<kTeam>(w, lane), wm_so_far = sum_so_far<kTeam>(wm, lane);
-    const float w_before = before_w + of_lane_before(w_so_far, lane, 0);
-    const float wm_before = before_wm + of_lane_before(wm_so_far, lane, 0);
+    const float w = light * (1 - kept), gap = mid - of_lane_before(mid, lane, middle);
     if (there) {
       body.alphas[i] = 1 - kept;
       body.arriving[i] = light;
       body.weights[i] = w;
 #pragma unroll
-      for (int k = 0; k < K; ++k) color[k] += w * in.channels[i * K + k];
-      spread += 2 * w * (mid * w_before - wm_before) + w * w * dt * (1.f / 3);
-      sum_w += w;
-      sum_wm += wm;
+      for (int k = 0; k < K; ++k) sums[k] += w * in.channels[i * K + k];
+      sums[K] += w;
+      sums[K + 1] += w * mid;
+      sums[K + 2] += 2 * gap * (1 - light) * light + w * w * dt * (1.f / 3);
+      behind += 2 * gap * (1 - light);
     }
     arriving *= of_last<kTeam>(kept_so_far);
-    before_w += of_last<kTeam>(w_so_far);
-    before_wm += of_last<kTeam>(wm_so_far);
+    middle = of_last<kTeam>(mid);
   }
-  for (int64_t k = 0; K == 0 && k < in.num_channels; ++k) {
-    float sum = 0;
-    for (int64_t i = first + lane; i < last; i += kTeam) sum += body.weights[i] * in.channels[i * in.num_channels + k];
-    sum = team_sum<kTeam>(sum);
-    if (lane == 0 && team.there) body.channels[r * in.num_channels + k] = sum;
+  sums[K + 2] -= behind * arriving;
+  for (int64_t k = 0; K == 0 && k < in.num_channels; k += kSums) {
+    float some[kSums] = {};
+    for (int64_t i = first + lane; i < last; i += kTeam)
+#pragma unroll
+      for (int j = 0; j < kSums; ++j)
+        if (k + j < in.num_channels) some[j] += body.weights[i] * in.channels[i * in.num_channels + k + j];
+    const float own = team_sums<kTeam>(some, lane);
+    if (team.there && lane < kSums && k + lane < in.num_channels) body.channels[r * in.num_channels + k + lane] = own;
   }
-#pragma unroll
-  for (int k = 0; k < K; ++k) color[k] = team_sum<kTeam>(color[k]);
-  sum_w = team_sum<kTeam>(sum_w);
-  sum_wm = team_sum<kTeam>(sum_wm);
-  spread = team_sum<kTeam>(spread);
-  if (lane || !team.there) return;
-#pragma unroll
-  for (int k = 0; k < K; ++k) body.channels[r * K + k] = color[k];
-  body.opacity[r] = sum_w;
-  body.depth[r] = sum_wm;
-  body.distortion[r] = spread;
+  const float own = team_sums<kTeam>(sums, lane);
+  if (!team.there) return;
+  if (lane < K) body.channels[r * K + lane] = own;
+  if (lane == K) body.opacity[r] = own;
+  if (lane == K + 1) body.depth[r] = own;
+  if (lane == K + 2) body.distortion[r] = own;
 }
 
 // From the back, as many samples at a time as a team has lanes; the letters are those of CompositeBackward.
@@ -142,28 +141,34 @@ __global__ void composite_backward_kernel(int64_t num_rays, CompositeBackward<fl
 
 struct CudaComposite : Cuda {
   using Cuda::for_each;
-  static constexpr int kFew = 8;  // lanes
 
-  // A team for each ray: of few lanes where rays have few samples in the mean.
+  // A team for each ray, of as many lanes as rays have samples in the mean: what a warp does costs the same however few
+  // of its lanes have one.
   template <class Body>
-  static void launch_teams(const torch::stable::Tensor& samples, int64_t num_rays, void (*few)(int64_t, Body),
-                           void (*all)(int64_t, Body), const Body& body) {
+  static void launch_teams(const torch::stable::Tensor& samples, int64_t num_rays, void (*of_8)(int64_t, Body),
+                           void (*of_16)(int64_t, Body), void (*of_32)(int64_t, Body), const Body& body) {
     if (num_rays == 0) return;
-    const bool long_rays = samples.size(0) / num_rays > kFew;
-    launch(samples, long_rays ? all : few, grid_of(num_rays * (long_rays ? kWarp : kFew), 1), kThreads, 0, num_rays,
-           body);
+    const int64_t mean = samples.size(0) / num_rays;
+    const auto of = [&](int lanes, void (*kernel)(int64_t, Body)) {
+      launch(samples, kernel, grid_of(num_rays * lanes, 1), kThreads, 0, num_rays, body);
+    };
+    mean <= 8 ? of(8, of_8) : mean <= 16 ? of(16, of_16) : of(kWarp, of_32);
+  }
+
+  template <int K>
+  static void forward(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
+    launch_teams(like, n, composite_forward_kernel<K, 8>, composite_forward_kernel<K, 16>,
+                 composite_forward_kernel<K, kWarp>, body);
   }
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
-    if (body.in.num_channels == 3)
-      launch_teams(like, n, composite_forward_kernel<3, kFew>, composite_forward_kernel<3, kWarp>, body);
-    else
-      launch_teams(like, n, composite_forward_kernel<0, kFew>, composite_forward_kernel<0, kWarp>, body);
+    body.in.num_channels == 3 ? forward<3>(like, n, body) : forward<0>(like, n, body);
   }
 
   template <int K, bool kMore>
   static void backward(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
-    launch_teams(like, n, composite_backward_kernel<K, kMore, kFew>, composite_backward_kernel<K, kMore, kWarp>, body);
+    launch_teams(like, n, composite_backward_kernel<K, kMore, 8>, composite_backward_kernel<K, kMore, 16>,
+                 composite_backward_kernel<K, kMore, kWarp>, body);
   }
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {

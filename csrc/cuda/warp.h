@@ -23,6 +23,25 @@ __device__ __forceinline__ float team_sum(float x) {
   return x;
 }
 
+// The sums over a team of kSums numbers, a power of two and no more than the team has lanes; lane l gets the sum of
+// numbers[l % kSums]. Each exchange halves the numbers that a lane still adds up.
+template <int kTeam, int kSums>
+__device__ __forceinline__ float team_sums(float (&numbers)[kSums], int lane) {
+#pragma unroll
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    const bool upper = lane & half;
+#pragma unroll
+    for (int k = 0; k < half; ++k) {
+      const float kept = upper ? numbers[k + half] : numbers[k], given = upper ? numbers[k] : numbers[k + half];
+      numbers[k] = kept + __shfl_xor_sync(kAll, given, half);
+    }
+  }
+  float sum = numbers[0];
+#pragma unroll
+  for (int step = kSums; step < kTeam; step *= 2) sum += __shfl_xor_sync(kAll, sum, step);
+  return sum;
+}
+
 // What the last lane of a team has.
 template <int kTeam>
 __device__ __forceinline__ float of_last(float x) {
