@@ -58,11 +58,18 @@ def _by_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
     """
     hints = [OmegaConf.select(_root_, f"{group}.hints.seconds") for group in ("model", "scene")]
     said = next((seconds for seconds in hints if seconds is not None), None)
-    seconds = OmegaConf.select(_root_, "trainer.max_seconds") if said is None else said
-    limit = float("inf") if seconds is None else float(seconds)
-    if said is None and _by_device({"cpu": False, "cuda": True}, _root_=_root_):
-        limit *= _GPU
-    return table[min((key for key in table if limit <= float(key)), key=float)]
+    return _by_own_time(table, _root_=_root_) if said is None else _first_from(table, said)
+
+
+def _by_own_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
+    """Choose as `by_time` does, whatever scenes and models say."""
+    seconds = OmegaConf.select(_root_, "trainer.max_seconds")
+    factor = _by_device({"cpu": 1.0, "cuda": _GPU}, _root_=_root_)
+    return _first_from(table, float("inf") if seconds is None else factor * float(seconds))
+
+
+def _first_from(table: Mapping[Any, Any], seconds: float) -> Any:
+    return table[min((key for key in table if float(seconds) <= float(key)), key=float)]
 
 
 def _by_device(table: Mapping[str, Any], *, _root_: DictConfig) -> Any:
@@ -78,6 +85,7 @@ def _has_gpu() -> bool:
 
 
 OmegaConf.register_new_resolver("by_time", _by_time, replace=True)
+OmegaConf.register_new_resolver("by_own_time", _by_own_time, replace=True)
 OmegaConf.register_new_resolver("by_device", _by_device, replace=True)
 
 

@@ -114,6 +114,25 @@ def test_a_step_leaves_the_smallest_numbers_to_others() -> None:
     assert (tiny * 0.5 > 0).all()
 
 
+def test_a_warp_learns_at_its_own_rate() -> None:
+    class Moving(Field):
+        def __init__(self) -> None:
+            super().__init__()
+            self.warp = torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)})
+
+    field = Moving()
+    before = {name: p.detach().clone() for name, p in field.named_parameters()}
+    optimizer = adam(0.01, 1e-15, 0.0, [0.9, 0.99], False, 0.1, model=field)
+    for parameter in field.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in field.named_parameters():  # a first step is as long as the rate
+        step = 0.001 if name.startswith("warp.") else 0.01
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, step))
+    alike = adam(0.01, 1e-15, 0.0, [0.9, 0.99], False, model=field)
+    assert len(alike.param_groups) == len(optimizer.param_groups) - 1
+
+
 def test_the_table_does_not_decay() -> None:
     field = Field()
     optimizer = optimizer_of(field, skip=False, weight_decay=1.0)
@@ -125,7 +144,8 @@ def test_the_table_does_not_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"eps": -1.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}]
+    "wrong",
+    [{"lr": 0.0}, {"eps": -1.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"warp_lr": 0.0}],
 )
 def test_rates_that_make_no_sense_are_refused(wrong: dict) -> None:
     rates = {

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 from nerftrain import recording, trainer
 from nerftrain.composition import compose
 from nerftrain.config import assemble, create_run_dir
+from nerftrain.models.ngp import NGP
 from nerftrain.ops import library
 from nerftrain.optimizers import Adam
 from nerftrain.recording import AGAIN, RECORDS, Counts, Pace, Recorder
@@ -116,16 +117,18 @@ _assign = Tensor.__setitem__
 
 
 @pytest.mark.parametrize(
-    ("model", "sampler", "moving"),
+    ("model", "sampler", "motion"),
     [
-        *((model, sampler, False) for model in MODELS for sampler in SAMPLERS),
-        *((model, "occgrid", True) for model in MODELS),
+        *((model, sampler, []) for model in MODELS for sampler in SAMPLERS),
+        *(("ngp", "occgrid", [f"model.motion={motion}"]) for motion in ("spacetime", "warp")),
+        ("mlp", "occgrid", ["model.warp.depth=2"]),
     ],
 )
 def test_a_step_with_a_room_depends_on_no_number_of_the_device(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, model: str, sampler: str, moving: bool
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, model: str, sampler: str, motion: list[str]
 ) -> None:
-    run = make_run(model, sampler, "trainer.distortion_weight=0.01", moving=moving)
+    more = ["trainer.distortion_weight=0.01", *motion]
+    run = make_run(model, sampler, *more, moving=bool(motion))
     state, scene = State(run), run.scene
     sizes = [split._common_size for split in scene.splits.values()]  # the host's, found only once
     library.native(torch.zeros(1))
@@ -254,8 +257,13 @@ def error_of(run: Run, num_rays: int = 500) -> float:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
-    ("sampler", "steps", "moving"),
-    [("occgrid", 40, False), ("proposal", 5, False), ("occgrid", 10, True)],
+    ("sampler", "steps", "motion"),
+    [
+        ("occgrid", 40, None),
+        ("proposal", 5, None),
+        ("occgrid", 10, "spacetime"),
+        ("occgrid", 10, "warp"),
+    ],
 )
 def test_training_goes_by_the_kernels_of_a_gpu(
     make_run: MakeRun,
@@ -263,7 +271,7 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     emulated_ops: Any,
     sampler: str,
     steps: int,
-    moving: bool,
+    motion: str | None,
 ) -> None:
     called: set[str] = set()
 
@@ -277,9 +285,12 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     small = ["trainer.sample_budget=256", f"trainer.steps={steps}", "model.width=64"]
     few = ["trainer.intervals.evaluate_seconds=null", "sampler.grid.update_every=8"]
     few = few[: 2 if sampler == "occgrid" else 1]
-    run = create_run_dir(make_run("ngp", sampler, *small, *few, moving=moving))
-    assert (run.model.spacetime is not None) == moving  # type: ignore[union-attr]
-    state, learns = State(run), sampler == "occgrid" and not moving
+    few += [f"model.motion={motion}"] if motion else []
+    run = create_run_dir(make_run("ngp", sampler, *small, *few, moving=motion is not None))
+    assert isinstance(run.model, NGP)
+    assert (run.model.spacetime is not None) == (motion == "spacetime")
+    assert (run.model.warp is not None) == (motion == "warp")
+    state, learns = State(run), sampler == "occgrid" and motion is None
     before = error_of(run) if learns else 0.0
     with trainer.Journal(run, state) as journal:
         trainer.loop(run, state, journal)
@@ -292,8 +303,9 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     assert {"draw_pixels", "over_background_fwd", "over_background_bwd", "color_error"} <= called
     if sampler == "occgrid":
         assert {"march_windows", "march_fill", "select_pick", "select_more_", "fit"} <= called
-        assert "gather_rows" in called  # kept samples find their features again
         assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
+    if sampler == "occgrid" and motion != "warp":
+        assert "gather_rows" in called  # kept samples find their features again
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
