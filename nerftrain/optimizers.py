@@ -117,15 +117,15 @@ def adam(
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"betas={betas}: need two numbers in [0, 1)")
     named = [*model.named_parameters(), *(sampler.named_parameters() if sampler else ())]
-    # A warp of its own rate only where it differs: an optimiser's state is kept by its groups.
-    warps = [p for name, p in named if name.startswith("warp.")] if warp_lr != 1 else []
-    apart = {id(p) for p in warps}
-    tables = [p for name, p in named if _is_table(name) and id(p) not in apart]
-    others = [p for name, p in named if not _is_table(name) and id(p) not in apart]
+    parts: dict[str, list[Any]] = {"table": [], "warp": [], "other": []}
+    for name, parameter in named:
+        # Apart only where its rate differs: an optimiser's state is kept by its groups.
+        kind = "warp" if warp_lr != 1 and name.startswith("warp.") else "other"
+        parts["table" if _is_table(name) else kind].append(parameter)
+    tables, warps, others = parts.values()
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": weight_decay, "skip": False}]
     if warps:
-        slower = {"lr": warp_lr * lr, "weight_decay": weight_decay, "skip": False}
-        groups.append({"params": warps, **slower})
+        groups.append({**groups[0], "params": warps, "lr": warp_lr * lr})
     if tables:
         groups.append({"params": tables, "weight_decay": 0.0, "skip": skip_unseen, "clear": True})
     return Adam(groups, {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps})

@@ -56,7 +56,7 @@ inline bool all_zero(const float* numbers) {
 }
 
 // While it is there, numbers that are too small for full precision count as zero: moments of entries that nobody sees
-// any more fade to such, with which some CPUs compute a hundred times as slowly, and at zero a block may rest.
+// any more fade to such, with which some CPUs compute far more slowly, and at zero a block may rest.
 class FlushTiny {
 #if defined(__SSE2__)
  public:

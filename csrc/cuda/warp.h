@@ -15,14 +15,6 @@ __device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp;
 // What follows goes over teams of lanes side by side, a power of two of them; all lanes of the warp take part, and
 // `lane` counts within the team.
 
-// The sum over a team, in each of its lanes.
-template <int kTeam>
-__device__ __forceinline__ float team_sum(float x) {
-#pragma unroll
-  for (int step = kTeam / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
-  return x;
-}
-
 // The sums over a team of kSums numbers, a power of two and no more than the team has lanes; lane l gets the sum of
 // numbers[l % kSums]. Each exchange halves the numbers that a lane still adds up.
 template <int kTeam, int kSums>
@@ -61,16 +53,6 @@ __device__ __forceinline__ float product_so_far(float x, int lane) {
   for (int step = 1; step < kTeam; step *= 2) {
     const float other = __shfl_up_sync(kAll, x, step);
     x = lane >= step ? x * other : x;
-  }
-  return x;
-}
-
-template <int kTeam>
-__device__ __forceinline__ float sum_so_far(float x, int lane) {
-#pragma unroll
-  for (int step = 1; step < kTeam; step *= 2) {
-    const float other = __shfl_up_sync(kAll, x, step);
-    x = lane >= step ? x + other : x;
   }
   return x;
 }
