@@ -119,15 +119,21 @@ def with_rooms(case: Case) -> Case:
     return case._replace(arguments=(*case.arguments, number))
 
 
-def of_many_rays(composite: Case) -> Case:
-    """Repeat what a step composites: a view's rays, say, where a step's are done in no time."""
-    *values, samples = composite.arguments
+def of_many_rays(case: Case) -> Case:
+    """Repeat the rays of a march or a compositing: a view's, say, where a step's take no time."""
+    if case.op == "march_to":
+        rays, jitter, *rest = case.arguments
+        repeated = torch.arange(len(rays), device=jitter.device).repeat(MANY)
+        size = f"R={len(repeated)}"
+        return case._replace(size=size, arguments=(rays[repeated], jitter[repeated], *rest))
+    *values, samples = case.arguments
     leaves = [torch.cat([value.detach()] * MANY).requires_grad_() for value in values]
     counts = samples.offsets.diff().repeat(MANY)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     rays = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     more = Samples(samples.t_starts.repeat(MANY), samples.t_ends.repeat(MANY), rays, offsets)
-    return Case("composite", f"R={len(counts)} N={len(more)}", (*leaves, more), leaves)
+    size = f"R={len(counts)} N={len(more)}"
+    return case._replace(size=size, arguments=(*leaves, more), leaves=leaves)
 
 
 def _gradients(case: Case, output: Any) -> Callable[[], Sequence[Tensor]]:
@@ -427,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Bench(arguments.overrides, arguments.warmup, 1)
     library.set_mode("native")  # an op that is not there must not pass for one that agrees
     cases = bench.op_cases(run)
-    cases += [of_many_rays(case) for case in cases if case.op == "composite"]
+    cases += [of_many_rays(case) for case in cases if case.op in ("march_to", "composite")]
     done(agreement(cases))
     top = ceilings(run.device, QUICK if arguments.quick else FULL)
     done(ceiling_table(top, run.device))

@@ -38,8 +38,24 @@ struct Lattice {
     return t <= knee ? (t - near) * inverse_step : knee_s + logf(t / knee) / log_growth;
   }
   NT_HD float start(int k) const { return t_of(float(k) + jitter); }
+  NT_HD float middle(int k) const { return 0.5f * (start(k) + start(k + 1)); }
   // The first k whose midpoint may lie beyond t: early by at most one, never late.
   NT_HD int first_after(float t, int low, int high) const { return ceil_clamped(s_of(t) - jitter - 0.55f, low, high); }
+};
+
+// The same with equal steps, to the last bit.
+struct EvenLattice {
+  float near, step, inverse_step, jitter;
+
+  NT_HD EvenLattice(float near_, float jitter_, const MarchSettings& m)
+      : near(near_), step(m.step), inverse_step(1.f / m.step), jitter(jitter_) {}
+  NT_HD float start(int k) const { return near + (float(k) + jitter) * step; }
+  NT_HD float middle(int k) const { return 0.5f * (start(k) + start(k + 1)); }
+  NT_HD int first_after(float t, int low, int high) const {
+    const float s = max_of((t - near) * inverse_step - jitter - 0.55f, float(low));
+    const int below = s < float(high) ? int(s) : high;
+    return below + (float(below) < s && below < high);
+  }
 };
 
 // Where a point is: the first box that holds it, and its cell there.
@@ -160,35 +176,107 @@ struct Marched {
   float end;
 };
 
+// The same by steps: the step to go on at.
+struct Stepped {
+  int count, next;
+};
+
+// A line through all boxes of a grid.
+struct ThroughBoxes {
+  const OccupancyGrid& g;
+  const Line& line;
+
+  NT_HD bool find(const float* p, CellPlace& place) const { return find_cell(g, p, place); }
+  NT_HD int empty_cube(const CellPlace& place) const { return nerftrain::empty_cube(g, place); }
+  NT_HD float leave(const CellPlace& place, int side, float t) const { return line.leave(g, place, side, t); }
+  NT_HD float enter(float t) const { return line.enter_any(g, g.num_levels, t); }
+};
+
+// A line through a grid's only box, which knows where it passes the walls between cells.
+struct ThroughBox {
+  const OccupancyGrid& g;
+  float first[3], cell[3];  // the distance at the box's lower face, and from wall to wall
+  int ahead[3];             // the bits of a number of cells that count: all where the line goes up, else none
+
+  NT_HD ThroughBox(const OccupancyGrid& grid, const Line& line) : g(grid) {
+    for (int a = 0; a < 3; ++a) {
+      const bool moves = line.inverse[a] != 0.f;
+      first[a] = moves ? (g.center[0][a] - g.half[0][a] - line.o[a]) * line.inverse[a] : 3.4e38f;
+      cell[a] = moves ? 2.f * g.half[0][a] / float(g.resolution[a]) * line.inverse[a] : 0.f;
+      ahead[a] = line.inverse[a] > 0.f ? -1 : 0;
+    }
+  }
+
+  // Of a cube of 4^3-bit words, `words` along an axis.
+  NT_HD static uint64_t word(const uint64_t* cube, int words, int x, int y, int z) {
+    return cube[((x >> 2) * words + (y >> 2)) * words + (z >> 2)];
+  }
+  NT_HD static bool bit(uint64_t word, int x, int y, int z) {
+    const uint32_t half = x & 2 ? uint32_t(word >> 32) : uint32_t(word);
+    return half >> ((x & 1) << 4 | (y & 3) << 2 | (z & 3)) & 1;
+  }
+
+  NT_HD bool find(const float* p, CellPlace& place) const { return find_cell_of(g, 0, p, place.c); }
+  NT_HD int empty_cube(const CellPlace& place) const {
+    const int x = place.c[0], y = place.c[1], z = place.c[2];
+    const uint64_t group = word(g.blocks, g.side >> 4, x >> 2, y >> 2, z >> 2);
+    if (!bit(group, x >> 2, y >> 2, z >> 2)) return group ? 4 : 16;
+    return bit(word(g.cells, g.side >> 2, x, y, z), x, y, z) ? 0 : 1;
+  }
+  NT_HD float leave(const CellPlace& place, int side, float) const {
+    float exit = 3.4e38f;
+    for (int a = 0; a < 3; ++a)
+      exit = min_of(first[a] + float((place.c[a] & -side) + (side & ahead[a])) * cell[a], exit);
+    return exit;
+  }
+  NT_HD float enter(float t) const { return t; }
+};
+
+// Calls emit(k, n) for every run of n steps from k on that are samples, front to back: steps that surely lie in a cell
+// are not looked at one by one.
+template <class Through, class Steps, class Emit>
+NT_HD Stepped march_runs(const Through& through, const MarchSettings& m, const Line& line, const Steps& steps, int k,
+                         float t1, float far, Emit emit) {
+  int count = 0;
+  while (k < m.max_steps && count < m.max_samples) {
+    const float mid = steps.middle(k);
+    if (!(mid < far)) break;
+    float p[3];
+    line.at(mid, p);
+    CellPlace place;
+    if (!through.find(p, place)) {
+      if (mid > t1) break;
+      // Between boxes; where only rounding put the point outside, the next step decides.
+      k = steps.first_after(min_of(through.enter(mid), t1), k + 1, m.max_steps);
+      continue;
+    }
+    const int side = through.empty_cube(place);
+    const float exit = through.leave(place, max_of(side, 1), mid);
+    const int next = steps.first_after(min_of(exit, t1), k + 1, m.max_steps);
+    const int run = side ? 0 : min_of(next - k, m.max_samples - count);
+    if (run) emit(k, run);
+    count += run;
+    k = run ? k + run : next;
+  }
+  return {count, k};
+}
+
 // Calls emit(number, t_start, t_end) for every kept sample, front to back.
 template <class Emit>
 NT_HD Marched march_steps(const OccupancyGrid& g, const MarchSettings& m, const Line& line, float t0, float t1,
                           float near, float far, float jitter, Emit emit) {
   const Lattice lattice(near, jitter, m);
   int count = 0;
-  int k = lattice.first_after(t0, 0, m.max_steps);
-  float start = lattice.start(k);
-  while (k < m.max_steps && count < m.max_samples) {
-    const float end = lattice.start(k + 1);
-    const float mid = 0.5f * (start + end);
-    if (!(mid < far)) break;
-    float p[3];
-    line.at(mid, p);
-    CellPlace place;
-    int side = 0, next = k + 1;
-    if (!find_cell(g, p, place)) {
-      if (mid > t1) break;
-      // Between boxes; where only rounding put the point outside, the next step decides.
-      next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), k + 1, m.max_steps);
-    } else if ((side = empty_cube(g, place)) != 0) {
-      next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), k + 1, m.max_steps);
-    } else {
-      emit(count++, start, end);
-    }
-    start = next == k + 1 ? end : lattice.start(next);
-    k = next;
-  }
-  return {count, start};
+  const Stepped stepped = march_runs(ThroughBoxes{g, line}, m, line, lattice, lattice.first_after(t0, 0, m.max_steps),
+                                     t1, far, [&](int k, int n) {
+                                       float start = lattice.start(k);
+                                       for (int i = 1; i <= n; ++i) {
+                                         const float end = lattice.start(k + i);
+                                         emit(count++, start, end);
+                                         start = end;
+                                       }
+                                     });
+  return {stepped.count, lattice.start(stepped.next)};
 }
 
 // The same with a sample for every occupied cell that the ray passes through: settings without a step ask for it.

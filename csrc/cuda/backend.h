@@ -38,9 +38,9 @@ struct Cuda {
     return static_cast<cudaStream_t>(stream);
   }
 
-  static dim3 grid_of(int64_t n, int num_levels) {
-    if (!fits_grid(n, kThreads) || num_levels > kMaxBlocksY) throw std::runtime_error("too large for one CUDA launch");
-    return dim3(unsigned(blocks_for(n, kThreads)), unsigned(num_levels));
+  static dim3 grid_of(int64_t n, int num_levels, int threads = kThreads) {
+    if (!fits_grid(n, threads) || num_levels > kMaxBlocksY) throw std::runtime_error("too large for one CUDA launch");
+    return dim3(unsigned(blocks_for(n, threads)), unsigned(num_levels));
   }
 
   // As many blocks as the device runs at once, `each` to a processor, but no more than there are tiles of the work.
@@ -68,8 +68,8 @@ struct Cuda {
   }
 
   template <class Body>
-  static void for_each(const torch::stable::Tensor& like, int64_t n, const Body& body) {
-    if (n) launch(like, each_kernel<Body>, grid_of(n, 1), kThreads, 0, n, body);
+  static void for_each(const torch::stable::Tensor& like, int64_t n, const Body& body, int threads = kThreads) {
+    if (n) launch(like, each_kernel<Body>, grid_of(n, 1, threads), threads, 0, n, body);
   }
 
   template <class Body>

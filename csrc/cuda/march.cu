@@ -1,12 +1,40 @@
-// Marching with a warp for each ray: lanes look at 32 neighbouring steps, and what they find is kept as bits. So rays
-// are marched once, though where their samples go follows from how many there are.
+// Marching with a thread for each ray, which keeps what it finds as bits of steps: so rays are marched once, though
+// where their samples go follows from how many there are.
 #include "../operators/march.h"
 #include "backend.h"
 #include "warp.h"
 
 namespace nerftrain {
 
-// 32 steps of a ray: the first of them in the upper 32 bits, which of them are samples in the lower.
+// What a ray has found, 32 steps at a time: the first of them in the upper 32 bits, which of them are samples in the
+// lower.
+struct WindowsOfRay {
+  int64_t* next;
+  int first = 0;
+  unsigned bits = 0;
+
+  __device__ __forceinline__ void close() {
+    if (bits) *next++ = int64_t(uint64_t(uint32_t(first)) << 32 | bits);
+    bits = 0;
+  }
+  // n steps from k on, behind all before them.
+  __device__ __forceinline__ void add(int k, int n) {
+    while (n > 0) {
+      if (!bits || k - first >= kWarp) {
+        close();
+        first = k;
+      }
+      const int place = k - first, part = min_of(n, kWarp - place);
+      bits |= kAll >> (kWarp - part) << place;
+      k += part;
+      n -= part;
+    }
+  }
+};
+
+constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
+
+template <bool kBox>  // one box and equal steps
 struct MarchWindows {
   MarchRays rays;
   int64_t most;          // windows of a ray
@@ -17,204 +45,37 @@ struct MarchWindows {
   const int32_t* begin;  // [R] the step to begin at; null: the first
   int32_t* reached;      // [R] the step to go on at after so many samples as there may be; else max_steps
 
-  __device__ __forceinline__ int begin_of(int64_t r, int first) const {
-    return begin ? max_of(first, begin[r]) : first;
-  }
-  __device__ __forceinline__ void give(int64_t r, int place, int k, unsigned bits) const {
-    windows[r * most + place] = int64_t(uint64_t(uint32_t(k)) << 32 | bits);
-  }
-  __device__ __forceinline__ void finish(int64_t r, int count, float end, int num, int next) const {
-    counts[r] = count;
+  __device__ __forceinline__ void operator()(int64_t r) const {
+    const OccupancyGrid& g = rays.grid;
+    const MarchSettings& m = rays.settings;
+    const float near = rays.near[r], far = rays.far[r];
+    float o[3], d[3];
+    for (int a = 0; a < 3; ++a) {
+      o[a] = rays.origins[3 * r + a];
+      d[a] = rays.directions[3 * r + a];
+    }
+    const Line line(o, d);
+    float t0 = near, t1 = far, end = near;
+    WindowsOfRay found{windows + r * most};
+    Stepped stepped{0, m.max_steps};
+    if (near < far && (kBox ? line.clip(g, 0, t0, t1) : line.clip(g, t0, t1))) {
+      const std::conditional_t<kBox, EvenLattice, Lattice> steps(near, rays.jitter[r], m);
+      int k = steps.first_after(t0, 0, m.max_steps);
+      if (begin) k = max_of(k, begin[r]);
+      const auto add = [&](int from, int n) { found.add(from, n); };
+      if constexpr (kBox)
+        stepped = march_runs(ThroughBox(g, line), m, line, steps, k, t1, far, add);
+      else
+        stepped = march_runs(ThroughBoxes{g, line}, m, line, steps, k, t1, far, add);
+      found.close();
+      end = steps.start(stepped.next);
+    }
+    counts[r] = stepped.count;
     ends[r] = end;
-    nums[r] = num;
-    reached[r] = next;
+    nums[r] = int(found.next - (windows + r * most));
+    reached[r] = stepped.count == m.max_samples ? stepped.next : m.max_steps;
   }
 };
-
-// The first so many of some bits.
-__device__ __forceinline__ unsigned no_more_than(int most, unsigned bits) {
-  const int lane = lane_of_warp();
-  if (__popc(bits) <= most) return bits;
-  return __ballot_sync(kAll, (bits >> lane & 1) && __popc(bits & ((1u << lane) - 1)) < most);
-}
-
-// Looks at 32 steps from k on; the same steps are samples as in march_steps.
-__global__ void march_windows_kernel(int64_t num_rays, MarchWindows body) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays) return;
-  const int lane = lane_of_warp();
-  const OccupancyGrid& g = body.rays.grid;
-  const MarchSettings& m = body.rays.settings;
-  const float near = body.rays.near[r], far = body.rays.far[r];
-  const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
-  float t0 = near, t1 = far, end = near;
-  int count = 0, num = 0, reached = m.max_steps;
-  if (near < far && line.clip(g, t0, t1)) {
-    const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = body.begin_of(r, lattice.first_after(t0, 0, m.max_steps));
-    end = lattice.start(k);
-    while (k < m.max_steps && count < m.max_samples) {
-      const int own = k + lane;
-      const float start = lattice.start(own), mid = 0.5f * (start + lattice.start(own + 1));
-      bool over = own >= m.max_steps || !(mid < far), on = false;
-      int next = own + 1;
-      if (!over) {
-        float p[3];
-        line.at(mid, p);
-        CellPlace place;
-        int side = 0;
-        if (!find_cell(g, p, place)) {
-          over = mid > t1;
-          if (lane == kWarp - 1)
-            next = lattice.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), own + 1, m.max_steps);
-        } else if ((side = empty_cube(g, place)) != 0) {
-          if (lane == kWarp - 1)
-            next = lattice.first_after(min_of(line.leave(g, place, side, mid), t1), own + 1, m.max_steps);
-        } else {
-          on = true;
-        }
-      }
-      const unsigned over_bits = __ballot_sync(kAll, over);
-      unsigned bits = __ballot_sync(kAll, on);
-      const int last = over_bits ? __ffs(int(over_bits)) - 1 : kWarp;  // the first lane that is over
-      if (last < kWarp) bits &= (1u << last) - 1;
-      bits = no_more_than(m.max_samples - count, bits);
-      count += __popc(bits);
-      if (bits) {
-        if (lane == 0) body.give(r, num, k, bits);
-        ++num;
-      }
-      if (count == m.max_samples && bits) {
-        reached = k + kWarp - __clz(int(bits));
-        end = lattice.start(reached);
-        break;
-      }
-      end = __shfl_sync(kAll, start, last % kWarp);
-      if (last < kWarp) break;
-      k = __shfl_sync(kAll, next, kWarp - 1);
-      end = lattice.start(k);
-    }
-  }
-  if (lane == 0) body.finish(r, count, end, num, reached);
-}
-
-// Bits of the blocks that have an occupied one among them and the 26 around them.
-struct Surroundings {
-  const uint64_t* blocks;  // [groups^3]
-  int groups;              // along an axis
-  uint64_t* out;           // [groups^3]
-
-  __device__ __forceinline__ uint64_t word(int x, int y, int z) const {
-    const bool there = x >= 0 && y >= 0 && z >= 0 && x < groups && y < groups && z < groups;
-    return there ? blocks[(int64_t(x) * groups + y) * groups + z] : 0;
-  }
-
-  // Each takes the neighbours along one axis in, of what those before have taken in; a word has z, then y, then x.
-  __device__ __forceinline__ uint64_t along_z(int x, int y, int z) const {
-    const uint64_t own = word(x, y, z), low = 0x1111111111111111u, high = low << 3;
-    return own | (own & ~high) << 1 | (own & ~low) >> 1 | (word(x, y, z - 1) & high) >> 3 |
-           (word(x, y, z + 1) & low) << 3;
-  }
-  __device__ __forceinline__ uint64_t along_yz(int x, int y, int z) const {
-    const uint64_t own = along_z(x, y, z), low = 0x000f000f000f000fu, high = low << 12;
-    return own | (own & ~high) << 4 | (own & ~low) >> 4 | (along_z(x, y - 1, z) & high) >> 12 |
-           (along_z(x, y + 1, z) & low) << 12;
-  }
-  __device__ __forceinline__ void operator()(int64_t i) const {
-    const int x = int(i / (groups * groups)), y = int(i / groups % groups), z = int(i % groups);
-    const uint64_t own = along_yz(x, y, z);
-    out[i] = own | own << 16 | own >> 16 | along_yz(x - 1, y, z) >> 48 | along_yz(x + 1, y, z) << 48;
-  }
-};
-
-// As march_windows_kernel, in a grid of one box by equal steps: most of all that is marched. First each lane asks
-// whether 32 steps of its own may have samples: where none of the blocks around a point has an occupied cell, nothing
-// nearer than a block has. Then the warp looks at those together.
-__global__ void march_windows_of_a_box_kernel(int64_t num_rays, MarchWindows body, const uint64_t* surroundings) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays) return;
-  const int lane = lane_of_warp();
-  const OccupancyGrid& g = body.rays.grid;
-  MarchSettings m = body.rays.settings;
-  m.cone_angle = 0;  // as it is, which the compiler is to know
-  const float near = body.rays.near[r], far = body.rays.far[r];
-  const Line line(body.rays.origins + 3 * r, body.rays.directions + 3 * r);
-  float t0 = near, t1 = far, end = near;
-  int count = 0, num = 0, reached = m.max_steps;
-  if (near < far && line.clip(g, 0, t0, t1)) {
-    const Lattice lattice(near, body.rays.jitter[r], m);
-    int k = body.begin_of(r, lattice.first_after(t0, 0, m.max_steps)), ahead = k;
-    float reach = 0;  // the most cells along an axis that 32 steps pass
-    for (int a = 0; a < 3; ++a)
-      reach = max_of(reach, fabsf(line.d[a] * g.inverse[0][a]) * (0.5f * kWarp) * m.step * float(g.resolution[a]));
-    // Points so near to each other that what is between them is less than a block, 4 cells, away from one.
-    const int points = to_int_clamped(reach * (1 / 7.5f), 0, kWarp) + 1;
-    unsigned worth = 0;  // which of the 32 times 32 steps before `ahead` are still to be looked at
-    end = lattice.start(k);
-    while (k < m.max_steps && count < m.max_samples) {
-      if (!worth) {
-        const int own = ahead + kWarp * lane;
-        bool on = false;
-        if (own < m.max_steps) {
-          const float from = lattice.start(own), to = lattice.start(own + kWarp), part = (to - from) / float(points);
-          on = !(to < t1) || points > kWarp;
-          for (int i = 0; i < points && !on; ++i) {
-            int block[3];
-            for (int a = 0; a < 3; ++a) {
-              const float at = line.o[a] + (from + (float(i) + 0.5f) * part) * line.d[a];
-              const float cell = ((at - g.center[0][a]) * g.inverse[0][a] * 0.5f + 0.5f) * float(g.resolution[a]);
-              block[a] = to_int_clamped(cell, 0, g.resolution[a] - 1) >> 2;
-            }
-            const BitPlace bit = bit_place(block[0], block[1], block[2], g.side / 4);
-            on = surroundings[bit.word] >> bit.bit & 1;
-          }
-        }
-        worth = __ballot_sync(kAll, on);
-        ahead += kWarp * kWarp;
-        if (!worth) {
-          k = min_of(ahead, m.max_steps);
-          end = lattice.start(k);
-          continue;
-        }
-      }
-      k = ahead + kWarp * (__ffs(int(worth)) - 1 - kWarp);
-      worth &= worth - 1;
-      const int own = k + lane;
-      const float mid = 0.5f * (lattice.start(own) + lattice.start(own + 1));
-      float p[3];
-      line.at(mid, p);
-      int cell[3];
-      const bool inside = find_cell_of(g, 0, p, cell);
-      bool on = false;
-      if (inside) {
-        const BitPlace bit = bit_place(cell[0], cell[1], cell[2], g.side);
-        on = g.cells[bit.word] >> bit.bit & 1;
-      }
-      unsigned bits = __ballot_sync(kAll, on);
-      int last = kWarp;  // the first lane that is over
-      if (!(lattice.start(k + kWarp) < t1) || k + kWarp > m.max_steps) {
-        const unsigned over = __ballot_sync(kAll, own >= m.max_steps || !(mid < far) || (!inside && mid > t1));
-        last = over ? __ffs(int(over)) - 1 : kWarp;
-        if (last < kWarp) bits &= (1u << last) - 1;
-      }
-      bits = no_more_than(m.max_samples - count, bits);
-      count += __popc(bits);
-      if (bits) {
-        if (lane == 0) body.give(r, num, k, bits);
-        ++num;
-      }
-      if (count == m.max_samples && bits) {
-        reached = k + kWarp - __clz(int(bits));
-        end = lattice.start(reached);
-        break;
-      }
-      k += last;
-      end = lattice.start(k);
-      if (last < kWarp) break;
-    }
-  }
-  if (lane == 0) body.finish(r, count, end, num, reached);
-}
 
 struct MarchFill {
   MarchSettings settings;
@@ -259,22 +120,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
   Tensor reached = make(origins, {num_rays}, ScalarType::Int);
-  const MarchWindows body{rays,
-                          most,
-                          write<int64_t>(counts),
-                          write<float>(ends),
-                          write<int64_t>(windows),
-                          write<int32_t>(nums),
-                          read_or_none<int32_t>(begin),
-                          write<int32_t>(reached)};
-  if (rays.grid.num_levels > 1 || cone_angle > 0) {
-    Cuda::for_each_warp(origins, num_rays, march_windows_kernel, body);
-    return {counts, ends, windows, nums, reached};
-  }
-  Tensor surroundings = make(blocks, {blocks.numel()});
-  uint64_t* around = reinterpret_cast<uint64_t*>(write<int64_t>(surroundings));
-  Cuda::for_each(origins, blocks.numel(), Surroundings{rays.grid.blocks, int(side / 16), around});
-  Cuda::for_each_warp(origins, num_rays, march_windows_of_a_box_kernel, body, around);
+  const auto run = [&]<bool kBox>() {
+    const MarchWindows<kBox> body{rays,
+                                  most,
+                                  write<int64_t>(counts),
+                                  write<float>(ends),
+                                  write<int64_t>(windows),
+                                  write<int32_t>(nums),
+                                  read_or_none<int32_t>(begin),
+                                  write<int32_t>(reached)};
+    Cuda::for_each(origins, num_rays, body, kRays);
+  };
+  if (rays.grid.num_levels > 1 || cone_angle > 0)
+    run.template operator()<false>();
+  else
+    run.template operator()<true>();
   return {counts, ends, windows, nums, reached};
 }
 
