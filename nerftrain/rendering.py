@@ -28,9 +28,10 @@ from nerftrain.types import (
     Thresholds,
 )
 
-# Rays of an image that are rendered at once: on a GPU with so much free memory many, which the host
-# launches as fast as few.
+# Rays of an image that are rendered at once. A GPU's host launches many as fast as few: on one with
+# so much free memory, and as many as that holds where rays come to few samples, round by round.
 CHUNK, LARGE_CHUNK, LARGE_MEMORY = 1 << 14, 1 << 16, 16 << 30
+MARCHED_CHUNK, MARCHED_MEMORY = 1 << 20, 1 << 16  # bytes a ray: about what the widest MLP takes
 DRAWN_CHUNK = 1 << 18  # the same where a field draws them, which keeps no samples in memory
 
 
@@ -201,15 +202,21 @@ def render_image(
     return _joined(list(_render_chunks(rays, model, sampler, background)))
 
 
-def _chunk_size(device: torch.device) -> int:
-    roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= LARGE_MEMORY
-    return LARGE_CHUNK if roomy else CHUNK
+def _chunk_size(device: torch.device, marched: bool) -> int:
+    if device.type != "cuda":
+        return CHUNK
+    free = torch.cuda.mem_get_info(device)[0]
+    if marched:
+        fitting = 1 << (free // MARCHED_MEMORY).bit_length() >> 1
+        return min(max(fitting, CHUNK), MARCHED_CHUNK)
+    return LARGE_CHUNK if free >= LARGE_MEMORY else CHUNK
 
 
 def _render_chunks(
     rays: Rays, model: RadianceField, sampler: Sampler, background: Tensor
 ) -> Iterator[Rendering]:
-    for chunk in rays.split(DRAWN_CHUNK):
+    size = _chunk_size(rays.origins.device, sampler.marching(rays[:1]) is not None)
+    for chunk in rays.split(max(size, DRAWN_CHUNK)):
         draw = model.drawing(chunk)
         marching = None if draw is None else sampler.marching(chunk)
         if draw is not None and marching is not None:
@@ -217,10 +224,20 @@ def _render_chunks(
             none = drawn.opacity.new_empty(0)
             yield _over(drawn, background, model.extra_channels, none)
             continue
-        for part in chunk.split(_chunk_size(rays.origins.device)):
-            sigma_fn, rgb_sigma_fn = field_functions(model, part)
-            samples = sampler.sample(part, sigma_fn)
-            yield render(samples, rgb_sigma_fn, background, model.extra_channels)
+        done = 0
+        while done < len(chunk):
+            part = chunk[done : done + size]
+            try:
+                sigma_fn, rgb_sigma_fn = field_functions(model, part)
+                samples = sampler.sample(part, sigma_fn)
+                rendered = render(samples, rgb_sigma_fn, background, model.extra_channels)
+            except RuntimeError:  # out of memory, by whichever name an op calls it
+                if size <= CHUNK:
+                    raise
+                size //= 2
+                continue
+            yield rendered
+            done += len(part)
 
 
 def _joined(parts: list[Rendering]) -> Rendering:

@@ -74,6 +74,45 @@ def test_chunks_do_not_show(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(whole.extras["radius"], parts.extras["radius"])
 
 
+class NarrowBall(Ball):
+    """A ball that runs out of memory where many are asked for."""
+
+    most = 0
+
+    def forward(self, positions, directions, times=None):
+        if len(positions) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(positions, directions, times)
+
+
+def test_rays_are_fewer_where_memory_runs_out(scene, monkeypatch) -> None:
+    where = scene, scene.splits["train"].cameras, 0
+    how = Uniform(32, "uniform", aabb=BOX), torch.ones(3)
+    monkeypatch.setattr(rendering, "CHUNK", 100)
+    monkeypatch.setattr(rendering, "_chunk_size", lambda *_: 6400)
+    ball = NarrowBall()
+    ball.most = 32 * 300
+    assert torch.equal(render_image(*where, ball, *how).rgb, render_image(*where, Ball(), *how).rgb)
+    ball.most = 32 * 50
+    with pytest.raises(RuntimeError, match="out of memory"):
+        render_image(*where, ball, *how)
+
+
+@pytest.mark.parametrize(
+    ("free", "marched", "size"),
+    [
+        (139 << 30, True, 1 << 20),
+        (23 << 30, True, 1 << 18),
+        (1 << 28, True, 1 << 14),
+        (139 << 30, False, 1 << 16),
+        (8 << 30, False, 1 << 14),
+    ],
+)
+def test_a_gpu_renders_as_many_rays_as_its_memory_holds(free, marched, size, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 141 << 30))
+    assert rendering._chunk_size(torch.device("cuda"), marched) == size
+
+
 def test_rays_that_meet_nothing_show_the_background(scene: Scene) -> None:
     batch = scene.batch(torch.Generator().manual_seed(0), 64, torch.rand(64, 3))
     _, rgb_sigma_fn = field_functions(Ball(), batch.rays)
