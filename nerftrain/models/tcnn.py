@@ -72,7 +72,7 @@ class TcnnEncoding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Encode positions [N, 3] in 0..1: [N, num_features]."""
-        return self.table(positions)
+        return _some(self.table, positions, self.num_features)
 
 
 class TcnnMLP(nn.Module):
@@ -93,7 +93,13 @@ class TcnnMLP(nn.Module):
             "n_hidden_layers": num_hidden,
         }
         self.network = load().Network(num_inputs, num_outputs, config)
+        self.num_outputs = num_outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate x [N, num_inputs]: [N, num_outputs] in float32."""
-        return self.network(x).float()
+        return _some(self.network, x, self.num_outputs).float()
+
+
+def _some(module: nn.Module, x: Tensor, num_outputs: int) -> Tensor:
+    """Evaluate a module of tiny-cuda-nn, whose kernels fail where there are no rows."""
+    return module(x) if len(x) else x.new_zeros(0, num_outputs)

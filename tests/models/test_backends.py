@@ -121,6 +121,7 @@ class StandIn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype in (torch.float32, torch.float16)
+        assert len(x), "CUDA error: invalid argument"
         return (x.float() @ self.params.view(-1, self.num_outputs)).half()
 
 
@@ -151,6 +152,8 @@ def test_tiny_cuda_nn_gets_what_the_config_says(monkeypatch):
     assert ((channels >= 0) & (channels <= 1)).all()
     (channels.sum() + density.sum()).backward()
     assert all(p.grad is not None for p in made.parameters())
+    nothing = [t[:0] for t in made(*(t[:0] for t in points()))]
+    assert [t.shape for t in nothing] == [(0, 3), (0,)]
     assert made.find(None, None, None) is None  # type: ignore[arg-type]
 
 
