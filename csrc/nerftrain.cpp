@@ -155,6 +155,13 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "ngp_half_bwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
       "Tensor v_channels, Tensor v_density, int[] density_widths, int[] color_widths, int degree, Tensor used, "
       "float scale) -> (Tensor, Tensor, Tensor)");
+  // Positions moved by a warp field of four hidden layers 64 wide, on a GPU's tensor cores: likewise.
+  m.def(
+      "warp_half_fwd(Tensor positions, Tensor times, Tensor weights, int position_frequencies, int time_frequencies, "
+      "float reach, Tensor used) -> Tensor");
+  m.def(
+      "warp_half_bwd(Tensor positions, Tensor times, Tensor weights, Tensor v_moved, int position_frequencies, "
+      "int time_frequencies, float reach, Tensor used, float scale) -> Tensor");
   m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets, Tensor used) -> Tensor");
   // The samples of rays that count by its densities, front to back until rays are opaque, or everything visited, and
   // what was looked up there; tables in float32 or half precision, the second of space and time, without elements where

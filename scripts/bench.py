@@ -36,6 +36,7 @@ from nerftrain import config, doctor, evaluation, nerfacc, report, trainer
 from nerftrain.errors import UserError
 from nerftrain.models import encodings
 from nerftrain.models import ngp as ngp_model
+from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.models.ngp import NGP
 from nerftrain.ops import (
     adam,
@@ -50,6 +51,7 @@ from nerftrain.ops import (
     spherical_harmonics,
     visit,
     visit_ngp,
+    warp_half,
 )
 from nerftrain.ops import colors as color_ops
 from nerftrain.ops import rays as ray_ops
@@ -75,6 +77,7 @@ OPS = (
     mlp,
     ngp,
     ngp_half,
+    warp_half,
     visit_ngp,
     composite,
     color_ops,
@@ -489,6 +492,11 @@ def _half_cases(model: NGP, positions: Tensor, views: Tensor, size: str) -> Iter
         leaves = [model.encoding.table, *networks[0], *networks[1]]
         degree = model.directions.degree
         yield Case("ngp_half", size, (encoded, views, *networks, degree), leaves)
+        settings = Warp(warp_half.DEPTH, warp_half.WIDTH, 4, 4, 0.1)  # as a scene that moves has it
+        field = WarpField(settings).to(views.device)
+        weights = list(field.mlp.weights)
+        unit, times = encoded[0].positions, torch.rand_like(views[:, 0])
+        yield Case("warp_half", size, (unit, times, weights, field.moves), weights)
 
 
 def _facade_cases(bench: Bench) -> Iterator[Case]:

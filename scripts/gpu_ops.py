@@ -174,7 +174,7 @@ def agreement(cases: Sequence[Case]) -> Table:
     """Compare each op with the CPU's, and those that the CPU does not have with torch's."""
     rows: list[Row] = []
     for case in cases:
-        gpu_only = case.op.startswith("ngp_half")
+        gpu_only = case.op.startswith(("ngp_half", "warp_half"))
         try:
             here, there = results(case), results(case if gpu_only else on(case, "cpu"), gpu_only)
         except (RuntimeError, UserError) as error:  # of one op, which must not cost the others
@@ -186,8 +186,8 @@ def agreement(cases: Sequence[Case]) -> Table:
     note = (
         "Largest difference, and the norm of all relative to the tensor's; then flags, counts and "
         "indices that differ. Marches may differ where a midpoint lies on a wall, by rounding; "
-        "fields in products of 10 bits (tf32). What runs in half precision (ngp_half) is held to "
-        "torch's of the same roundings."
+        "fields in products of 10 bits (tf32). What runs in half precision (ngp_half, warp_half) "
+        "is held to torch's of the same roundings."
     )
     columns = ("op", "size", "forward", "relative", "backward", "relative", "entries")
     return Table("Against the CPU", note, columns, rows)
@@ -310,6 +310,10 @@ def floors(case: Case, outputs: Sequence[Tensor], top: Ceilings) -> tuple[float,
         gathers = corners / top.rate(top.gather, size)
         adds = corners / top.rate(top.scatter, 2 * size)
         return gathers + products, adds + 3 * products, "gathers, fp16 FLOPs"
+    if case.op == "warp_half":
+        positions, _, weights, _ = case.arguments
+        products = 2 * len(positions) * sum(w.numel() for w in weights) / top.flops["fp16"]
+        return products, 3 * products, "fp16 FLOPs"  # backwards the layers are evaluated anew
     if case.op == "mlp":
         x, weights = case.arguments
         seconds = 2 * len(x) * sum(w.numel() for w in weights) / top.flops["fp32"]

@@ -304,8 +304,10 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     if sampler == "occgrid":
         assert {"march_windows", "march_fill", "select_pick", "select_more_", "fit"} <= called
         assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
-    if sampler == "occgrid" and motion != "warp":
+    if sampler == "occgrid":
         assert "gather_rows" in called  # kept samples find their features again
+    if motion == "warp":
+        assert {"warp_half_fwd", "warp_half_bwd"} <= called
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

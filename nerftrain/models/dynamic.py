@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP
+from nerftrain.ops.warp_half import Moves, can_do, warp_half
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,27 @@ class WarpField(nn.Module):
     def __init__(self, settings: Warp) -> None:
         """Build the MLP; its last layer starts near zero, not at it, so that all layers learn."""
         super().__init__()
-        self.reach = settings.reach
         self.positions = FrequencyEncoding(settings.position_frequencies)
         self.times = FrequencyEncoding(settings.time_frequencies, 1)
         num_inputs = self.positions.num_features + self.times.num_features
         self.mlp = SmallMLP(num_inputs, settings.width, settings.depth, 3)
         nn.init.uniform_(self.mlp.weights[-1], -1e-4, 1e-4)
+        self.moves = Moves(settings.position_frequencies, settings.time_frequencies, settings.reach)
 
-    def forward(self, positions: Tensor, times: Tensor) -> Tensor:
-        """Move positions [N, 3] in 0..1 at times [N] in 0..1: [N, 3]."""
+    def in_half_precision(self) -> bool:
+        """Tell whether a GPU's kernel in half precision evaluates the MLP."""
+        return not self.mlp.by_torch and can_do(list(self.mlp.weights))
+
+    def forward(self, positions: Tensor, times: Tensor, used: Tensor | None = None) -> Tensor:
+        """Move positions [N, 3] in 0..1 at times [N] in 0..1: [N, 3].
+
+        `used` [.] int64 ends with the number of rows that count: where others go is anything.
+        """
+        if not positions.requires_grad and self.in_half_precision():
+            return warp_half(positions, times, list(self.mlp.weights), self.moves, used)
         # The box is -1..1 here: the frequencies are meant for coordinates of about one.
         encoded = [self.positions(positions * 2 - 1), self.times(times[:, None])]
-        return positions + self.reach * self.mlp(torch.cat(encoded, -1))
+        return positions + self.moves.reach * self.mlp(torch.cat(encoded, -1))
 
 
 @dataclass(frozen=True)

@@ -114,15 +114,10 @@ class NGP(RadianceField):
         """List the encodings and where each is looked up."""
         unit = self.unit_positions(positions)
         if self.warp is not None:
-            unit = self.warp(unit, self.unit_times(times))
-        return self._looks_at(unit, times)
-
-    def _looks_at(self, unit: Tensor, times: Tensor | None) -> list[tuple[nn.Module, Tensor]]:
-        """List the encodings and where each is looked up, of places in the unit cube."""
-        looks: list[tuple[nn.Module, Tensor]] = [(self.encoding, unit)]
+            return [(self.encoding, self.warp(unit, self.unit_times(times)))]
         if self.spacetime is not None:
-            looks.append((self.spacetime, torch.cat([unit, self.unit_times(times)[:, None]], -1)))
-        return looks
+            unit = torch.cat([unit, self.unit_times(times)[:, None]], -1)
+        return self._looks_from(unit)
 
     def _encoded(self, positions: Tensor, times: Tensor | None) -> list[Encoded] | None:
         """Describe what is looked up to the ops in half precision, where they serve."""
@@ -164,18 +159,32 @@ class NGP(RadianceField):
         ray_indices: Tensor,
         used: Tensor | None = None,
     ) -> tuple[Tensor, LookedUp] | None:
-        """Keep features of half precision; where a warp field moves places they must learn too."""
+        """Keep features of half precision, with places and, where something moves, times."""
         weights = self._fused_weights()
-        if weights is None or self.warp is not None or not self._in_half_precision():
+        if weights is None or not self._in_half_precision():
+            return None
+        if self.warp is not None and not self.warp.in_half_precision():
             return None
         at = (t_starts, t_ends, ray_indices)
-        unit = unit_points(rays, *at, self.aabb, self.contraction)
-        times = None if rays.times is None else rays.times[ray_indices]
-        encoded = self._described(self._looks_at(unit, times))
+        places = unit_points(rays, *at, self.aabb, self.contraction)
+        if self.is_dynamic:
+            times = self.unit_times(rays.times)[ray_indices]
+            places = torch.cat([places, times[:, None]], -1)
+        with torch.no_grad():
+            encoded = self._described(self._looks_from(places, used))
         features = look_up(encoded, used)
-        # Of space and time, where there is such a grid, the places have both.
         density = ngp_half_density(encoded, weights[0], features, used)
-        return density, LookedUp(encoded[-1].positions, features)
+        return density, LookedUp(places, features)
+
+    def _looks_from(
+        self, places: Tensor, used: Tensor | None = None
+    ) -> list[tuple[nn.Module, Tensor]]:
+        """List the encodings and where each is looked up, of a visit's places [N, 3 or 4]."""
+        unit = places[:, :3]
+        if self.warp is not None:
+            unit = self.warp(unit, places[:, 3], used)
+        moving = [] if self.spacetime is None else [(self.spacetime, places)]
+        return [(self.encoding, unit), *moving]
 
     def revisit(
         self, rays: Rays, samples: Samples, places: Tensor, features: Tensor
@@ -184,12 +193,11 @@ class NGP(RadianceField):
         weights = self._fused_weights()
         if weights is None:
             return super().revisit(rays, samples, places, features)
-        moving = [] if self.spacetime is None else [(self.spacetime, places)]
-        grids = [(self.encoding, places[:, :3]), *moving]
+        used = None if samples.whole is None else samples.offsets
+        grids = self._looks_from(places, used)
         if features.dtype == torch.float16:
-            encoded = [grid.at(at) for grid, at in grids if isinstance(grid, HashEncoding)]
+            encoded = self._described(grids)
             directions = gather_rows(rays.directions, samples.ray_indices)
-            used = None if samples.whole is None else samples.offsets
             return ngp_half(encoded, directions, *weights, self.directions.degree, features, used)
         parts = features.split([grid.num_features for grid, _ in grids], -1)
         known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]

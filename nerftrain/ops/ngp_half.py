@@ -205,14 +205,14 @@ def can_do(
         and geometry <= MAX_GEOMETRY
         and channels <= MAX_CHANNELS
         and library.native(*numbers)
-        and (numbers[0].device.type != "cuda" or _is_trusted(numbers[0].device))
+        and is_trusted(numbers[0].device)
     )
 
 
 @cache
-def _is_trusted(device: torch.device) -> bool:
+def is_trusted(device: torch.device) -> bool:
     """Hold the kernels to torch once: products that are wrong on a GPU would train to nothing."""
-    if agrees(device):
+    if device.type != "cuda" or agrees(device):
         return True
     _log.warning(
         "kernels in half precision give wrong numbers on %s, others serve (slower); please report "

@@ -530,6 +530,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         v = random(7, 7), random(7)
         both = features, random(7, 3), *networks, *v, *shape
         arguments["ngp_half_bwd"] = [(*both, used, 4096.0) for used in (none, offsets[:2])]
+        moved = random(7, 3), random(7), random(64 * (12 + 3 * 64 + 3))
+        arguments["warp_half_fwd"] = [(*moved, 1, 1, 0.1, none)]
+        v = random(7, 3), 1, 1, 0.1
+        arguments["warp_half_bwd"] = [(*moved, *v, used, 4096.0) for used in (none, offsets[:2])]
     else:
         weights = random(6 * 8 + 8 * 3)
         arguments["march"] = [tuple(march)]
@@ -584,6 +588,8 @@ GPU_ONLY = (
     "ngp_half_density",
     "ngp_half_fwd",
     "ngp_half_bwd",
+    "warp_half_fwd",
+    "warp_half_bwd",
 )
 
 

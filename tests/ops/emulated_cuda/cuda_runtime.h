@@ -229,6 +229,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return bits;
   });
 }
+inline float __sinf(float x) { return std::sin(x); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
