@@ -52,6 +52,7 @@ def setup_logging(run_dir: Path | None) -> None:
     Args:
         run_dir: the run's folder; None for a command that writes no log.
     """
+    logging.captureWarnings(False)  # else one that was said before would leave who shows them now
     logging.captureWarnings(True)
     screen = _ProgressSafe(logging.WARNING)
     screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))

@@ -159,6 +159,17 @@ def test_what_is_said_and_warned_is_in_the_log(tmp_path, capsys):
     assert all(word in text for word in ("hello", "beware", "quiet", "old habit"))
 
 
+def test_warnings_are_in_the_log_whoever_showed_them_since(tmp_path):
+    with warnings.catch_warnings(record=True):
+        report.setup_logging(None)
+    with warnings.catch_warnings(record=True) as elsewhere:
+        report.setup_logging(tmp_path)
+        warnings.warn("old habit", stacklevel=1)
+        report.setup_logging(None)
+    assert not elsewhere
+    assert "old habit" in (tmp_path / "train.log").read_text()
+
+
 def test_a_second_setup_replaces_the_first(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
