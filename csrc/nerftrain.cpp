@@ -164,21 +164,23 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "int time_frequencies, float reach, Tensor used, float scale) -> Tensor");
   m.def("hash_encode_half(Tensor positions, Tensor table, int[] resolutions, int[] offsets, Tensor used) -> Tensor");
   // The samples of rays that count by its densities, front to back until rays are opaque, or everything visited, and
-  // what was looked up there; tables in float32 or half precision, the second of space and time, without elements where
-  // there is none. Contraction: 0 none, 1 L2, 2 L infinity. Gives starts, ends, rays, offsets, densities, places and
-  // features of samples, and how many of a ray were visited, with the sum of their opacities.
+  // what was looked up there; tables in float32 or half precision, the second of space and time, and a warp field, each
+  // without elements where there is none. Contraction: 0 none, 1 L2, 2 L infinity. Gives starts, ends, rays, offsets,
+  // densities, places and features of samples, and how many of a ray were visited, with the sum of their opacities.
   m.def(
       "find_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
-      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "
-      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
+      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
+      "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
+      "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
       "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
       "float cone_angle, int max_steps, int max_samples, float alpha_thre, float min_weight, bool everything, "
       "bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // What rays see of it: channels, opacity, depth and distortion of each ray, and how many samples were visited.
   m.def(
       "render_ngp(Tensor origins, Tensor directions, Tensor times, Tensor table, int[] resolutions, "
-      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor weights, "
-      "int[] widths, Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
+      "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
+      "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
+      "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
       "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
       "float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int degree, "
       "float alpha_thre, float min_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -15,6 +15,7 @@
 #include "march.h"
 #include "ngp_shape.h"
 #include "ranges.h"
+#include "warp_field.h"
 
 namespace nerftrain {
 
@@ -22,8 +23,6 @@ constexpr int64_t kPool = 256;          // rays
 constexpr int64_t kBatch = 4 * kPool;   // samples
 constexpr int64_t kMostOfARay = 8;      // of these, where few rays are left
 constexpr int64_t kMostOfAPart = 2048;  // rays that a thread takes at once, at most
-
-typedef float Four __attribute__((vector_size(16)));
 
 // Copies a row four numbers at a time; up to three behind it may be overwritten.
 inline void copy_row(const float* from, float* to, int64_t width) {
@@ -160,6 +159,7 @@ struct NgpAlongRays {
   const float* times;       // [R] or none: the field is static
   const StoredGrid& still;
   const StoredGrid* moving;  // of space and time, or none
+  const CpuWarp* warp;       // what moves places before they are looked up, or none
   NgpShape shape;
   NgpWeights weights;
   Four low, high;   // of the box; the last of four is of no use
@@ -170,17 +170,24 @@ struct NgpAlongRays {
   const CompositeKernels& composite;
 
   int64_t num_features() const { return still.width() + (moving ? moving->width() : 0); }
+  bool moves() const { return moving || warp; }
+  int64_t num_axes() const { return moves() ? 4 : 3; }  // of what is remembered of a place
 
   // What one thread works in. Behind each array is room for what vectors write beyond its end.
   struct Batch {
-    float *positions, *moments, *features, *parts, *starts, *ends, *sigma, *kept, *scratch;
-    NgpWeights weights;  // that the scratch does not hold yet
+    float *positions, *moments, *features, *parts, *starts, *ends, *sigma, *kept, *inputs, *moved;
+    float *scratch, *warp_scratch;
+    NgpWeights weights;         // that the scratch does not hold yet
+    const float* warp_weights;  // likewise
 
     static int64_t floats(const NgpAlongRays& field) {
-      return (kBatch + kMarchSlack) * (3 + 4 + 2 * field.num_features() + 4) + field.ngp.scratch_floats(field.shape);
+      const int64_t each = 3 + 4 + 2 * field.num_features() + 4 + (field.warp ? field.warp->num_inputs() + 3 : 0);
+      const int64_t scratch = field.warp ? field.warp->mlp.scratch_floats(field.warp->shape) : 0;
+      return (kBatch + kMarchSlack) * each + field.ngp.scratch_floats(field.shape) + scratch;
     }
 
-    Batch(const NgpAlongRays& field, float* at) : weights(field.weights) {
+    Batch(const NgpAlongRays& field, float* at)
+        : weights(field.weights), warp_weights(field.warp ? field.warp->weights : nullptr) {
       const auto take = [&](int64_t floats) {
         float* taken = at;
         at += (kBatch + kMarchSlack) * floats;
@@ -188,7 +195,9 @@ struct NgpAlongRays {
       };
       positions = take(3), moments = take(4), features = take(field.num_features()), parts = take(field.num_features());
       starts = take(1), ends = take(1), sigma = take(1), kept = take(1);
+      inputs = take(field.warp ? field.warp->num_inputs() : 0), moved = take(field.warp ? 3 : 0);
       scratch = at;
+      warp_scratch = scratch + field.ngp.scratch_floats(field.shape);
     }
   };
 
@@ -218,7 +227,7 @@ struct NgpAlongRays {
     for (Walk* walk = pool; walk < pool + active; ++walk) {
       walk->now = source.take(*walk, most, batch.starts + n, batch.ends + n);
       place(walk->ray, batch.starts + n, batch.ends + n, walk->now, batch.positions + 3 * n);
-      for (int64_t i = n; moving && i < n + walk->now; ++i) {
+      for (int64_t i = n; moves() && i < n + walk->now; ++i) {
         std::copy_n(batch.positions + 3 * i, 3, batch.moments + 4 * i);
         batch.moments[4 * i + 3] = times[walk->ray];
       }
@@ -229,7 +238,11 @@ struct NgpAlongRays {
 
   // Fills sigma, none of it below zero, and what each sample lets through.
   void evaluate(int64_t n, Batch& batch) const {
-    still.encode(hash, batch.positions, n, moving ? batch.parts : batch.features);
+    if (warp) {
+      warp->move(batch.moments, n, batch.warp_weights, batch.inputs, batch.moved, batch.warp_scratch);
+      batch.warp_weights = nullptr;
+    }
+    still.encode(hash, warp ? batch.moved : batch.positions, n, moving ? batch.parts : batch.features);
     if (moving) {
       float* more = batch.parts + n * still.width();
       moving->encode(hash, batch.moments, n, more);
@@ -307,8 +320,8 @@ struct FindSink {
   FoundPart& found;
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
-    const int64_t width = field.num_features(), axes = field.moving ? 4 : 3;
-    const float* at = field.moving ? batch.moments : batch.positions;
+    const int64_t width = field.num_features(), axes = field.num_axes();
+    const float* at = field.moves() ? batch.moments : batch.positions;
     for (int64_t i = first; i < first + walk.now; ++i) {
       walk.sum_alpha += 1.f - batch.kept[i];
       if (!pass(walk, batch.kept[i], field.early_stop_eps, alpha_thre, min_weight) && !everything) continue;
@@ -425,12 +438,22 @@ template <class Run>
 void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
               const std::vector<int64_t>& resolutions, const std::vector<int64_t>& level_offsets,
               const Tensor& moving_table, const std::vector<int64_t>& moving_resolutions,
-              const std::vector<int64_t>& moving_offsets, const NgpShape& shape, const NgpWeights& weights,
-              const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes, const Run& run) {
+              const std::vector<int64_t>& moving_offsets, const Tensor& warp_weights,
+              const std::vector<int64_t>& warp_widths, int64_t position_frequencies, int64_t time_frequencies,
+              double reach, const NgpShape& shape, const NgpWeights& weights, const Tensor& box, int64_t contraction,
+              double early_stop_eps, int64_t lanes, const Run& run) {
   const StoredGrid still(3, table, resolutions, level_offsets);
-  const bool moves = moving_table.numel() > 0;
-  if (moves && times.size(0) != origins.size(0))
-    throw std::runtime_error("ngp: a grid of space and time needs a time for each ray");
+  const bool moves = moving_table.numel() > 0, warps = warp_weights.numel() > 0;
+  if ((moves || warps) && times.size(0) != origins.size(0))
+    throw std::runtime_error("ngp: what moves needs a time for each ray");
+  const CpuWarp warp{warps ? mlp_shape(warp_widths) : MlpShape{},
+                     read_or_none<float>(warp_weights),
+                     int(position_frequencies),
+                     int(time_frequencies),
+                     float(reach),
+                     kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512)};
+  if (warps && (warp.shape.widths[0] != warp.num_inputs() || warp.shape.widths[warp.shape.num_layers] != 3))
+    throw std::runtime_error("ngp: a warp takes the frequencies of places and times and gives moves");
   const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;
   const float* corners = read<float>(box);
   const NgpAlongRays field{read<float>(origins),
@@ -438,6 +461,7 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
                            read_or_none<float>(times),
                            still,
                            moves ? &moving : nullptr,
+                           warps ? &warp : nullptr,
                            shape,
                            weights,
                            {corners[0], corners[1], corners[2]},
@@ -481,12 +505,13 @@ FoundSamples pack(const Tensor& like, const RayParts& parts, const std::vector<F
 FoundSamples find_ngp(const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
                       std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
                       std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets,
-                      const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction,
-                      double early_stop_eps, int64_t lanes, const Tensor& near, const Tensor& far, const Tensor& jitter,
-                      const Tensor& cells, const Tensor& blocks, std::vector<double> grid_boxes,
-                      std::vector<int64_t> grid_resolution, int64_t side, double step, double cone_angle,
-                      int64_t max_steps, int64_t max_samples, double alpha_thre, double min_weight, bool everything,
-                      bool remember) {
+                      const Tensor& warp_weights, std::vector<int64_t> warp_widths, int64_t position_frequencies,
+                      int64_t time_frequencies, double reach, const Tensor& weights, std::vector<int64_t> widths,
+                      const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes, const Tensor& near,
+                      const Tensor& far, const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
+                      std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side, double step,
+                      double cone_angle, int64_t max_steps, int64_t max_samples, double alpha_thre, double min_weight,
+                      bool everything, bool remember) {
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
                                     side, step, cone_angle, max_steps, max_samples);
   const std::optional<OneBox> grid_box = one_box(rays);
@@ -497,13 +522,13 @@ FoundSamples find_ngp(const Tensor& origins, const Tensor& directions, const Ten
   int64_t *to_num = write<int64_t>(num), *first = write<int64_t>(offsets);
   float* to_sum = write<float>(sum_alpha);
   const float nothing = 0.f;
-  const int64_t num_features = widths.front(), num_axes = moving_table.numel() ? 4 : 3;
+  const int64_t num_features = widths.front(), num_axes = moving_table.numel() || warp_weights.numel() ? 4 : 3;
   widths.back() = 1;  // the density; what colour knows of it is not asked for
   // Of the colour MLP nothing is used but its room.
   const NgpShape shape{mlp_shape(widths), mlp_shape({1, 1}), 1};
   with_ngp(origins, directions, times, table, resolutions, level_offsets, moving_table, moving_resolutions,
-           moving_offsets, shape, {read<float>(weights), &nothing}, box, contraction, early_stop_eps, lanes,
-           [&](const NgpAlongRays& field) {
+           moving_offsets, warp_weights, warp_widths, position_frequencies, time_frequencies, reach, shape,
+           {read<float>(weights), &nothing}, box, contraction, early_stop_eps, lanes, [&](const NgpAlongRays& field) {
              const int64_t room_floats = NgpAlongRays::Batch::floats(field);
              parts.each(origins, room_floats, [&](int64_t part, int64_t begin, int64_t end, float* room) {
                FindSink sink{field,  float(alpha_thre), float(min_weight), everything, remember, to_num,
@@ -520,12 +545,13 @@ FoundSamples find_ngp(const Tensor& origins, const Tensor& directions, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
     const Tensor& origins, const Tensor& directions, const Tensor& times, const Tensor& table,
     std::vector<int64_t> resolutions, std::vector<int64_t> level_offsets, const Tensor& moving_table,
-    std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& weights,
-    std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes,
-    const Tensor& near, const Tensor& far, const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
-    std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side, double step, double cone_angle,
-    int64_t max_steps, int64_t max_samples, const Tensor& color_weights, std::vector<int64_t> color_widths,
-    int64_t degree, double alpha_thre, double min_weight) {
+    std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& warp_weights,
+    std::vector<int64_t> warp_widths, int64_t position_frequencies, int64_t time_frequencies, double reach,
+    const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
+    int64_t lanes, const Tensor& near, const Tensor& far, const Tensor& jitter, const Tensor& cells,
+    const Tensor& blocks, std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side,
+    double step, double cone_angle, int64_t max_steps, int64_t max_samples, const Tensor& color_weights,
+    std::vector<int64_t> color_widths, int64_t degree, double alpha_thre, double min_weight) {
   const NgpShape shape = ngp_shape(widths, color_widths, degree);
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
                                     side, step, cone_angle, max_steps, max_samples);
@@ -538,8 +564,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
   float* to_distortion = write<float>(distortion);
   int64_t* to_num = write<int64_t>(num);
   with_ngp(origins, directions, times, table, resolutions, level_offsets, moving_table, moving_resolutions,
-           moving_offsets, shape, {read<float>(weights), read<float>(color_weights)}, box, contraction, early_stop_eps,
-           lanes, [&](const NgpAlongRays& field) {
+           moving_offsets, warp_weights, warp_widths, position_frequencies, time_frequencies, reach, shape,
+           {read<float>(weights), read<float>(color_weights)}, box, contraction, early_stop_eps, lanes,
+           [&](const NgpAlongRays& field) {
              const int64_t batch_floats = NgpAlongRays::Batch::floats(field);
              const int64_t room_floats = batch_floats + RenderSink::floats(field);
              RayParts(num_rays).each(origins, room_floats, [&](int64_t, int64_t begin, int64_t end, float* room) {

@@ -28,6 +28,7 @@ from nerftrain.ops.visit_ngp import (
     DensityField,
     Found,
     Grid,
+    Warped,
     can_find,
     can_render,
     find_ngp,
@@ -218,20 +219,32 @@ class NGP(RadianceField):
     def _along_rays(self, rays: Rays) -> DensityField | None:
         """Describe the density to the ops that follow rays, where they are compiled for it."""
         weights = self._fused_weights()
-        if self.warp is not None or weights is None or self._is_changed():
+        if weights is None or self._is_changed():
             return None
         encodings = [self.encoding]
-        if self.spacetime is not None:
+        warped = None
+        if self.is_dynamic:
             self.unit_times(rays.times)
+        if self.spacetime is not None:
             encodings.append(self.spacetime)
+        if self.warp is not None:
+            warped = Warped(list(self.warp.mlp.weights), self.warp.moves)
         grids = [Grid(e.stored, e.levels) for e in encodings if type(e) is HashEncoding]
-        field = DensityField(grids, weights[0], self.aabb, self.contraction)
+        field = DensityField(grids, weights[0], self.aabb, self.contraction, warped)
         known = len(grids) == len(encodings) and can_find(rays, field)
         return field if known else None
 
     def _is_changed(self) -> bool:
         """Tell whether a subclass evaluates the field in another way."""
-        parts = ("density", "forward", "_features", "_looks", "unit_positions", "activate")
+        parts = (
+            "density",
+            "forward",
+            "_features",
+            "_looks",
+            "_looks_from",
+            "unit_positions",
+            "activate",
+        )
         return any(getattr(type(self), part) is not getattr(NGP, part) for part in parts)
 
     def _fused_weights(self) -> tuple[list[Tensor], list[Tensor]] | None:

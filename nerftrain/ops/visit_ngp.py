@@ -24,6 +24,7 @@ from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import FOLDINGS, sample_points_reference
 from nerftrain.ops.visit import UNSEEN, LookedUp, select_reference, visit
+from nerftrain.ops.warp_half import Moves, moved_by
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table
@@ -37,6 +38,13 @@ class Grid(NamedTuple):
     levels: HashLevels
 
 
+class Warped(NamedTuple):
+    """What moves positions at their times before they are looked up."""
+
+    weights: Sequence[Tensor]  # [out, in] of each layer of its MLP
+    moves: Moves
+
+
 class DensityField(NamedTuple):
     """What makes Instant-NGP's density."""
 
@@ -44,6 +52,12 @@ class DensityField(NamedTuple):
     weights: Sequence[Tensor]  # [out, in] of each layer of the density MLP
     box: Tensor  # [6]
     contraction: Contraction
+    warped: Warped | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether it needs times."""
+        return len(self.grids) > 1 or self.warped is not None
 
 
 class ColorField(NamedTuple):
@@ -117,19 +131,21 @@ def render_ngp_reference(
 def _look_up(rays: Rays, samples: Samples, field: DensityField) -> tuple[Tensor, Tensor]:
     at = (samples.t_starts, samples.t_ends, samples.ray_indices)
     points, _, times = sample_points_reference(rays, *at)
-    places = [unit_positions(points, field.box, field.contraction)]
-    if times is not None:
-        places.append(torch.cat([places[0], times[:, None]], -1))
+    where = unit = unit_positions(points, field.box, field.contraction)
+    moments = unit if times is None else torch.cat([unit, times[:, None]], -1)
+    if field.warped is not None and times is not None:
+        where = moved_by(unit, times, *field.warped)
     features = [
-        hash_encode_reference(places[grid.levels.num_axes - 3], grid.stored.float(), grid.levels)
-        for grid in field.grids
+        hash_encode_reference(place, grid.stored.float(), grid.levels)
+        for place, grid in zip((where, moments), field.grids, strict=False)
     ]
-    return places[len(field.grids) - 1], torch.cat(features, -1).to(field.weights[0].dtype)
+    places = moments if field.moves else unit
+    return places, torch.cat(features, -1).to(field.weights[0].dtype)
 
 
 @library.fake("find_ngp")
 def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, moving_table, widths, remember = (arguments[i] for i in (0, 6, 10, -1))
+    origins, *moving, widths, remember = (arguments[i] for i in (0, 6, 9, 15, -1))
     num_samples = torch.library.get_ctx().new_dynamic_size()
     num_rays, make = origins.shape[0], origins.new_empty
     rows = num_samples if remember else 0
@@ -139,7 +155,7 @@ def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
         make(num_samples, dtype=torch.int64),
         make(num_rays + 1, dtype=torch.int64),
         make(num_samples),
-        make(rows, 4 if moving_table.numel() else 3),
+        make(rows, 4 if any(t.numel() for t in moving) else 3),
         make(rows, widths[0]),
         make(num_rays, dtype=torch.int64),
         make(num_rays),
@@ -148,7 +164,7 @@ def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 @library.fake("render_ngp")
 def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, color_widths = arguments[0], arguments[28]
+    origins, color_widths = arguments[0], arguments[33]
     num_rays, make = origins.shape[0], origins.new_empty
     rows = make(num_rays), make(num_rays), make(num_rays)
     return make(num_rays, color_widths[-1]), *rows, make(num_rays, dtype=torch.int64)
@@ -157,8 +173,10 @@ def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
 def can_find(rays: Rays, field: DensityField) -> bool:
     """Say whether `find_ngp` is compiled for these."""
     times = [] if rays.times is None else [rays.times]
-    numbers = (rays.origins, rays.directions, *times, *field.weights)
-    fits = len(field.weights) <= MAX_LAYERS and all(t.dtype == torch.float32 for t in numbers)
+    warps = [] if field.warped is None else field.warped.weights
+    numbers = (rays.origins, rays.directions, *times, *field.weights, *warps)
+    fits = max(len(field.weights), len(warps)) <= MAX_LAYERS
+    fits = fits and all(t.dtype == torch.float32 for t in numbers)
     grids = all(grid.stored.shape[1] in FEATURES for grid in field.grids)
     return library.on_cpu(rays.origins) and fits and grids and library.native(*numbers)
 
@@ -183,7 +201,7 @@ def find_ngp(
     Rays are marched no further than anything is asked for.
 
     Args:
-        rays: R rays; with times [R] where a grid has four axes.
+        rays: R rays; with times [R] where the field moves.
         marching: how these are marched.
         field: what makes the density.
         thresholds: which samples count (see `visible_samples`).
@@ -222,7 +240,7 @@ def render_ngp(
     """Composite the samples that `find_ngp` finds, without gradients.
 
     Args:
-        rays: R rays; with times [R] where a grid has four axes.
+        rays: R rays; with times [R] where the field moves.
         marching: how these are marched.
         field: what makes the density.
         color: what makes the channels.
@@ -249,12 +267,16 @@ def _arguments(rays: Rays, field: DensityField) -> tuple[Any, ...]:
     none = rays.origins.new_empty(0)
     grids = [(g.stored, *g.levels.as_arguments) for g in field.grids]
     still, moving = grids if len(grids) > 1 else (grids[0], (none, [], []))
+    warp: tuple[Any, ...] = (none, [], 0, 0, 0.0)
+    if field.warped is not None:
+        warp = flat(field.warped.weights), widths(field.warped.weights), *field.warped.moves
     return (
         rays.origins.contiguous(),
         rays.directions.contiguous(),
-        none if rays.times is None or len(grids) == 1 else rays.times.contiguous(),
+        none if rays.times is None or not field.moves else rays.times.contiguous(),
         *still,
         *moving,
+        *warp,
         flat(field.weights),
         widths(field.weights),
         field.box,

@@ -7,7 +7,7 @@ in `ngp_half`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,17 @@ def warp_half_reference(
 ) -> Tensor:
     """Move positions by torch, rounding what the kernel rounds (see `warp_half`)."""
     del used
+    return moved_by(positions, times, weights, moves, rounded)
+
+
+def moved_by(
+    positions: Tensor,
+    times: Tensor,
+    weights: Sequence[Tensor],
+    moves: Moves,
+    rounding: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Move positions by torch, with what layers take and their weights rounded as one likes."""
     x = torch.cat(
         [
             *_frequencies(positions * 2 - 1, moves.position_frequencies),
@@ -47,8 +58,8 @@ def warp_half_reference(
         -1,
     )
     for weight in weights[:-1]:
-        x = (rounded(x) @ rounded(weight).T).relu()
-    return positions + moves.reach * (rounded(x) @ rounded(weights[-1]).T)
+        x = (rounding(x) @ rounding(weight).T).relu()
+    return positions + moves.reach * (rounding(x) @ rounding(weights[-1]).T)
 
 
 def _frequencies(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

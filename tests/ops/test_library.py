@@ -551,7 +551,10 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         distances = torch.arange(9.0), torch.arange(9.0) + 1, offsets
         grids = random(157, 2), [4, 4, 4, 9, 9, 9], [0, 125, 157]
         moving_grids = random(157, 2), [2, 2, 2, 3, 8, 8, 8, 4], [0, 125, 157]
-        for more, num_inputs in (((random(0, 2), [], []), 4), (moving_grids, 8)):
+        none, warp = (random(0, 2), [], []), (random(12 * 8 + 8 * 3), [12, 8, 3], 1, 1, 0.1)
+        still = random(0), [], 0, 0, 0.0
+        fields = ((*none, *still), 4), ((*moving_grids, *still), 8), ((*none, *warp), 4)
+        for more, num_inputs in fields:
             mlp_of = random(5 * num_inputs), [num_inputs, 5]
             ends = (*mlp_of, torch.tensor([-1.0, -1, -1, 1, 1, 1]), 1, 0.1, BEST)
             field = (*march[:2], random(5), *grids, *more, *ends, *march[2:])

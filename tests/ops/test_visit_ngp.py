@@ -18,12 +18,14 @@ from nerftrain.ops.visit_ngp import (
     Drawn,
     Found,
     Grid,
+    Warped,
     can_find,
     find_ngp,
     find_ngp_reference,
     render_ngp,
     render_ngp_reference,
 )
+from nerftrain.ops.warp_half import Moves
 from nerftrain.types import Contraction, Rays, Thresholds
 
 STILL = HashLevels.geometric(3, 4, 40, 10)
@@ -33,7 +35,7 @@ TOLERANCE = {4: 1e-4, 8: 1e-4, 16: 1e-4, 32: 6e-2}  # of bfloat16's eight bits
 
 def field(
     contraction: Contraction = "none",
-    moves: bool = False,
+    moves: bool | str = False,
     stored: torch.dtype = torch.float32,
     num_features: int = 4,
 ) -> DensityField:
@@ -41,12 +43,21 @@ def field(
     generator = torch.Generator().manual_seed(0)
     grids = [
         Grid(torch.randn(levels.offsets[-1], num_features, generator=generator).to(stored), levels)
-        for levels in ((STILL, MOVING) if moves else (STILL,))
+        for levels in ((STILL, MOVING) if moves is True else (STILL,))
     ]
     num_inputs = sum(len(grid.levels.resolutions) * num_features for grid in grids)
     weights = [torch.randn(n, k, generator=generator) for n, k in ((16, num_inputs), (5, 16))]
     weights[1][0] *= 0.7
-    return DensityField(grids, weights, torch.tensor([-1.0, -1, -1, 1, 1.5, 2]), contraction)
+    box = torch.tensor([-1.0, -1, -1, 1, 1.5, 2])
+    return DensityField(grids, weights, box, contraction, warp() if moves == "warp" else None)
+
+
+def warp() -> Warped:
+    """A warp with more frequencies of positions than of times, and layers of any width."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = ((20, 3 * 7 + 5), (12, 20), (3, 12))
+    weights = [torch.randn(n, k, generator=generator) * (2 / k) ** 0.5 for n, k in shapes]
+    return Warped(weights, Moves(3, 2, 0.2))
 
 
 def colors(num_channels: int = 3, degree: int = 2) -> ColorField:
@@ -81,7 +92,7 @@ def transmittance(found: Found) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("contraction", ["none", "l2", "linf"])
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("moves", [False, True, "warp"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
 def test_densities_are_those_of_the_unfused_ops(
     lanes, make_grid, make_rays, contraction, moves, stored
@@ -128,7 +139,7 @@ def test_rays_end_where_they_are_opaque_and_not_before(
 
 
 @pytest.mark.usefixtures("single_precision")
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("moves", [False, True, "warp"])
 @pytest.mark.parametrize("thresholds", [(0.1, 0.0, 0.0), (0.0, 0.3, 0.0), (0.0, 0.0, 0.1)])
 def test_samples_that_count_are_found_with_what_was_looked_up_there(
     make_grid, make_rays, threads, moves, thresholds
@@ -189,7 +200,7 @@ def test_numbers_of_other_kinds_go_the_unfused_way(make_grid, make_rays):
 
 
 @pytest.mark.parametrize("contraction", ["none", "linf"])
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("moves", [False, True, "warp"])
 @pytest.mark.parametrize("num_channels", [3, 5])
 def test_what_rays_see_is_what_the_unfused_ops_composite(
     lanes, make_grid, make_rays, rounded_networks, contraction, moves, num_channels
@@ -286,6 +297,25 @@ def test_rays_without_samples_see_nothing_at_all(make_rays):
         assert getattr(drawn, name).tolist() == [0.0] * 5
 
 
-def test_a_grid_over_time_without_times_is_refused(make_grid, make_rays):
+@pytest.mark.parametrize("moves", [True, "warp"])
+def test_what_moves_without_times_is_refused(make_grid, make_rays, moves):
     with pytest.raises(RuntimeError, match="needs a time for each ray"):
-        find_ngp(make_rays(50), marching(50, make_grid()), field(moves=True), NONE)
+        find_ngp(make_rays(50), marching(50, make_grid()), field(moves=moves), NONE)
+
+
+def test_a_warp_of_other_widths_is_refused(make_grid, make_rays):
+    first, *rest = warp().weights
+    for weights in ([first[:, :-1], *rest], [first, rest[0]]):
+        other = field()._replace(warped=Warped(weights, Moves(3, 2, 0.2)))
+        with pytest.raises(RuntimeError, match="frequencies"):
+            find_ngp(with_times(make_rays(50)), marching(50, make_grid()), other, NONE)
+
+
+@pytest.mark.usefixtures("single_precision")
+def test_frequencies_of_places_far_outside_are_as_exact(make_grid, make_rays):
+    moving = field(moves="warp")
+    small = moving._replace(box=torch.tensor([0.4, 0.4, 0.4, 0.6, 0.6, 0.6]))
+    rays, how = with_times(make_rays(400)), marching(400, make_grid())
+    actual, expected = find_ngp(rays, how, small, NONE), find_ngp_reference(rays, how, small, NONE)
+    ratio = (actual.density + 1e-6) / (expected.density + 1e-6)
+    assert float((ratio - 1).abs().median()) < 1e-4
