@@ -167,21 +167,47 @@ int64_t check_march(const MarchRays& rays, int64_t num_rays) {
   return total;
 }
 
+// The way that a GPU goes through a single box by equal steps. Returns how many samples there were.
+int64_t check_runs(const MarchRays& rays, int64_t num_rays) {
+  const MarchSettings& m = rays.settings;
+  int64_t total = 0;
+  for (int64_t r = 0; r < num_rays; ++r) {
+    const Line line(rays.origins + 3 * r, rays.directions + 3 * r);
+    const float near = rays.near[r], far = rays.far[r];
+    float t0 = near, t1 = far;
+    if (!(near < far) || !line.clip(rays.grid, 0, t0, t1)) continue;
+    const EvenLattice steps(near, rays.jitter[r], m);
+    const int begin = steps.first_after(t0, 0, m.max_steps);
+    int count = 0, next = begin;
+    const Stepped stepped = march_runs(ThroughBox(rays.grid, line), m, line, steps, begin, t1, far, [&](int k, int n) {
+      CHECK(k >= next && n > 0);
+      count += n;
+      next = k + n;
+    });
+    CHECK(stepped.count == count && count <= m.max_samples);
+    CHECK(next <= stepped.next && stepped.next <= m.max_steps);
+    total += count;
+  }
+  return total;
+}
+
 void march_hostile_rays() {
   const HostileRays rays = hostile_rays();
   const MarchSettings settings[] = {{0.05f, 0.f, 64, 1024}, {0.05f, 0.01f, 64, 8},  {0.f, 0.f, 100, 50},
                                     {1e-38f, 0.f, 64, 64},  {1e30f, 1e-3f, 64, 64}, {kNan, 0.f, 64, 64},
                                     {kInf, 0.01f, 64, 64},  {0.05f, kNan, 64, 64},  {0.05f, 1e30f, 64, 64},
                                     {0.05f, 0.f, 0, 1024},  {0.05f, 0.f, 64, 0},    {-1.f, 0.f, 100, 50}};
-  int64_t num_samples = 0;
+  int64_t num_samples = 0, num_in_runs = 0;
   for (const Grid& grid : hostile_grids())
     for (const MarchSettings& how : settings) {
       const MarchRays march{
           grid.grid,         how, rays.origins.data(), rays.directions.data(), rays.near.data(), rays.far.data(),
           rays.jitter.data()};
       num_samples += check_march(march, int64_t(rays.near.size()));
+      if (grid.grid.num_levels == 1 && how.step > 0.f && how.cone_angle == 0.f)
+        num_in_runs += check_runs(march, int64_t(rays.near.size()));
     }
-  CHECK(num_samples > 10000);  // not all of it is nonsense
+  CHECK(num_samples > 10000 && num_in_runs > 1000);  // not all of it is nonsense
 }
 
 void look_from_hostile_cameras() {
