@@ -51,7 +51,7 @@ from nerftrain.ops import (
     spherical_harmonics,
     visit,
     visit_ngp,
-    warp_half,
+    warp,
 )
 from nerftrain.ops import colors as color_ops
 from nerftrain.ops import rays as ray_ops
@@ -77,7 +77,7 @@ OPS = (
     mlp,
     ngp,
     ngp_half,
-    warp_half,
+    warp,
     visit_ngp,
     composite,
     color_ops,
@@ -492,7 +492,7 @@ def _half_cases(model: NGP, positions: Tensor, views: Tensor, size: str) -> Iter
         leaves = [model.encoding.table, *networks[0], *networks[1]]
         degree = model.directions.degree
         yield Case("ngp_half", size, (encoded, views, *networks, degree), leaves)
-        settings = Warp(warp_half.DEPTH, warp_half.WIDTH, 4, 4, 0.1)  # as a scene that moves has it
+        settings = Warp(warp.DEPTH, warp.WIDTH, 4, 4, 0.1)  # as a scene that moves has it
         field = WarpField(settings).to(views.device)
         weights = list(field.mlp.weights)
         unit, times = encoded[0].positions, torch.rand_like(views[:, 0])

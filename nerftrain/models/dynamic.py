@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nerftrain.errors import UserError
 from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP
-from nerftrain.ops.warp_half import Moves, can_do, warp_half
+from nerftrain.ops.warp import Moves, can_do, warp_half
 
 
 @dataclass(frozen=True)

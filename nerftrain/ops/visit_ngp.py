@@ -24,7 +24,7 @@ from nerftrain.ops.mlp import BEST, flat, widths
 from nerftrain.ops.ngp import MAX_LAYERS, ngp_density_reference, ngp_reference
 from nerftrain.ops.points import FOLDINGS, sample_points_reference
 from nerftrain.ops.visit import UNSEEN, LookedUp, select_reference, visit
-from nerftrain.ops.warp_half import Moves, moved_by
+from nerftrain.ops.warp import Moves, moved_by
 from nerftrain.types import Contraction, Rays, Samples, Thresholds
 
 FEATURES = (2, 4, 8)  # per level, of a table

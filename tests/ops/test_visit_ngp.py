@@ -25,7 +25,7 @@ from nerftrain.ops.visit_ngp import (
     render_ngp,
     render_ngp_reference,
 )
-from nerftrain.ops.warp_half import Moves
+from nerftrain.ops.warp import Moves
 from nerftrain.types import Contraction, Rays, Thresholds
 
 STILL = HashLevels.geometric(3, 4, 40, 10)

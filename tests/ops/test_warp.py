@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.ops import library
-from nerftrain.ops.warp_half import Moves, can_do, warp_half, warp_half_reference
+from nerftrain.ops.warp import Moves, can_do, warp_half, warp_half_reference
 
 
 def make(device: torch.device, num: int, moves: Moves) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -1,8 +1,8 @@
-"""A warp field on a GPU in half precision (T-NeRF: D-NeRF, arXiv:2011.13961, eq. 4).
+"""A warp field: where positions at times are in a canonical field (D-NeRF, arXiv:2011.13961).
 
-Frequencies of positions and times, an MLP on tensor cores and the move are one kernel
-(csrc/cuda/warp_field.cu); what learns and what is summed up is float32, and gradients are scaled as
-in `ngp_half`.
+On a GPU frequencies of positions and times, an MLP on tensor cores and the move are one kernel in
+half precision (csrc/cuda/warp_field.cu); what learns and what is summed up is float32, and
+gradients are scaled as in `ngp_half`. On a CPU the op that follows rays warps (`visit_ngp`).
 """
 
 from __future__ import annotations
