@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 import torch
 from torch import Tensor, nn
 
-from nerftrain import config, doctor, evaluation, nerfacc, report, trainer
+from nerftrain import config, doctor, evaluation, nerfacc, report, trainer, video
 from nerftrain.errors import UserError
 from nerftrain.models import encodings
 from nerftrain.models import ngp as ngp_model
@@ -84,6 +85,7 @@ OPS = (
 )
 DISCARD_RAYS = 4096  # that are marched with the grid and with a full one
 FACADE_SAMPLES = 2**18  # in a step of nerfacc's own examples
+TIMED_VIEWS = 25
 OP_CAMERAS = 2  # for visible_cells, whose reference is slow
 
 Row = tuple[str | float | None, ...]
@@ -759,7 +761,25 @@ def curve(arguments: argparse.Namespace) -> list[Table]:
         f"{(report.peak_memory_bytes() or float('nan')) / 2**30:.2f} GiB."
     )
     columns = ("training s", "step", "PSNR dB", "SSIM", "views")
-    return [Table("PSNR against training seconds", note, columns, rows)]
+    with trainer.averaged_weights(run, state):
+        views = _views(run)
+    return [Table("PSNR against training seconds", note, columns, rows), views]
+
+
+def _views(run: trainer.Run) -> Table:
+    """Time views of the test split, after one that prepares."""
+    cameras = run.scene.splits["test"].cameras
+    color = evaluation.background_color(run.background.evaluation)
+    milliseconds = []
+    for index in [0, *range(min(TIMED_VIEWS, len(cameras)))]:
+        started = now()
+        video.render_view(run.scene, cameras, index, run.model, run.sampler, color)
+        milliseconds.append(1e3 * (now() - started))
+    _, *timed = milliseconds
+    size = f"{int(cameras.widths[0])}x{int(cameras.heights[0])}"
+    rows: list[Row] = [(size, len(timed), statistics.median(timed), min(timed))]
+    columns = ("size", "views", "median ms", "least ms")
+    return Table("Rendering a view", "Of the test split, one after the other.", columns, rows)
 
 
 def start(arguments: argparse.Namespace) -> list[Table]:

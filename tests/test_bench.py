@@ -178,8 +178,11 @@ def test_what_is_measured_against_the_facade_is_the_same(script: ModuleType) -> 
 
 def test_curve_scores_the_test_split_at_marks_and_at_the_end(bench: Bench) -> None:
     document = bench("curve", "--marks", "0", "--views", "1", "trainer.steps=3")
-    (rows,) = [t["rows"] for t in document["tables"]]
+    rows, views = [t["rows"] for t in document["tables"]]
     assert [(row[1], row[4]) for row in rows] == [(1, 1), (3, 2)]  # steps, views
+    ((_, num_views, median, least),) = views
+    assert num_views == 2
+    assert median >= least > 0
 
 
 def test_what_cannot_be_measured_is_refused(
