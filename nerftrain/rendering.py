@@ -28,10 +28,12 @@ from nerftrain.types import (
     Thresholds,
 )
 
-# Rays of an image that are rendered at once. A GPU's host launches many as fast as few: on one with
-# so much free memory, and as many as that holds where rays come to few samples, round by round.
+# Rays of an image that are rendered at once. A GPU's host launches many as fast as few, so there
+# they are more where so much memory is free.
 CHUNK, LARGE_CHUNK, LARGE_MEMORY = 1 << 14, 1 << 16, 16 << 30
-MARCHED_CHUNK, MARCHED_MEMORY = 1 << 20, 1 << 16  # bytes a ray: about what the widest MLP takes
+# Where rays are marched they ask for few samples at a time: as many as this at most, if so many
+# bytes are free for each, which is what 16 samples in the NeRF MLP are reckoned to take.
+MARCHED_CHUNK, MARCHED_MEMORY = 1 << 20, 1 << 16
 DRAWN_CHUNK = 1 << 18  # the same where a field draws them, which keeps no samples in memory
 
 

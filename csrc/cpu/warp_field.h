@@ -64,11 +64,12 @@ struct CpuWarp {
     }
   }
 
-  // Moves n places [n][4] to moved [n][3]; `packed` are the weights, none where the scratch holds them since an
-  // earlier call. One number behind the last of moved may be overwritten.
-  void move(const float* places, int64_t n, const float* packed, float* inputs, float* moved, float* scratch) const {
+  // Moves n places [n][4] to moved [n][3] by weights that the scratch does not hold yet; none where it does, since an
+  // earlier call.
+  void move(const float* places, int64_t n, const float* new_weights, float* inputs, float* moved,
+            float* scratch) const {
     for (int64_t i = 0; i < n; ++i) encode(places + 4 * i, inputs + i * num_inputs());
-    mlp.forward(shape, packed, inputs, moved, 0, n, scratch);
+    mlp.forward(shape, new_weights, inputs, moved, 0, n, scratch);
     for (int64_t i = 0; i < n; ++i)
       for (int a = 0; a < 3; ++a) moved[3 * i + a] = places[4 * i + a] + reach * moved[3 * i + a];
   }

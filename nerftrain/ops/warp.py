@@ -31,14 +31,9 @@ class Moves(NamedTuple):
 
 
 def warp_half_reference(
-    positions: Tensor,
-    times: Tensor,
-    weights: Sequence[Tensor],
-    moves: Moves,
-    used: Tensor | None = None,
+    positions: Tensor, times: Tensor, weights: Sequence[Tensor], moves: Moves
 ) -> Tensor:
     """Move positions by torch, rounding what the kernel rounds (see `warp_half`)."""
-    del used
     return moved_by(positions, times, weights, moves, rounded)
 
 
