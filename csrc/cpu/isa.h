@@ -77,4 +77,13 @@ const Kernels& kernels_for(int64_t lanes, const Kernels& portable, const Kernels
   return lanes >= 16 ? avx512 : lanes == 8 ? avx2 : portable;
 }
 
+// The same for what products of bfloat16 numbers serve.
+template <class Kernels>
+const Kernels& kernels_for(int64_t lanes, const Kernels& portable, const Kernels& avx2, const Kernels& avx512,
+                           const Kernels& avx512bf16, const Kernels& amx) {
+  lanes = lanes_for(lanes);
+  if (lanes >= 32) return lanes == 64 ? amx : avx512bf16;
+  return kernels_for(lanes, portable, avx2, avx512);
+}
+
 }  // namespace nerftrain

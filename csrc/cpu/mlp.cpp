@@ -1,17 +1,18 @@
 // The small MLP on the CPU; kernels in mlp_kernel.h.
-#include "mlp.h"
-
 #include <stdexcept>
 
 #include "../operators/tensors.h"
 #include "isa.h"
+#include "ngp_shape.h"
 #include "ranges.h"
 
 namespace nerftrain {
 
-static const MlpKernels& kernels_for(int64_t lanes) { return kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512); }
+const MlpKernels& mlp_kernels(int64_t lanes) {
+  return kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512, mlp_avx512bf16, mlp_amx);
+}
 
-static MlpShape shape_of(const std::vector<int64_t>& widths) {
+MlpShape mlp_shape(const std::vector<int64_t>& widths) {
   if (widths.size() < 2 || widths.size() > kMlpMaxLayers + 1) throw std::runtime_error("mlp: 1 to 8 layers");
   MlpShape shape{int(widths.size()) - 1, {}};
   for (size_t l = 0; l < widths.size(); ++l) shape.widths[l] = int(widths[l]);
@@ -19,8 +20,8 @@ static MlpShape shape_of(const std::vector<int64_t>& widths) {
 }
 
 Tensor mlp_fwd(const Tensor& x, const Tensor& weights, std::vector<int64_t> widths, int64_t lanes) {
-  const MlpShape shape = shape_of(widths);
-  const MlpKernels& kernels = kernels_for(lanes);
+  const MlpShape shape = mlp_shape(widths);
+  const MlpKernels& kernels = mlp_kernels(lanes);
   Tensor y = make(x, {x.size(0), shape.widths[shape.num_layers]});
   const Ranges ranges(x.size(0));
   const int64_t room = kernels.scratch_floats(shape);
@@ -35,8 +36,8 @@ Tensor mlp_fwd(const Tensor& x, const Tensor& weights, std::vector<int64_t> widt
 
 std::tuple<Tensor, Tensor> mlp_bwd(const Tensor& x, const Tensor& weights, const Tensor& v_y,
                                    std::vector<int64_t> widths, int64_t lanes) {
-  const MlpShape shape = shape_of(widths);
-  const MlpKernels& kernels = kernels_for(lanes);
+  const MlpShape shape = mlp_shape(widths);
+  const MlpKernels& kernels = mlp_kernels(lanes);
   Tensor v_x = make(x, {x.size(0), x.size(1)}), v_weights = make(weights, {weights.size(0)});
   const Ranges ranges(x.size(0));
   const int64_t room = kernels.scratch_floats(shape), gradient = kernels.gradient_floats(shape);

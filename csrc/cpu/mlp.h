@@ -21,6 +21,6 @@ struct MlpKernels {
   void (*reduce)(const MlpShape&, const float* padded_parts, int parts, float* v_weights);
 };
 
-extern const MlpKernels mlp_portable, mlp_avx2, mlp_avx512;
+extern const MlpKernels mlp_portable, mlp_avx2, mlp_avx512, mlp_avx512bf16, mlp_amx;
 
 }  // namespace nerftrain

@@ -1,6 +1,6 @@
 // A small MLP on tiles of samples: bias-free layers with ReLU between them, forward and backward.
 //
-// Compiled once per instruction set (mlp_avx512.cpp, mlp_avx2.cpp, mlp_portable.cpp) and chosen at run time.
+// Compiled once per instruction set (mlp_avx512.cpp and others) and chosen at run time.
 // Activations of a tile stay in the L2 cache; the backward pass computes them again, which is cheaper than to store
 // them.
 #pragma once

@@ -9,16 +9,7 @@
 namespace nerftrain {
 
 const NgpKernels& ngp_kernels(int64_t lanes) {
-  lanes = lanes_for(lanes);
-  if (lanes >= 32) return lanes == 64 ? ngp_amx : ngp_avx512bf16;
-  return kernels_for(lanes, ngp_portable, ngp_avx2, ngp_avx512);
-}
-
-MlpShape mlp_shape(const std::vector<int64_t>& widths) {
-  if (widths.size() < 2 || widths.size() > kMlpMaxLayers + 1) throw std::runtime_error("ngp: 1 to 8 layers");
-  MlpShape shape{int(widths.size()) - 1, {}};
-  for (size_t l = 0; l < widths.size(); ++l) shape.widths[l] = int(widths[l]);
-  return shape;
+  return kernels_for(lanes, ngp_portable, ngp_avx2, ngp_avx512, ngp_avx512bf16, ngp_amx);
 }
 
 NgpShape ngp_shape(const std::vector<int64_t>& density, const std::vector<int64_t>& color, int64_t degree) {

@@ -1,4 +1,4 @@
-// What the operators of Instant-NGP's MLPs share.
+// What operators of MLPs share.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -8,6 +8,7 @@
 namespace nerftrain {
 
 // The kernels that serve a call's wish (see isa.h).
+const MlpKernels& mlp_kernels(int64_t lanes);
 const NgpKernels& ngp_kernels(int64_t lanes);
 
 // Throws where there are none or too many layers.

@@ -451,7 +451,7 @@ void with_ngp(const Tensor& origins, const Tensor& directions, const Tensor& tim
                      int(position_frequencies),
                      int(time_frequencies),
                      float(reach),
-                     kernels_for(lanes, mlp_portable, mlp_avx2, mlp_avx512)};
+                     mlp_kernels(lanes)};
   if (warps && (warp.shape.widths[0] != warp.num_inputs() || warp.shape.widths[warp.shape.num_layers] != 3))
     throw std::runtime_error("ngp: a warp takes the frequencies of places and times and gives moves");
   const StoredGrid moving = moves ? StoredGrid(4, moving_table, moving_resolutions, moving_offsets) : still;

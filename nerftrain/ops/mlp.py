@@ -1,7 +1,8 @@
 """A small MLP: bias-free linear layers with ReLU between them.
 
 On the CPU they are fused over tiles of samples, for the library products of such thin layers run at
-a tenth of a CPU's rate; on CUDA these products are what serves.
+a tenth of a CPU's rate; on CUDA these products are what serves. Where a CPU multiplies bfloat16
+numbers (`runtime.cpu_isa`), what goes into a product is rounded to them; sums are float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from nerftrain.ops import library
 
-# Lanes of the vectors: the most that this CPU offers; 4, 8 and 16 ask for one instruction set.
+# The best instruction set that this CPU has; CPU_ISA of ops/library.py has the others.
 BEST = 0
 
 
@@ -61,8 +62,8 @@ class _Mlp(torch.autograd.Function):
 def mlp(x: Tensor, weights: Sequence[Tensor], lanes: int = BEST) -> Tensor:
     """Evaluate layers of weights [out, in] with ReLU between them.
 
-    They turn x [N, in of the first] into [N, out of the last]. Fused on the CPU in float32 with at
-    most eight layers; else by torch.
+    They turn x [N, in of the first] into [N, out of the last]. Numbers in float32 on the CPU go
+    through the fused kernels, if there are at most eight layers; else torch serves.
     """
     fused = library.on_cpu(x) and x.dtype == torch.float32 and len(weights) <= 8
     if not fused or not library.native(x):

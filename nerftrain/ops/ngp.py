@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerftrain.ops import library
-from nerftrain.ops.mlp import BEST, flat, mlp, unflat, widths
+from nerftrain.ops.mlp import BEST, flat, mlp_reference, unflat, widths
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
 
 NUM_COLORS = 3
@@ -30,7 +30,7 @@ MAX_LAYERS = 8  # kMlpMaxLayers of csrc/cpu/mlp.h
 
 def ngp_density_reference(features: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Evaluate the density by the unfused ops (see `ngp_density`)."""
-    return truncated_exp(mlp(features, weights)[:, 0] - 1)
+    return truncated_exp(mlp_reference(features, weights)[:, 0] - 1)
 
 
 def ngp_reference(
@@ -41,9 +41,9 @@ def ngp_reference(
     sh_degree: int,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate channels and density by the unfused ops (see `ngp`)."""
-    geometry = mlp(features, density_weights)
+    geometry = mlp_reference(features, density_weights)
     inputs = torch.cat([geometry[:, 1:], spherical_harmonics(directions, sh_degree)], -1)
-    raw = mlp(inputs, color_weights)
+    raw = mlp_reference(inputs, color_weights)
     colors, others = raw[:, :NUM_COLORS].sigmoid(), raw[:, NUM_COLORS:]
     channels = torch.cat([colors, others], -1) if others.shape[1] else colors
     return channels, truncated_exp(geometry[:, 0] - 1)

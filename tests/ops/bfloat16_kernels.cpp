@@ -1,5 +1,5 @@
-// The ngp's kernels in bfloat16, by AVX-512 and by AMX tiles, held to those in float32: on a CPU that has neither their
-// instructions are played (emulated_avx512).
+// The ngp's and the MLP's kernels in bfloat16, by AVX-512 and by AMX tiles, held to those in float32: on a CPU that has
+// neither their instructions are played (emulated_avx512).
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -29,6 +29,21 @@ long weights_of(const MlpShape& shape) {
   long total = 0;
   for (int l = 0; l < shape.num_layers; ++l) total += long(shape.widths[l]) * shape.widths[l + 1];
   return total;
+}
+
+// Outputs and gradients of a network alone.
+struct MlpResults {
+  std::vector<float> y, v_x, v_weights;
+};
+
+MlpResults run(const MlpKernels& kernels, const MlpShape& shape, int num, const std::vector<float>& x,
+               const std::vector<float>& weights, const std::vector<float>& v_y) {
+  MlpResults out{std::vector<float>(v_y.size()), std::vector<float>(x.size()), std::vector<float>(weights.size())};
+  std::vector<float> scratch(kernels.scratch_floats(shape)), sums(kernels.gradient_floats(shape), 0.f);
+  kernels.forward(shape, weights.data(), x.data(), out.y.data(), 0, num, scratch.data());
+  kernels.backward(shape, weights.data(), x.data(), v_y.data(), out.v_x.data(), sums.data(), 0, num, scratch.data());
+  kernels.reduce(shape, sums.data(), 1, out.v_weights.data());
+  return out;
 }
 
 struct Problem {
@@ -90,18 +105,33 @@ float apart(const std::vector<float>& a, const std::vector<float>& b) {
   return float(difference / size);
 }
 
-void compare(const char* name, const Results& a, const Results& b, float outputs, float gradients) {
-  const std::pair<float, float> found[] = {{apart(a.density, b.density), outputs},
-                                           {apart(a.channels, b.channels), outputs},
-                                           {apart(a.seen, b.seen), outputs},
-                                           {apart(a.v_features, b.v_features), gradients},
-                                           {apart(a.v_density, b.v_density), gradients},
-                                           {apart(a.v_color, b.v_color), gradients}};
+void hold(const char* name, std::initializer_list<std::pair<float, float>> found) {
   for (const auto& [difference, most] : found)
     if (!(difference <= most)) {
       std::printf("%s: %g is more than %g\n", name, double(difference), double(most));
       std::exit(1);
     }
+}
+
+void compare(const char* name, const MlpResults& a, const MlpResults& b, float outputs, float gradients) {
+  hold(name,
+       {{apart(a.y, b.y), outputs}, {apart(a.v_x, b.v_x), gradients}, {apart(a.v_weights, b.v_weights), gradients}});
+}
+
+void compare(const char* name, const Results& a, const Results& b, float outputs, float gradients) {
+  hold(name, {{apart(a.density, b.density), outputs},
+              {apart(a.channels, b.channels), outputs},
+              {apart(a.seen, b.seen), outputs},
+              {apart(a.v_features, b.v_features), gradients},
+              {apart(a.v_density, b.v_density), gradients},
+              {apart(a.v_color, b.v_color), gradients}});
+}
+
+template <class R>
+void compare_all(const R& single, const R& vectors, const R& tiles, float outputs) {
+  compare("avx512bf16 and float32", vectors, single, outputs, 0.1f);
+  compare("amx and float32", tiles, single, outputs, 0.1f);
+  compare("amx and avx512bf16", tiles, vectors, 1e-3f, 5e-3f);
 }
 
 }  // namespace
@@ -116,10 +146,12 @@ int main() {
       problem({24, 32, 8}, {23, 32, 3}, 4, 97),        // depths that leave rests, an odd number of samples
       problem({48, 64, 16}, {24, 64, 5}, 3, 96), problem({2, 3, 2}, {2, 5, 1}, 1, 1)};
   for (const Problem& p : problems) {
-    const Results single = p.run(ngp_portable), vectors = p.run(ngp_avx512bf16), tiles = p.run(ngp_amx);
-    compare("avx512bf16 and float32", vectors, single, 0.03f, 0.1f);
-    compare("amx and float32", tiles, single, 0.03f, 0.1f);
-    compare("amx and avx512bf16", tiles, vectors, 1e-3f, 5e-3f);
+    const std::vector<float> x = normal(size_t(p.num) * p.shape.color.widths[0], 0.5f);
+    compare_all(p.run(ngp_portable), p.run(ngp_avx512bf16), p.run(ngp_amx), 0.03f);
+    const auto alone = [&](const MlpKernels& kernels) {
+      return run(kernels, p.shape.color, p.num, x, p.color_weights, p.v_channels);
+    };
+    compare_all(alone(mlp_portable), alone(mlp_avx512bf16), alone(mlp_amx), 0.1f);
   }
   std::printf("ok\n");
   return 0;

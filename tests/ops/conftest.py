@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
+from rounding import rounded, rounded_mlp
 from torch import Tensor
 
 from nerftrain.ops import library
 from nerftrain.ops.march import Grid, pack_grid
-from nerftrain.ops.ngp import ngp_density
+from nerftrain.ops.warp import moved_by
 from nerftrain.types import Rays, Samples
 
 # A GPU that the host plays (emulated_cuda) runs the CUDA kernels on tensors of the CPU.
@@ -79,7 +80,7 @@ def _compiled_ops() -> Iterator[None]:
 def lanes(request: pytest.FixtureRequest) -> int:
     """Every instruction set that this CPU has."""
     try:
-        ngp_density(torch.zeros(1, 1), [torch.zeros(1, 1)])
+        assert library.native(torch.zeros(1))
         torch.ops.nerftrain.use_lanes(request.param)
     except RuntimeError as error:
         pytest.skip(f"{request.param} lanes: {str(error).splitlines()[0]}")
@@ -166,26 +167,6 @@ def make_grid(device: torch.device) -> Callable[..., Grid]:
     return make
 
 
-class Rounded(torch.autograd.Function):
-    """To bfloat16; gradients too, or as they are."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, both: bool) -> Tensor:
-        ctx.both = both
-        return x.float().bfloat16().to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (v.float().bfloat16().to(v.dtype) if ctx.both else v), None
-
-
-def rounded_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """What goes into a product is rounded, forward and back; sums are not."""
-    for number, weight in enumerate(weights):
-        x = Rounded.apply(x.relu() if number else x, True) @ Rounded.apply(weight, False).T
-    return x
-
-
 @pytest.fixture
 def rounded_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager]:
     """Lets references round as kernels in bfloat16 do, within a context."""
@@ -193,7 +174,8 @@ def rounded_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractCo
     @contextmanager
     def rounding() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr("nerftrain.ops.ngp.mlp", rounded_mlp)
+            patch.setattr("nerftrain.ops.ngp.mlp_reference", rounded_mlp)
+            patch.setattr("nerftrain.ops.visit_ngp.moved_by", partial(moved_by, rounding=rounded))
             yield
 
     return rounding

@@ -46,7 +46,7 @@ def test_hostile_inputs_are_read_and_written_within_bounds(tmp_path):
 def test_bfloat16_kernels_multiply_as_those_in_single_precision(tmp_path):
     csrc = data_dir("csrc")
     kinds = ("portable", "avx512bf16", "amx")
-    kernels = [str(csrc / "cpu" / f"ngp_{kind}.cpp") for kind in kinds]
+    kernels = [str(csrc / "cpu" / f"{ops}_{kind}.cpp") for ops in ("mlp", "ngp") for kind in kinds]
     # The machine's own intrinsics are not asked for; what the compiler says of vectors as wide as
     # no register here does not matter.
     played = ("-D__AMX_BF16__", f"-I{HERE / 'emulated_avx512'}", f"-I{csrc}", "-Wno-psabi")

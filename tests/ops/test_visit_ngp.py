@@ -95,12 +95,13 @@ def transmittance(found: Found) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("moves", [False, True, "warp"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
 def test_densities_are_those_of_the_unfused_ops(
-    lanes, make_grid, make_rays, contraction, moves, stored
+    lanes, make_grid, make_rays, rounded_networks, contraction, moves, stored
 ):
     how = marching(400, make_grid()), field(contraction, moves, stored), NONE
     rays = with_times(make_rays(400))
     actual = find_ngp(rays, *how, lanes=lanes)
-    expected = find_ngp_reference(rays, *how)
+    with rounded_networks() if lanes >= 32 else nullcontext():
+        expected = find_ngp_reference(rays, *how)
     samples = march(rays, how[0].jitter, how[0].grid, how[0].settings)
     for name in ("t_starts", "t_ends", "ray_indices", "offsets"):
         assert torch.equal(getattr(actual.samples, name), getattr(samples, name))
