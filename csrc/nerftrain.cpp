@@ -2,31 +2,36 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(nerftrain, m) {
-  // Occupancy grids: bits from flags; which cells the cameras leave open.
+  // Occupancy grids: bits from flags, and those of slices of time; which cells the cameras leave open.
   m.def("pack_grid(Tensor occupied) -> (Tensor, Tensor)");
+  m.def("slice_grid(Tensor cells, Tensor live) -> (Tensor, Tensor)");
   m.def(
       "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] boxes, "
       "int[] resolution, float near) -> Tensor");
   // Marching: how many samples each ray has and where its march ended, then the samples; on the CPU in one pass, with
   // each sample's ray and where each ray's samples begin; which of them are seen.
   m.def(
-      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
+      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
+      "cells, "
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
       "int max_samples) -> (Tensor, Tensor)");
   m.def(
-      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
+      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
+      "cells, "
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
       "int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   // On a GPU in one pass: a bit for each step that is a sample, in windows of 32 steps; then the samples.
   m.def(
-      "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, "
+      "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
+      "cells, "
       "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
       "int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "march_fill(Tensor near, Tensor jitter, Tensor windows, Tensor nums, float step, float cone_angle, "
       "int max_steps, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "march(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor cells, Tensor blocks, "
+      "march(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor cells, "
+      "Tensor blocks, "
       "float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, int max_samples) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
@@ -172,7 +177,8 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
       "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
       "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
-      "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
+      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float "
+      "step, "
       "float cone_angle, int max_steps, int max_samples, float alpha_thre, float min_weight, bool everything, "
       "bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // What rays see of it: channels, opacity, depth and distortion of each ray, and how many samples were visited.
@@ -181,7 +187,8 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
       "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
       "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
-      "Tensor jitter, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, "
+      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float "
+      "step, "
       "float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int degree, "
       "float alpha_thre, float min_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.

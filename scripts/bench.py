@@ -331,7 +331,7 @@ def _discarded(bench: Bench) -> Table:
     """Count what the grid leaves of the samples that a full grid would give."""
     sampler: Any = bench.run.sampler
     data = bench.step_data(DISCARD_RAYS)
-    everywhere = march.pack_grid(torch.ones_like(sampler.grid.occupied), sampler.aabb)
+    everywhere = march.pack_grid(torch.ones_like(sampler.visible), sampler.aabb)
     full = len(march.march(data.rays, data.shift, everywhere, sampler.march))
     counts = {
         "uniform marching through the whole box": full,
@@ -397,7 +397,8 @@ def op_cases(bench: Bench) -> list[Case]:
 
 def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     sampler: Any = run.sampler
-    rays, marched, occupied, box = data.rays, data.marched, sampler.grid.occupied, sampler.aabb
+    rays, marched, box, levels = data.rays, data.marched, sampler.aabb, len(sampler.visible)
+    occupied = sampler.grid.occupied[:levels]
     train, few = run.scene.to(occupied.device).splits["train"], slice(OP_CAMERAS)
     drawn = torch.randint(len(train.pixels), (len(rays),), device=occupied.device)
     live = sampler.live_pixels
@@ -413,6 +414,9 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     )
     cells = "x".join(map(str, occupied.shape))
     yield Case("pack_grid", cells, (occupied, box))
+    halves = [n // 2 for n in occupied.shape[1:]]
+    alive = torch.rand(4, levels, *halves, device=occupied.device) < 0.1
+    yield Case("slice_grid", f"T=4 {cells}", (march.pack_grid(occupied, box), alive))
     names, masks = ("poses", "intrinsics", "widths", "heights"), train.masks()
     cameras = type(train.cameras)(*(getattr(train.cameras, name)[few] for name in names))
     place = (box, len(occupied), occupied.shape[1], run.scene.near)
@@ -592,6 +596,8 @@ def op_and_reference(case: Case) -> tuple[Callable[..., Any], Callable[..., Any]
     pair = getattr(module, names[0]), getattr(module, names[1])
     if case.op == "pack_grid":  # whose reference takes no box
         return pair[0], lambda occupied, _: march.pack_grid_reference(occupied)
+    if case.op == "slice_grid":
+        return pair[0], lambda grid, live: march.slice_grid_reference(grid.cells, live)
     if case.op == "take":  # which counts what it has taken: every call is a first one
         return tuple(_taken_anew(function) for function in pair)  # type: ignore[return-value]
     return pair

@@ -88,14 +88,14 @@ NT_HD bool find_cell(const OccupancyGrid& g, const float* p, CellPlace& place) {
 }
 
 // 0 where the cell is occupied, else the side in cells of an aligned empty cube that holds it.
-NT_HD int empty_cube(const OccupancyGrid& g, const CellPlace& place) {
+NT_HD int empty_cube(const OccupancyGrid& g, const OccupancyBits& bits, const CellPlace& place) {
   const int blocks = g.side / 4, groups = g.side / 16;
-  const uint64_t* group_words = g.blocks + int64_t(place.level) * groups * groups * groups;
+  const uint64_t* group_words = bits.blocks + int64_t(place.level) * groups * groups * groups;
   const BitPlace block = bit_place(place.c[0] >> 2, place.c[1] >> 2, place.c[2] >> 2, blocks);
   const uint64_t group = group_words[block.word];
   if (group == 0) return 16;
   if (!(group >> block.bit & 1)) return 4;
-  const uint64_t* cell_words = g.cells + int64_t(place.level) * blocks * blocks * blocks;
+  const uint64_t* cell_words = bits.cells + int64_t(place.level) * blocks * blocks * blocks;
   const BitPlace cell = bit_place(place.c[0], place.c[1], place.c[2], g.side);
   return cell_words[cell.word] >> cell.bit & 1 ? 0 : 1;
 }
@@ -184,10 +184,11 @@ struct Stepped {
 // A line through all boxes of a grid.
 struct ThroughBoxes {
   const OccupancyGrid& g;
+  OccupancyBits bits;
   const Line& line;
 
   NT_HD bool find(const float* p, CellPlace& place) const { return find_cell(g, p, place); }
-  NT_HD int empty_cube(const CellPlace& place) const { return nerftrain::empty_cube(g, place); }
+  NT_HD int empty_cube(const CellPlace& place) const { return nerftrain::empty_cube(g, bits, place); }
   NT_HD float leave(const CellPlace& place, int side, float t) const { return line.leave(g, place, side, t); }
   NT_HD float enter(float t) const { return line.enter_any(g, g.num_levels, t); }
 };
@@ -195,10 +196,11 @@ struct ThroughBoxes {
 // A line through a grid's only box, which knows where it passes the walls between cells.
 struct ThroughBox {
   const OccupancyGrid& g;
+  OccupancyBits bits;
   float first[3], cell[3];  // the distance at the box's lower face, and from wall to wall
   int ahead[3];             // the bits of a number of cells that count: all where the line goes up, else none
 
-  NT_HD ThroughBox(const OccupancyGrid& grid, const Line& line) : g(grid) {
+  NT_HD ThroughBox(const OccupancyGrid& grid, const OccupancyBits& bits, const Line& line) : g(grid), bits(bits) {
     for (int a = 0; a < 3; ++a) {
       const bool moves = line.inverse[a] != 0.f;
       first[a] = moves ? (g.center[0][a] - g.half[0][a] - line.o[a]) * line.inverse[a] : 3.4e38f;
@@ -219,9 +221,9 @@ struct ThroughBox {
   NT_HD bool find(const float* p, CellPlace& place) const { return find_cell_of(g, 0, p, place.c); }
   NT_HD int empty_cube(const CellPlace& place) const {
     const int x = place.c[0], y = place.c[1], z = place.c[2];
-    const uint64_t group = word(g.blocks, g.side >> 4, x >> 2, y >> 2, z >> 2);
+    const uint64_t group = word(bits.blocks, g.side >> 4, x >> 2, y >> 2, z >> 2);
     if (!bit(group, x >> 2, y >> 2, z >> 2)) return group ? 4 : 16;
-    return bit(word(g.cells, g.side >> 2, x, y, z), x, y, z) ? 0 : 1;
+    return bit(word(bits.cells, g.side >> 2, x, y, z), x, y, z) ? 0 : 1;
   }
   NT_HD float leave(const CellPlace& place, int side, float) const {
     float exit = 3.4e38f;
@@ -263,12 +265,12 @@ NT_HD Stepped march_runs(const Through& through, const MarchSettings& m, const L
 
 // Calls emit(number, t_start, t_end) for every kept sample, front to back.
 template <class Emit>
-NT_HD Marched march_steps(const OccupancyGrid& g, const MarchSettings& m, const Line& line, float t0, float t1,
-                          float near, float far, float jitter, Emit emit) {
+NT_HD Marched march_steps(const OccupancyGrid& g, const OccupancyBits& bits, const MarchSettings& m, const Line& line,
+                          float t0, float t1, float near, float far, float jitter, Emit emit) {
   const Lattice lattice(near, jitter, m);
   int count = 0;
-  const Stepped stepped = march_runs(ThroughBoxes{g, line}, m, line, lattice, lattice.first_after(t0, 0, m.max_steps),
-                                     t1, far, [&](int k, int n) {
+  const Stepped stepped = march_runs(ThroughBoxes{g, bits, line}, m, line, lattice,
+                                     lattice.first_after(t0, 0, m.max_steps), t1, far, [&](int k, int n) {
                                        float start = lattice.start(k);
                                        for (int i = 1; i <= n; ++i) {
                                          const float end = lattice.start(k + i);
@@ -281,8 +283,8 @@ NT_HD Marched march_steps(const OccupancyGrid& g, const MarchSettings& m, const 
 
 // The same with a sample for every occupied cell that the ray passes through: settings without a step ask for it.
 template <class Emit>
-NT_HD Marched march_cells(const OccupancyGrid& g, const MarchSettings& m, const Line& line, float t0, float t1,
-                          Emit emit) {
+NT_HD Marched march_cells(const OccupancyGrid& g, const OccupancyBits& bits, const MarchSettings& m, const Line& line,
+                          float t0, float t1, Emit emit) {
   int count = 0;
   float t = t0;
   for (int k = 0; k < m.max_steps && count < m.max_samples && t < t1; ++k) {
@@ -295,7 +297,7 @@ NT_HD Marched march_cells(const OccupancyGrid& g, const MarchSettings& m, const 
       t = max_of(line.enter_any(g, g.num_levels, probe), probe);
       continue;
     }
-    const int side = empty_cube(g, place);
+    const int side = empty_cube(g, bits, place);
     const float exit = min_of(max_of(line.leave(g, place, side == 0 ? 1 : side, probe), probe), t1);
     if (side == 0) emit(count++, t, exit);
     t = exit;
@@ -304,13 +306,13 @@ NT_HD Marched march_cells(const OccupancyGrid& g, const MarchSettings& m, const 
 }
 
 template <class Emit>
-NT_HD Marched march_ray(const OccupancyGrid& g, const MarchSettings& m, const float* o, const float* d, float near,
-                        float far, float jitter, Emit emit) {
+NT_HD Marched march_ray(const OccupancyGrid& g, const OccupancyBits& bits, const MarchSettings& m, const float* o,
+                        const float* d, float near, float far, float jitter, Emit emit) {
   const Line line(o, d);
   float t0 = near, t1 = far;
   if (!(near < far) || !line.clip(g, t0, t1)) return {0, near};
-  if (m.step <= 0.f) return march_cells(g, m, line, t0, t1, emit);
-  return march_steps(g, m, line, t0, t1, near, far, jitter, emit);
+  if (m.step <= 0.f) return march_cells(g, bits, m, line, t0, t1, emit);
+  return march_steps(g, bits, m, line, t0, t1, near, far, jitter, emit);
 }
 
 struct MarchRays {
@@ -321,13 +323,17 @@ struct MarchRays {
   const float* near;        // [R]
   const float* far;         // [R]
   const float* jitter;      // [R]
+  const int32_t* slices;    // [R] of time, in which a ray looks; null: there are none
+  int num_slices;
+
+  NT_HD OccupancyBits bits(int64_t r) const { return slices ? grid.slice(slices[r]) : grid.bits; }
 
   // Of at most so many samples, behind which nothing is looked at.
   template <class Emit>
   NT_HD Marched march(int64_t r, int max_samples, Emit emit) const {
     MarchSettings most = settings;
     most.max_samples = max_samples;
-    return march_ray(grid, most, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter[r], emit);
+    return march_ray(grid, bits(r), most, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter[r], emit);
   }
 };
 

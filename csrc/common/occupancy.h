@@ -10,15 +10,26 @@ namespace nerftrain {
 
 constexpr int kMaxBoxes = 16;
 
-struct OccupancyGrid {
+struct OccupancyBits {
   const uint64_t* cells;   // [L][(side / 4)^3] a bit per cell of a 4^3 block
   const uint64_t* blocks;  // [L][(side / 16)^3] a bit per 4^3 block that has an occupied cell
+};
+
+struct OccupancyGrid {
+  OccupancyBits bits;  // where there are slices of time, of the first; those of the others follow
   int num_levels;
   int side;           // of the cube of bits, a multiple of 16
   int resolution[3];  // cells along each axis, at most side
   float center[kMaxBoxes][3];
   float half[kMaxBoxes][3];     // half the size of a box
   float inverse[kMaxBoxes][3];  // one over half
+
+  NT_HD int64_t words_of_slice() const { return num_levels * cubed(side / 4); }
+  NT_HD int64_t groups_of_slice() const { return num_levels * cubed(side / 16); }
+  NT_HD OccupancyBits slice(int64_t s) const {
+    return {bits.cells + s * words_of_slice(), bits.blocks + s * groups_of_slice()};
+  }
+  NT_HD static int64_t cubed(int64_t n) { return n * n * n; }
 };
 
 // The place of (x, y, z) in a cube of 4^3-bit words with `side` units per side.
@@ -51,6 +62,35 @@ struct PackBits {
     for (int bit = 0; bit < 64; ++bit) {
       const int64_t cell = (int64_t(x + (bit >> 4)) * side + y + (bit >> 2 & 3)) * side + z + (bit & 3);
       word |= uint64_t(cube[cell]) << bit;
+    }
+    words[i] = word;
+    any[i] = word != 0;
+  }
+};
+
+// Of the cells of a grid those that are occupied in a slice of time, of which cubes of 2^3 cells are told.
+struct SliceBits {
+  const uint64_t* cells;  // [L][(side / 4)^3] at any time
+  const bool* live;       // [T][L][(side / 2)^3]
+  int64_t num_levels;
+  int side;
+  uint64_t* words;  // [T][L][(side / 4)^3]
+  bool* any;        // [T][L][(side / 4)^3]
+
+  NT_HD void operator()(int64_t i) const {
+    const int n = side / 4;
+    const int64_t per_level = OccupancyGrid::cubed(n), level = i / per_level, place = i % per_level;
+    uint64_t word = cells[level % num_levels * per_level + place];
+    if (word) {
+      const int x = int(place / (int64_t(n) * n)) * 2, y = int(place / n % n) * 2, z = int(place % n) * 2;
+      const bool* cube = live + level * 8 * per_level;
+      uint64_t alive = 0;
+      for (int part = 0; part < 8; ++part) {
+        const int dx = part >> 2, dy = part >> 1 & 1, dz = part & 1;
+        const uint64_t cells_of_part = 0x330033ull << (32 * dx + 8 * dy + 2 * dz);
+        if (cube[(int64_t(x + dx) * 2 * n + y + dy) * 2 * n + z + dz]) alive |= cells_of_part;
+      }
+      word &= alive;
     }
     words[i] = word;
     any[i] = word != 0;

@@ -29,13 +29,13 @@ struct OccupiedCells {
 
 // Blocks are 4^3 cells, a bit each; words are 4^3 blocks. Words that lie in what has been found need no look at their
 // bits.
-OccupiedCells occupied_cells(const OccupancyGrid& grid) {
+OccupiedCells occupied_cells(const OccupancyGrid& grid, int num_slices) {
   OccupiedCells found;
-  const int groups = grid.side / 16;
-  for (int i = 0; i < groups * groups * groups; ++i) {
-    const uint64_t word = grid.blocks[i];
+  const int groups = grid.side / 16, in_slice = groups * groups * groups;
+  for (int i = 0; i < num_slices * in_slice; ++i) {
+    const uint64_t word = grid.bits.blocks[i];
     if (!word) continue;
-    const int at[3] = {i / (groups * groups), i / groups % groups, i % groups};
+    const int at[3] = {i % in_slice / (groups * groups), i / groups % groups, i % groups};
     bool within_found = true;
     for (int a = 0; a < 3; ++a) within_found &= found.low[a] < at[a] * 16 && found.high[a] > (at[a] + 1) * 16;
     for (int bit = 0; bit < 64 && !within_found; ++bit) {
@@ -58,9 +58,22 @@ std::optional<OneBox> one_box(const MarchRays& rays) {
   const OccupancyGrid& grid = rays.grid;
   const MarchSettings& m = rays.settings;
   const bool equal_steps = m.step > 0.f && m.cone_angle <= 0.f && m.max_samples > 0;
-  if (!equal_steps || grid.num_levels != 1 || grid.side >= 4096) return {};
-  const OccupiedCells occupied = occupied_cells(grid);
-  OneBox box{grid.cells, grid.blocks, grid.side / 4, grid.side / 16, {}, {}, {}, {}, {}, {}, {}, {}};
+  if (!equal_steps || grid.num_levels != 1) return {};
+  if (rays.num_slices * grid.words_of_slice() >= 1 << 30) return {};
+  const OccupiedCells occupied = occupied_cells(grid, rays.num_slices);
+  OneBox box{grid.bits,
+             grid.side / 4,
+             grid.side / 16,
+             int(grid.words_of_slice()),
+             int(grid.groups_of_slice()),
+             {},
+             {},
+             {},
+             {},
+             {},
+             {},
+             {},
+             {}};
   for (int a = 0; a < 3; ++a) {
     box.resolution[a] = grid.resolution[a];
     box.center[a] = grid.center[0][a];
@@ -112,12 +125,12 @@ std::vector<Piece> march_pieces(const MarchRays& rays, int64_t num_rays, int64_t
 using MarchedRays = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 MarchedRays march(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-                  const Tensor& jitter, const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
-                  std::vector<int64_t> resolution, int64_t side, double step, double cone_angle, int64_t max_steps,
-                  int64_t max_samples) {
+                  const Tensor& jitter, const Tensor& slices, const Tensor& cells, const Tensor& blocks,
+                  std::vector<double> boxes, std::vector<int64_t> resolution, int64_t side, double step,
+                  double cone_angle, int64_t max_steps, int64_t max_samples) {
   const int64_t num_rays = origins.size(0);
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
-                                    step, cone_angle, max_steps, max_samples);
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
   Tensor offsets = make(origins, {num_rays + 1}, ScalarType::Long), ends = make(origins, {num_rays});
   int64_t* first = write<int64_t>(offsets);
   const std::vector<Piece> pieces = march_pieces(rays, num_rays, first + 1, write<float>(ends));
@@ -143,6 +156,7 @@ MarchedRays march(const Tensor& origins, const Tensor& directions, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CPU, m) {
   m.impl("pack_grid", TORCH_BOX(&nerftrain::pack_grid<nerftrain::Cpu>));
+  m.impl("slice_grid", TORCH_BOX(&nerftrain::slice_grid<nerftrain::Cpu>));
   m.impl("visible_cells", TORCH_BOX(&nerftrain::visible_cells<nerftrain::Cpu>));
   m.impl("march_count", TORCH_BOX(&nerftrain::march_count<nerftrain::Cpu>));
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cpu>));

@@ -6,10 +6,11 @@
 
 namespace nerftrain {
 
-// A grid of one box, whose words an int can number.
+// A grid of one box, whose words an int can number, and their halves.
 struct OneBox {
-  const uint64_t *cells, *blocks;
-  int words, groups;  // 4^3 and 16^3 cells along the cube of bits
+  OccupancyBits bits;
+  int words, groups;                    // 4^3 and 16^3 cells along the cube of bits
+  int words_of_slice, groups_of_slice;  // of time
   int resolution[3];
   float center[3], half[3], inverse[3], unit[3], share[3];
   float low[3], high[3];  // around all cells that are occupied, with at least one empty cell between
@@ -25,6 +26,7 @@ constexpr int kMarchSlack = 16;   // numbers behind the samples that are asked f
 // A ray in one box whose samples are found as they are asked for.
 struct RayMarch {
   float origin[3], direction[3], near, far, jitter;
+  int slice;          // of time
   int end_step;       // behind all that may have samples
   int num_stretches;  // more than kStretches: there was no room for all
   int stretch;        // the first that has not been looked at to its end

@@ -117,9 +117,10 @@ struct Bundle {
   Floats o[3], d[3], inverse[3], near, far, first, last, jitter;
   Floats enter, quit;  // what is occupied lies between; a ray that meets none of it enters at its last and has quit
   Ints alive, step;    // the step at which a ray's march is
+  Ints groups;         // the first of its slice of time
   RayMarch* rays;      // [kLanes], where the stretches of its steps that may have samples are noted
 
-  Bundle(const MarchRays& all, int64_t r, int num, RayMarch* rays) : rays(rays) {
+  Bundle(const MarchRays& all, const OneBox& box, int64_t r, int num, RayMarch* rays) : rays(rays) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t i = r + (lane < num ? lane : 0);
       RayMarch& ray = rays[lane];
@@ -130,6 +131,8 @@ struct Bundle {
       near[lane] = ray.near = all.near[i];
       far[lane] = ray.far = all.far[i];
       jitter[lane] = ray.jitter = all.jitter[i];
+      ray.slice = all.slices ? all.slices[i] : 0;
+      groups[lane] = ray.slice * box.groups_of_slice;
       ray.num_stretches = ray.stretch = 0;
       ray.pending = 0;
     }
@@ -214,7 +217,8 @@ inline void pass_blocks(const OneBox& box, const MarchSettings& m, Bundle& rays)
     for (int a = 0; a < 3; ++a) unit[a] = (cell[a] & inside) >> 2;
     going &= (mid < rays.far) & (inside | ~(mid > rays.last));
     const BitPlaces place(unit, box.groups);
-    const Ints lower = half_words(box.blocks, place.word * 2), upper = half_words(box.blocks, place.word * 2 + 1);
+    const Ints word = rays.groups + place.word;
+    const Ints lower = half_words(box.bits.blocks, word * 2), upper = half_words(box.bits.blocks, word * 2 + 1);
     const Ints half = place.bit > 31 ? upper : lower;
     const Ints cube = (lower | upper) == 0 ? Ints{} + 16 : Ints{} + 4;
     const Floats exit = mid > rays.quit ? rays.last : rays.leave(box, cell, cube);
@@ -244,7 +248,8 @@ inline uint32_t occupied_steps(const OneBox& box, const MarchSettings& m, const 
   for (int a = 0; a < 3; ++a) cell[a] = cell_at(box, a, ray.origin[a] + mid * ray.direction[a], inside);
   for (int a = 0; a < 3; ++a) cell[a] &= inside;
   const BitPlaces place(cell, box.words);
-  const Ints half = half_words(box.cells, place.word * 2 + (place.bit >> 5));
+  const Ints word = place.word + ray.slice * box.words_of_slice;
+  const Ints half = half_words(box.bits.cells, word * 2 + (place.bit >> 5));
   return bits_of(inside & -(half >> (place.bit & 31) & 1));
 }
 
@@ -275,7 +280,7 @@ int next_samples(const MarchSettings& m, const OneBox& box, RayMarch& ray, int m
 
 // Prepares at most kLanes rays; returns a bit for each that is alive.
 inline uint32_t begin_bundle(const MarchRays& all, const OneBox& box, int64_t r, int num, RayMarch* rays) {
-  Bundle bundle(all, r, num, rays);
+  Bundle bundle(all, box, r, num, rays);
   bundle.clip(box);
   bundle.clip_occupied(box);
   pass_blocks(box, all.settings, bundle);

@@ -508,12 +508,12 @@ FoundSamples find_ngp(const Tensor& origins, const Tensor& directions, const Ten
                       const Tensor& warp_weights, std::vector<int64_t> warp_widths, int64_t position_frequencies,
                       int64_t time_frequencies, double reach, const Tensor& weights, std::vector<int64_t> widths,
                       const Tensor& box, int64_t contraction, double early_stop_eps, int64_t lanes, const Tensor& near,
-                      const Tensor& far, const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
-                      std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side, double step,
-                      double cone_angle, int64_t max_steps, int64_t max_samples, double alpha_thre, double min_weight,
-                      bool everything, bool remember) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
-                                    side, step, cone_angle, max_steps, max_samples);
+                      const Tensor& far, const Tensor& jitter, const Tensor& slices, const Tensor& cells,
+                      const Tensor& blocks, std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution,
+                      int64_t side, double step, double cone_angle, int64_t max_steps, int64_t max_samples,
+                      double alpha_thre, double min_weight, bool everything, bool remember) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, grid_boxes,
+                                    grid_resolution, side, step, cone_angle, max_steps, max_samples);
   const std::optional<OneBox> grid_box = one_box(rays);
   const RayParts parts(origins.size(0));
   std::vector<FoundPart> found(parts.num);
@@ -548,13 +548,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> render_ngp(
     std::vector<int64_t> moving_resolutions, std::vector<int64_t> moving_offsets, const Tensor& warp_weights,
     std::vector<int64_t> warp_widths, int64_t position_frequencies, int64_t time_frequencies, double reach,
     const Tensor& weights, std::vector<int64_t> widths, const Tensor& box, int64_t contraction, double early_stop_eps,
-    int64_t lanes, const Tensor& near, const Tensor& far, const Tensor& jitter, const Tensor& cells,
-    const Tensor& blocks, std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution, int64_t side,
-    double step, double cone_angle, int64_t max_steps, int64_t max_samples, const Tensor& color_weights,
+    int64_t lanes, const Tensor& near, const Tensor& far, const Tensor& jitter, const Tensor& slices,
+    const Tensor& cells, const Tensor& blocks, std::vector<double> grid_boxes, std::vector<int64_t> grid_resolution,
+    int64_t side, double step, double cone_angle, int64_t max_steps, int64_t max_samples, const Tensor& color_weights,
     std::vector<int64_t> color_widths, int64_t degree, double alpha_thre, double min_weight) {
   const NgpShape shape = ngp_shape(widths, color_widths, degree);
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, grid_boxes, grid_resolution,
-                                    side, step, cone_angle, max_steps, max_samples);
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, grid_boxes,
+                                    grid_resolution, side, step, cone_angle, max_steps, max_samples);
   const std::optional<OneBox> grid_box = one_box(rays);
   const int64_t num_rays = origins.size(0);
   const auto zeros = [&](std::vector<int64_t> sizes) { return torch::stable::new_zeros(origins, sizes); };

@@ -64,9 +64,9 @@ struct MarchWindows {
       if (begin) k = max_of(k, begin[r]);
       const auto add = [&](int from, int n) { found.add(from, n); };
       if constexpr (kBox)
-        stepped = march_runs(ThroughBox(g, line), m, line, steps, k, t1, far, add);
+        stepped = march_runs(ThroughBox(g, rays.bits(r), line), m, line, steps, k, t1, far, add);
       else
-        stepped = march_runs(ThroughBoxes{g, line}, m, line, steps, k, t1, far, add);
+        stepped = march_runs(ThroughBoxes{g, rays.bits(r), line}, m, line, steps, k, t1, far, add);
       found.close();
       end = steps.start(stepped.next);
     }
@@ -112,10 +112,11 @@ __global__ void march_fill_kernel(int64_t num_rays, MarchFill body) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far, const Tensor& jitter,
-    const Tensor& cells, const Tensor& blocks, std::vector<double> boxes, std::vector<int64_t> resolution, int64_t side,
-    double step, double cone_angle, int64_t max_steps, int64_t max_samples, const Tensor& begin) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
-                                    step, cone_angle, max_steps, max_samples);
+    const Tensor& slices, const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
+    std::vector<int64_t> resolution, int64_t side, double step, double cone_angle, int64_t max_steps,
+    int64_t max_samples, const Tensor& begin) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
   const int64_t num_rays = origins.size(0), most = max_steps / kWarp + 1;
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
@@ -201,6 +202,7 @@ struct CudaMarch : Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("pack_grid", TORCH_BOX(&nerftrain::pack_grid<nerftrain::Cuda>));
+  m.impl("slice_grid", TORCH_BOX(&nerftrain::slice_grid<nerftrain::Cuda>));
   m.impl("visible_cells", TORCH_BOX(&nerftrain::visible_cells<nerftrain::Cuda>));
   m.impl("march_count", TORCH_BOX(&nerftrain::march_count<nerftrain::Cuda>));
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cuda>));

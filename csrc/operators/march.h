@@ -36,6 +36,26 @@ std::tuple<Tensor, Tensor> pack_grid(const Tensor& occupied) {
   return {cells, blocks};
 }
 
+// The bits of each slice of time, from those of all time [L, ...] and which cubes of 2^3 cells [T, L, (side / 2)^3]
+// hold anything in it.
+template <class Backend>
+std::tuple<Tensor, Tensor> slice_grid(const Tensor& cells, const Tensor& live) {
+  const int64_t slices = live.size(0), levels = live.size(1), side = 2 * live.size(2), n = side / 4, groups = side / 16;
+  if (cells.size(0) != levels || cells.size(1) != n * n * n || side % 16)
+    throw std::runtime_error("slice_grid: cubes of 2^3 cells of the grid itself");
+  Tensor words = make(cells, {slices * levels, n * n * n});
+  Tensor blocks = make(cells, {slices * levels, groups * groups * groups});
+  Tensor any_cell = make(live, {slices * levels, n * n * n}), any_block = make(live, {blocks.size(0), blocks.size(1)});
+  const SliceBits slice{
+      reinterpret_cast<const uint64_t*>(read<int64_t>(cells)), read<bool>(live),     levels, int(side),
+      reinterpret_cast<uint64_t*>(write<int64_t>(words)),      write<bool>(any_cell)};
+  Backend::for_each(cells, words.size(0) * words.size(1), slice);
+  const PackBits pack{read<bool>(any_cell), reinterpret_cast<uint64_t*>(write<int64_t>(blocks)), write<bool>(any_block),
+                      int(n)};
+  Backend::for_each(cells, blocks.size(0) * blocks.size(1), pack);
+  return {words, blocks};
+}
+
 // counts is [C][mask height + 1][mask width + 1], or empty where there are no masks.
 template <class Backend>
 Tensor visible_cells(const Tensor& poses, const Tensor& intrinsics, const Tensor& sizes, const Tensor& counts,
@@ -59,12 +79,14 @@ Tensor visible_cells(const Tensor& poses, const Tensor& intrinsics, const Tensor
 }
 
 inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-                            const Tensor& jitter, const Tensor& cells, const Tensor& blocks,
+                            const Tensor& jitter, const Tensor& slices, const Tensor& cells, const Tensor& blocks,
                             const std::vector<double>& boxes, const std::vector<int64_t>& resolution, int64_t side,
                             double step, double cone_angle, int64_t max_steps, int64_t max_samples) {
   OccupancyGrid grid = grid_of(boxes, resolution, side);
-  grid.cells = reinterpret_cast<const uint64_t*>(read<int64_t>(cells));
-  grid.blocks = reinterpret_cast<const uint64_t*>(read<int64_t>(blocks));
+  grid.bits = {reinterpret_cast<const uint64_t*>(read<int64_t>(cells)),
+               reinterpret_cast<const uint64_t*>(read<int64_t>(blocks))};
+  if (slices.numel() != 0 && slices.numel() != origins.size(0))
+    throw std::runtime_error("march: a slice of time for each ray, or none");
   const MarchSettings settings{float(step), float(cone_angle), int(max_steps), int(max_samples)};
   return {grid,
           settings,
@@ -72,17 +94,19 @@ inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, con
           read<float>(directions),
           read<float>(near),
           read<float>(far),
-          read<float>(jitter)};
+          read<float>(jitter),
+          read_or_none<int32_t>(slices),
+          int(cells.size(0) / std::max(grid.num_levels, 1))};
 }
 
 template <class Backend>
 std::tuple<Tensor, Tensor> march_count(const Tensor& origins, const Tensor& directions, const Tensor& near,
-                                       const Tensor& far, const Tensor& jitter, const Tensor& cells,
-                                       const Tensor& blocks, std::vector<double> boxes, std::vector<int64_t> resolution,
-                                       int64_t side, double step, double cone_angle, int64_t max_steps,
-                                       int64_t max_samples) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
-                                    step, cone_angle, max_steps, max_samples);
+                                       const Tensor& far, const Tensor& jitter, const Tensor& slices,
+                                       const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
+                                       std::vector<int64_t> resolution, int64_t side, double step, double cone_angle,
+                                       int64_t max_steps, int64_t max_samples) {
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
   Tensor counts = make(origins, {origins.size(0)}, ScalarType::Long), ends = make(origins, {origins.size(0)});
   Backend::for_each(origins, origins.size(0), MarchCount{rays, write<int64_t>(counts), write<float>(ends)});
   return {counts, ends};
@@ -90,13 +114,13 @@ std::tuple<Tensor, Tensor> march_count(const Tensor& origins, const Tensor& dire
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tensor& directions, const Tensor& near,
-                                               const Tensor& far, const Tensor& jitter, const Tensor& cells,
-                                               const Tensor& blocks, std::vector<double> boxes,
+                                               const Tensor& far, const Tensor& jitter, const Tensor& slices,
+                                               const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
                                                std::vector<int64_t> resolution, int64_t side, double step,
                                                double cone_angle, int64_t max_steps, int64_t max_samples,
                                                const Tensor& offsets, int64_t num_samples) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, cells, blocks, boxes, resolution, side,
-                                    step, cone_angle, max_steps, max_samples);
+  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
+                                    side, step, cone_angle, max_steps, max_samples);
   Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
   Tensor ray_indices = make(offsets, {num_samples});
   Backend::clear_rest(offsets, {t_starts, t_ends, ray_indices});

@@ -33,18 +33,35 @@ NEAR_RADII = 4.0
 class Grid:
     """Occupancy bits of boxes of cells; where boxes overlap the first of them counts.
 
-    The bits of a level fill a cube, of which cells beyond the level's own stay empty.
+    The bits of a level fill a cube, of which cells beyond the level's own stay empty. Where things
+    move there may be such bits for each of T slices of time, else T is 1.
     """
 
-    cells: Tensor  # [L, (side / 4)**3] int64, a bit per cell
-    blocks: Tensor  # [L, (side / 16)**3] int64, a bit per 4**3 cells
+    cells: Tensor  # [T L, (side / 4)**3] int64, a bit per cell
+    blocks: Tensor  # [T L, (side / 16)**3] int64, a bit per 4**3 cells
     boxes: tuple[float, ...]  # [6 L], of each level: min xyz, max xyz
     resolution: tuple[int, int, int]  # cells along each axis
     side: int  # of the cube of bits, a multiple of 16
 
+    @property
+    def num_slices(self) -> int:
+        """Tell T."""
+        return len(self.cells) // (len(self.boxes) // 6)
+
+    def slices_of(self, rays: Rays) -> Tensor:
+        """Find the slices of time [R] int32 in which rays look, [0] where there are none.
+
+        Raises UserError for rays without times where there are.
+        """
+        if self.num_slices == 1:
+            return self.cells.new_empty(0, dtype=torch.int32)
+        if rays.times is None:
+            raise UserError("a grid with slices of time: its rays need times")
+        return (rays.times * self.num_slices).int().clamp(0, self.num_slices - 1)
+
     @cached_property
     def occupied(self) -> Tensor:
-        """Unpack the bits, [L, *resolution] bool."""
+        """Unpack the bits, [T L, *resolution] bool."""
         x, y, z = self.resolution
         return _unpack_bits(self.cells, self.side)[:, :x, :y, :z]
 
@@ -74,7 +91,8 @@ class Marching(NamedTuple):
     def arguments(self, rays: Rays) -> tuple[Any, ...]:
         """List what operators ask for after origins and directions."""
         grid, settings = self.grid, self.settings
-        tensors = (rays.near, rays.far, self.jitter, grid.cells, grid.blocks)
+        slices = grid.slices_of(rays)
+        tensors = (rays.near, rays.far, self.jitter, slices, grid.cells, grid.blocks)
         return (
             *(tensor.contiguous() for tensor in tensors),
             list(grid.boxes),
@@ -121,6 +139,15 @@ def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor]:
     cells = _pack_bits(occupied)
     words = occupied.shape[1] // 4
     return cells, _pack_bits((cells != 0).view(-1, words, words, words))
+
+
+def slice_grid_reference(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave cells out by torch (see `slice_grid`)."""
+    for axis in (2, 3, 4):
+        live = live.repeat_interleave(2, axis)
+    side = live.shape[-1]
+    occupied = (live & _unpack_bits(cells, side)).flatten(0, 1)
+    return pack_grid_reference(occupied)
 
 
 def visible_cells_reference(
@@ -209,22 +236,25 @@ def _lattice(near: Tensor, s: Tensor, settings: March) -> Tensor:
     return torch.where(s <= knee_s, linear, beyond)
 
 
-def _occupied_at(grid: Grid, points: Tensor) -> Tensor:
-    """Look points [..., 3] up in the first box that holds them.
+def _occupied_at(grid: Grid, points: Tensor, slices: Tensor) -> Tensor:
+    """Look points [R, K, 3] up in the first box that holds them, each ray's in its slice of time.
 
     Outside of all boxes nothing is occupied.
     """
+    slices = slices if len(slices) else torch.zeros_like(points[:, 0, 0], dtype=torch.int32)
+    slices = slices.long()[:, None].expand(points.shape[:2])
     found = torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
     done = torch.zeros_like(found)
     resolution = torch.tensor(grid.resolution, device=points.device)
     boxes = torch.tensor(grid.boxes, dtype=torch.float64).view(-1, 2, 3)
-    for (low, high), occupied in zip(boxes, grid.occupied, strict=True):
+    for level, (low, high) in enumerate(boxes):
+        occupied = grid.occupied[level :: len(boxes)]  # [T, *resolution]
         center, half = ((low + high) / 2).to(points), ((high - low) / 2).to(points)
         unit = (points - center) * (1 / half)
         here = ((unit >= -1) & (unit < 1)).all(-1) & ~done
         cell = ((unit[here] * 0.5 + 0.5) * resolution).long().clamp(min=0)
         cell = torch.minimum(cell, resolution - 1)
-        found[here] = occupied[cell[:, 0], cell[:, 1], cell[:, 2]]
+        found[here] = occupied[slices[here], cell[:, 0], cell[:, 1], cell[:, 2]]
         done |= here
     return found
 
@@ -240,7 +270,9 @@ def march_to_reference(
     middle = 0.5 * (bounds[:, :-1] + bounds[:, 1:])
     points = rays.origins[:, None] + middle[..., None] * rays.directions[:, None]
     keep = (
-        _occupied_at(grid, points) & (middle < rays.far[:, None]) & (rays.near < rays.far)[:, None]
+        _occupied_at(grid, points, grid.slices_of(rays))
+        & (middle < rays.far[:, None])
+        & (rays.near < rays.far)[:, None]
     )
     keep &= keep.cumsum(1) <= settings.max_samples
     ray_indices, steps = keep.nonzero(as_tuple=True)
@@ -287,7 +319,7 @@ def _cut_at_walls(rays: Rays, grid: Grid, settings: March) -> tuple[Samples, Ten
     t = torch.where(met, t.clamp(enter[:, None].double(), leave[:, None].double()), 0.0).sort(1)[0]
     middle = (t[:, 1:] + t[:, :-1]) / 2
     points = origins[:, None] + middle[..., None] * directions[:, None]
-    keep = _occupied_at(grid, points) & (t[:, 1:] - t[:, :-1] > 1e-6) & met
+    keep = _occupied_at(grid, points, grid.slices_of(rays)) & (t[:, 1:] - t[:, :-1] > 1e-6) & met
     keep &= keep.cumsum(1) <= settings.max_samples
     ray_indices, steps = keep.nonzero(as_tuple=True)
     starts, ends = t[ray_indices, steps].float(), t[ray_indices, steps + 1].float()
@@ -354,6 +386,12 @@ def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor]:
     words, groups = side // 4, side // 16
     make = occupied.new_empty
     return make(levels, words**3, dtype=torch.int64), make(levels, groups**3, dtype=torch.int64)
+
+
+@library.fake("slice_grid")
+def _slice_grid_fake(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    num = live.shape[0] * live.shape[1]
+    return cells.new_empty(num, cells.shape[1]), cells.new_empty(num, cells.shape[1] // 64)
 
 
 @library.fake("visible_cells")
@@ -456,6 +494,20 @@ def pack_grid(occupied: Tensor, boxes: Sequence[float]) -> Grid:
     boxes = nested_boxes(boxes, levels) if len(boxes) == 6 else tuple(boxes)
     x, y, z = resolution
     return Grid(cells, blocks, boxes, (x, y, z), side)
+
+
+def slice_grid(grid: Grid, live: Tensor) -> Grid:
+    """Make a grid for each of T slices of time out of one for all time.
+
+    Of its cells those are left that lie in live cubes of 2**3.
+
+    Args:
+        grid: of L levels, its resolution a multiple of 16.
+        live: [T, L, side / 2, side / 2, side / 2] bool, which cubes hold anything in which slice.
+    """
+    slice_bits = torch.ops.nerftrain.slice_grid if library.native(live) else slice_grid_reference
+    cells, blocks = slice_bits(grid.cells, live.contiguous())
+    return replace(grid, cells=cells, blocks=blocks)
 
 
 def visible_cells(

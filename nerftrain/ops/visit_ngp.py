@@ -164,7 +164,7 @@ def _find_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 @library.fake("render_ngp")
 def _render_ngp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, color_widths = arguments[0], arguments[33]
+    origins, color_widths = arguments[0], arguments[-4]
     num_rays, make = origins.shape[0], origins.new_empty
     rows = make(num_rays), make(num_rays), make(num_rays)
     return make(num_rays, color_widths[-1]), *rows, make(num_rays, dtype=torch.int64)

@@ -3,6 +3,9 @@
 NerfAcc, arXiv:2305.04966; Instant-NGP, arXiv:2201.05989, appendix E. The grid's value in a cell is
 the largest optical depth that one step there has had lately, decaying from update to update; a cell
 is occupied where it exceeds min(mean, occ_thre).
+
+Where things move a cell is occupied if it ever is, and for each of a number of slices of time cubes
+of 2**3 cells tell what holds anything then: a ray looks in its own slice.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class GridSettings:
     num_levels: int
     update_every: int
     num_times: int
+    time_slices: int
     warmup_steps: int
     cells_per_update: int
     ema_decay: float
@@ -61,7 +65,7 @@ class GridSettings:
         """Refuse, with a UserError, what no grid can be."""
         if self.resolution < 16 or self.resolution % 16:
             raise UserError(f"resolution={self.resolution}: must be a multiple of 16")
-        counted = ("num_levels", "update_every", "num_times", "cells_per_update")
+        counted = ("num_levels", "update_every", "num_times", "time_slices", "cells_per_update")
         check_counts(**{name: getattr(self, name) for name in counted})
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1)")
@@ -107,6 +111,7 @@ class OccGrid(Sampler):
             raise UserError(f"finer_views={finer_views}: must be more than 0")
         self.settings = grid
         self.is_dynamic = cameras.times is not None
+        self.num_slices = grid.time_slices if self.is_dynamic else 1
         # Samples in occupied cells at the last call; None: rays were marched no further than seen.
         self.num_marched: int | Tensor | None = 0
         # What the last call in training found where, if the grid will ask for it.
@@ -130,6 +135,10 @@ class OccGrid(Sampler):
         )
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
+        if self.num_slices > 1:
+            cubes = [grid.resolution // 2] * 3
+            shape = self.num_slices, grid.num_levels, *cubes
+            self.register_buffer("slices", torch.full(shape, UNKNOWN))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("corners", aabb.float().clone().view(2, 3), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of training, done
@@ -137,6 +146,7 @@ class OccGrid(Sampler):
             self.live_pixels = self._live_pixels(cameras)
         self.visible: Tensor
         self.occupancy: Tensor
+        self.slices: Tensor
         self.threshold: Tensor
         self.corners: Tensor
         self.steps: Tensor
@@ -159,7 +169,7 @@ class OccGrid(Sampler):
     def _refresh(self) -> None:
         """Bring what follows from the occupancy up to date; most cells are invisible, so empty."""
         values = self.occupancy.view(-1)[self.visible_cells]
-        on = (values > self.threshold) | (values == UNKNOWN)
+        on = self._is_on(values)
         occupied = torch.zeros_like(self.visible)
         occupied.view(-1)[self.visible_cells] = on
         for level in range(1, self.settings.num_levels):
@@ -168,12 +178,18 @@ class OccGrid(Sampler):
         if self.settings.num_levels > 1:
             on = occupied.view(-1)[self.visible_cells]
         self.occupied_before = on.cumsum(0, dtype=torch.int32)
-        self._keep_grid(ops.pack_grid(occupied, self.aabb))
+        grid = ops.pack_grid(occupied, self.aabb)
+        if self.num_slices > 1:
+            grid = ops.slice_grid(grid, self._is_on(self.slices))
+        self._keep_grid(grid)
         # Before the field has learnt anything every weight is small: the thresholds must not cut
         # all of it off (nerfacc does the same with its alpha_thre).
         mean = self._mean(values)
         self._alpha_thre.copy_(mean.clamp(max=self.alpha_thre))
         self._min_weight.copy_(mean.clamp(max=self.min_weight))
+
+    def _is_on(self, values: Tensor) -> Tensor:
+        return (values > self.threshold) | (values == UNKNOWN)
 
     def _keep_grid(self, grid: ops.Grid) -> None:
         """Write a grid over the last one, which a recorded step goes on reading, where it was."""
@@ -188,7 +204,10 @@ class OccGrid(Sampler):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""
-        result = super().load_state_dict(*args, **kwargs)
+        state, *rest = args
+        if self.num_slices > 1 and "slices" not in state:  # of a run from before there were any
+            state = {**state, "slices": torch.full_like(self.slices, UNKNOWN)}
+        result = super().load_state_dict(state, *rest, **kwargs)
         self._steps = int(self.steps)
         self._find_visible()
         return result
@@ -345,7 +364,7 @@ class OccGrid(Sampler):
         if (step + 1) % self.settings.update_every:
             return
         cells = self._draw_cells(step, generator)
-        optical_depth = self._density(density_fn, cells, generator) * self.march.step
+        optical_depth = self._look(density_fn, cells, generator)
         occupancy = self.occupancy.view(-1)
         # Below zero, and so the lesser, where unknown. A cell that was drawn twice fades once.
         occupancy[cells] = occupancy[cells] * self.settings.ema_decay
@@ -356,14 +375,21 @@ class OccGrid(Sampler):
         )
         self._refresh()
 
-    def _density(self, density_fn: DensityFn, cells: Tensor, generator: torch.Generator) -> Tensor:
-        """Evaluate the density in each cell [M]; where it changes with time the most of several."""
+    def _look(self, density_fn: DensityFn, cells: Tensor, generator: torch.Generator) -> Tensor:
+        """Evaluate the optical depth in each cell [M]; where it changes the most of several."""
         if not self.is_dynamic:
-            return density_fn(self._points_in(cells, generator), None)
-        looks = []
+            return density_fn(self._points_in(cells, generator), None) * self.march.step
+        looks, moments = [], []
         for _ in range(self.settings.num_times):
             times = torch.rand(len(cells), generator=generator, device=cells.device)
-            looks.append(density_fn(self._points_in(cells, generator), times))
+            density = density_fn(self._points_in(cells, generator), times)
+            looks.append(density * self.march.step)
+            moments.append(times)
+        if self.num_slices > 1:
+            slices = self.slices.view(-1)
+            places = torch.cat([self._cubes_at(cells, times) for times in moments])
+            slices[places] = slices[places] * self.settings.ema_decay
+            slices.scatter_reduce_(0, places, torch.cat(looks), "amax")
         return torch.stack(looks).amax(0)
 
     def _keep_what_is_seen(self, occupancy: Tensor) -> None:
@@ -384,7 +410,7 @@ class OccGrid(Sampler):
             rows = (density != UNSEEN).nonzero().squeeze(1)
             looked_at = tuple(column[rows] for column in looked_at)
             density = density[rows]
-        positions, _, _ = sample_points(rays, *looked_at)
+        positions, _, times = sample_points(rays, *looked_at)
         cells, depth = self._cells_at(positions), density * self.march.step
         if used is not None:
             # Rows of nobody raise no cell, being below all that any knows; but each has its own:
@@ -392,6 +418,15 @@ class OccGrid(Sampler):
             anywhere = torch.arange(len(cells), device=cells.device) % len(occupancy)
             cells, depth = torch.where(used, cells, anywhere), torch.where(used, depth, UNKNOWN)
         occupancy.scatter_reduce_(0, cells, depth, "amax")
+        if self.num_slices > 1 and times is not None:
+            self.slices.view(-1).scatter_reduce_(0, self._cubes_at(cells, times), depth, "amax")
+
+    def _cubes_at(self, cells: Tensor, times: Tensor) -> Tensor:
+        """Find the cubes [M] of 2**3 cells that hold cells [M], in the slices of times [M]."""
+        n, half, levels = self.settings.resolution, self.settings.resolution // 2, len(self.visible)
+        level, x, y, z = cells // n**3, cells // n**2 % n, cells // n % n, cells % n
+        now = (times * self.num_slices).long().clamp(0, self.num_slices - 1)
+        return (((now * levels + level) * half + x // 2) * half + y // 2) * half + z // 2
 
     def _cells_at(self, points: Tensor) -> Tensor:
         """Find the finest cells [M] that hold points [M, 3] of the outermost box."""

@@ -89,8 +89,7 @@ struct Grid {
     const auto any = std::make_unique<bool[]>(cells.size()), any_block = std::make_unique<bool[]>(blocks.size());
     for_each(int64_t(cells.size()), PackBits{flags.get(), cells.data(), any.get(), side});
     for_each(int64_t(blocks.size()), PackBits{any.get(), blocks.data(), any_block.get(), side / 4});
-    grid.cells = cells.data();
-    grid.blocks = blocks.data();
+    grid.bits = {cells.data(), blocks.data()};
     grid.num_levels = int(levels);
     grid.side = side;
     for (int a = 0; a < 3; ++a) {
@@ -101,6 +100,25 @@ struct Grid {
         grid.inverse[level][a] = 1.f / boxes[level].half;
       }
     }
+  }
+};
+
+// Slices of time of a grid, in each of which other cubes of cells hold anything.
+struct Slices {
+  static constexpr int kNum = 3;
+  OccupancyGrid grid;
+  std::vector<uint64_t> cells, blocks;
+
+  explicit Slices(const Grid& whole)
+      : grid(whole.grid), cells(kNum * whole.cells.size()), blocks(kNum * whole.blocks.size()) {
+    const int64_t cubes = 8 * int64_t(cells.size());
+    const auto live = std::make_unique<bool[]>(cubes), any = std::make_unique<bool[]>(cells.size());
+    const auto any_block = std::make_unique<bool[]>(blocks.size());
+    for (int64_t i = 0; i < cubes; ++i) live[i] = i % 5 < 2;
+    const SliceBits slice{whole.cells.data(), live.get(), grid.num_levels, grid.side, cells.data(), any.get()};
+    for_each(int64_t(cells.size()), slice);
+    for_each(int64_t(blocks.size()), PackBits{any.get(), blocks.data(), any_block.get(), grid.side / 4});
+    grid.bits = {cells.data(), blocks.data()};
   }
 };
 
@@ -179,11 +197,12 @@ int64_t check_runs(const MarchRays& rays, int64_t num_rays) {
     const EvenLattice steps(near, rays.jitter[r], m);
     const int begin = steps.first_after(t0, 0, m.max_steps);
     int count = 0, next = begin;
-    const Stepped stepped = march_runs(ThroughBox(rays.grid, line), m, line, steps, begin, t1, far, [&](int k, int n) {
-      CHECK(k >= next && n > 0);
-      count += n;
-      next = k + n;
-    });
+    const Stepped stepped =
+        march_runs(ThroughBox(rays.grid, rays.bits(r), line), m, line, steps, begin, t1, far, [&](int k, int n) {
+          CHECK(k >= next && n > 0);
+          count += n;
+          next = k + n;
+        });
     CHECK(stepped.count == count && count <= m.max_samples);
     CHECK(next <= stepped.next && stepped.next <= m.max_steps);
     total += count;
@@ -198,15 +217,27 @@ void march_hostile_rays() {
                                     {kInf, 0.01f, 64, 64},  {0.05f, kNan, 64, 64},  {0.05f, 1e30f, 64, 64},
                                     {0.05f, 0.f, 0, 1024},  {0.05f, 0.f, 64, 0},    {-1.f, 0.f, 100, 50}};
   int64_t num_samples = 0, num_in_runs = 0;
-  for (const Grid& grid : hostile_grids())
-    for (const MarchSettings& how : settings) {
-      const MarchRays march{
-          grid.grid,         how, rays.origins.data(), rays.directions.data(), rays.near.data(), rays.far.data(),
-          rays.jitter.data()};
-      num_samples += check_march(march, int64_t(rays.near.size()));
-      if (grid.grid.num_levels == 1 && how.step > 0.f && how.cone_angle == 0.f)
-        num_in_runs += check_runs(march, int64_t(rays.near.size()));
-    }
+  const int64_t num_rays = int64_t(rays.near.size());
+  std::vector<int32_t> in_turn(num_rays);
+  for (int64_t r = 0; r < num_rays; ++r) in_turn[r] = int32_t(r % Slices::kNum);
+  for (const Grid& whole : hostile_grids()) {
+    const Slices slices(whole);
+    for (const MarchSettings& how : settings)
+      for (const bool sliced : {false, true}) {
+        const MarchRays march{sliced ? slices.grid : whole.grid,
+                              how,
+                              rays.origins.data(),
+                              rays.directions.data(),
+                              rays.near.data(),
+                              rays.far.data(),
+                              rays.jitter.data(),
+                              sliced ? in_turn.data() : nullptr,
+                              sliced ? Slices::kNum : 1};
+        num_samples += check_march(march, num_rays);
+        if (whole.grid.num_levels == 1 && how.step > 0.f && how.cone_angle == 0.f)
+          num_in_runs += check_runs(march, num_rays);
+      }
+  }
   CHECK(num_samples > 10000 && num_in_runs > 1000);  // not all of it is nonsense
 }
 

@@ -52,13 +52,11 @@ for skip in (False, True):
 
 def marched_twice(rays, jitter, grid, steps):
     # the two passes of the body that CUDA has, too
-    tensors = (rays.origins, rays.directions, rays.near, rays.far, jitter, grid.cells, grid.blocks)
-    lists = (list(grid.boxes), list(grid.resolution), grid.side)
-    settings = (steps.step, steps.cone_angle, steps.max_steps, steps.max_samples)
-    counts, ends = torch.ops.nerftrain.march_count(*tensors, *lists, *settings)
+    how = (rays.origins, rays.directions, *march.Marching(jitter, grid, steps).arguments(rays))
+    counts, ends = torch.ops.nerftrain.march_count(*how)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     more = (offsets, int(offsets[-1]))
-    written = torch.ops.nerftrain.march_write(*tensors, *lists, *settings, *more)
+    written = torch.ops.nerftrain.march_write(*how, *more)
     return (*written, offsets, ends)
 
 

@@ -389,11 +389,13 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
     offsets = torch.tensor([0, 4, 4, 9], device=device)
     ray_offsets = torch.zeros(6, dtype=torch.int64, device=device)
     keep = torch.ones(9, dtype=torch.bool, device=device)
-    march = [random(5, 3), random(5, 3), random(5), random(5) + 3, random(5)]
+    slices = offsets[:0].int()  # none of time
+    march = [random(5, 3), random(5, 3), random(5), random(5) + 3, random(5), slices]
     boxes = aabb + [2 * bound for bound in aabb]
     march += [cells, blocks, boxes, [16] * 3, 16, 0.1, 0.0, 50, 20]
     arguments: dict[str, list[tuple]] = {
         "pack_grid": [(flags,)],
+        "slice_grid": [(cells, random(3, 2, 8, 8, 8) < 0.5)],
         "visible_cells": [
             (poses, 9 * random(3, 4), sizes, counts, 1.0, boxes, [16] * 3, 0.1),
             (poses, 9 * random(3, 4), sizes, counts[:0], 1.0, aabb, [16] * 3, 0.1),

@@ -29,6 +29,8 @@ from nerftrain.ops.march import (
     mean_alpha_reference,
     pack_grid,
     pack_grid_reference,
+    slice_grid,
+    slice_grid_reference,
     visible_cells,
     visible_cells_reference,
     visible_in_turn,
@@ -226,6 +228,82 @@ def test_rays_that_march_in_rounds_find_what_one_march_finds(
     wanted = expected.ray_indices * 1000.0 + expected.t_starts
     wanted = torch.cat([wanted[: first[1]], wanted[expected.offsets[8] :]])
     assert torch.equal(found, wanted)
+
+
+def sliced(grid: Grid, num_slices: int, share: float = 0.5) -> tuple[Grid, list[Grid]]:
+    """Leave out cubes of cells at random in each slice of time; and list the slices' own grids."""
+    levels, half = len(grid.cells), grid.side // 2
+    generator = torch.Generator().manual_seed(7)
+    live = torch.rand(num_slices, levels, half, half, half, generator=generator) < share
+    whole = slice_grid(grid, live.to(grid.cells.device))
+    bits = zip(whole.cells.split(levels), whole.blocks.split(levels), strict=True)
+    return whole, [replace(grid, cells=cells, blocks=blocks) for cells, blocks in bits]
+
+
+def in_slices(rays: Rays, num_slices: int) -> tuple[Rays, Tensor]:
+    """Give rays times, the first and the last there are among them."""
+    times = torch.linspace(0, 1, len(rays), device=rays.near.device)
+    times = times[torch.randperm(len(rays), generator=torch.Generator().manual_seed(8))]
+    return replace(rays, times=times), (times * num_slices).long().clamp(max=num_slices - 1)
+
+
+@pytest.mark.parametrize("num_levels", [1, 3])
+@pytest.mark.parametrize("side", [16, 48])
+def test_slices_of_a_grid_equal_their_reference(make_grid, num_levels, side):
+    grid = make_grid(num_levels, resolution=side)
+    live = torch.rand(5, num_levels, *[side // 2] * 3) < 0.3
+    live[1], live[2] = False, True
+    actual = slice_grid(grid, live.to(grid.cells.device))
+    cells, blocks = slice_grid_reference(grid.cells, live.to(grid.cells.device))
+    assert torch.equal(actual.cells, cells)
+    assert torch.equal(actual.blocks, blocks)
+    occupied = actual.occupied.view(5, num_levels, side, side, side)
+    assert not occupied[1].any()
+    assert torch.equal(occupied[2], grid.occupied)
+    fine = live.to(grid.cells.device)
+    for axis in (2, 3, 4):
+        fine = fine.repeat_interleave(2, axis)
+    assert torch.equal(occupied, grid.occupied & fine)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"cone_angle": 0.02}, {"step": 0.0, "max_steps": 2000}, {"max_samples": 6}],
+    ids=["even", "cones", "cells", "few"],
+)
+@pytest.mark.parametrize("num_levels", [1, 2])
+@pytest.mark.parametrize("function", [march_to, march_to_reference])
+def test_rays_look_in_their_slice_of_time(make_rays, make_grid, num_levels, how, function):
+    whole, alone = sliced(make_grid(num_levels), 5)
+    rays, slices = in_slices(make_rays(), 5)
+    jitter, steps = random_jitter(rays), replace(STEPS, **how)
+    samples, ends = function(rays, jitter, whole, steps)
+    assert len(samples) > 500
+    for k, grid in enumerate(alone):
+        mine = (slices == k).nonzero().squeeze(1)
+        part, part_ends = function(rays[mine], jitter[mine], grid, steps)
+        rows = (slices[samples.ray_indices] == k).nonzero().squeeze(1)
+        assert torch.equal(samples.t_starts[rows], part.t_starts)  # the same bits
+        assert torch.equal(samples.t_ends[rows], part.t_ends)
+        assert torch.equal(samples.ray_indices[rows], mine[part.ray_indices])
+        assert torch.equal(ends[mine], part_ends)
+
+
+def test_rays_in_slices_march_in_rounds_too(make_rays, make_grid):
+    whole, _ = sliced(make_grid(), 4)
+    rays, _ = in_slices(make_rays(), 4)
+    marching = Marching(random_jitter(rays), whole, STEPS)
+    expected = march(rays, *marching)
+    samples, reached = march_on(rays, marching, len(expected), STEPS.max_samples)
+    assert reached is None or bool((reached == STEPS.max_steps).all())
+    assert torch.equal(samples.t_starts, expected.t_starts)
+
+
+def test_rays_without_times_are_told_that_slices_need_them(make_rays, make_grid):
+    whole, _ = sliced(make_grid(), 4)
+    rays = make_rays()
+    with pytest.raises(UserError, match="times"):
+        march(rays, random_jitter(rays), whole, STEPS)
 
 
 def test_marches_end_where_the_reference_says(device, make_rays):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerftrain.ops.hash_encoding import HashLevels
 from nerftrain.ops.march import Grid as Occupied
-from nerftrain.ops.march import March, Marching, march, pack_grid
+from nerftrain.ops.march import March, Marching, march, pack_grid, slice_grid
 from nerftrain.ops.visit_ngp import (
     ColorField,
     DensityField,
@@ -258,6 +258,25 @@ def test_rays_are_marched_to_the_samples_that_a_march_finds(
         torch.testing.assert_close(drawn.opacity, opacity, rtol=1e-3, atol=1e-4)
     else:
         assert len(found.samples) < 0.95 * len(samples)
+
+
+@pytest.mark.usefixtures("single_precision")
+@pytest.mark.parametrize("num_levels", [1, 2])
+def test_rays_of_what_moves_look_in_their_slice_of_time(make_grid, make_rays, num_levels):
+    grid, rays = make_grid(num_levels), with_times(make_rays(600))
+    live = torch.rand(4, num_levels, *[grid.side // 2] * 3) < 0.5
+    how = marching(600, slice_grid(grid, live)), field(moves=True)
+    samples = march(rays, *how[0])
+    assert 1000 < len(samples) < 0.7 * len(march(rays, how[0].jitter, grid, how[0].settings))
+    found = find_ngp(rays, *how, NONE)
+    for name in ("t_starts", "t_ends", "ray_indices", "offsets"):
+        assert torch.equal(getattr(found.samples, name), getattr(samples, name))
+    thresholds = Thresholds(0.01, 0.0, 0.0)
+    actual = render_ngp(rays, *how, colors(), thresholds)
+    expected = render_ngp_reference(rays, *how, colors(), thresholds)
+    for name in ("channels", "opacity", "depth"):
+        close = {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), **close)
 
 
 @pytest.mark.usefixtures("single_precision")

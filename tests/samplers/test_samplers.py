@@ -1,5 +1,7 @@
 """Samplers: what they place, what they skip, what they learn, what a checkpoint keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from nerftrain.samplers.occgrid import FIRST_STRIDE, STRIDES, UNKNOWN, GridSetti
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
-from nerftrain.types import Rays, Samples, Thresholds
+from nerftrain.types import Rays, Samples, SigmaFn, Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def grid_settings(**changes: object) -> GridSettings:
         "num_levels": 1,
         "update_every": 1,
         "num_times": 1,
+        "time_slices": 1,
         "warmup_steps": 4,
         "cells_per_update": 32**3,
         "ema_decay": 0.5,
@@ -236,6 +239,78 @@ def test_cells_that_training_rays_see_stay_on(scene: Scene) -> None:
     assert sampler.grid.occupied[0][tuple(cells.T)].all()
     assert (sampler.occupancy[0][tuple(cells.T)] > 0.1).all()
     assert (blind.occupancy[0][tuple(cells.T)] < 0.01).all()
+
+
+def moving_ball(positions: torch.Tensor, times: torch.Tensor | None) -> torch.Tensor:
+    """Cross the box along x, from -1 to 1."""
+    assert times is not None
+    centers = torch.stack([2 * times - 1, *[torch.zeros_like(times)] * 2], -1)
+    return 100.0 * ((positions - centers).norm(dim=-1) < 0.3).float()
+
+
+def moving(scene: Scene, num: int = 2000) -> tuple[Scene, Rays, SigmaFn]:
+    """A scene whose cameras have times, and rays that meet what moves there."""
+    train, rays = scene.splits["train"], rays_of(scene, num)
+    cameras = replace(train.cameras, times=torch.linspace(0, 1, len(train.cameras)))
+    times = torch.rand(num, generator=torch.Generator().manual_seed(1))
+    rays = replace(rays, times=times)
+
+    def sigma_fn(t_starts, t_ends, ray_indices):
+        middle = (t_starts + t_ends)[:, None] / 2
+        points = rays.origins[ray_indices] + middle * rays.directions[ray_indices]
+        return moving_ball(points, times[ray_indices])
+
+    splits = {"train": replace(train, cameras=cameras)}
+    return replace(scene, splits=splits), rays, sigma_fn
+
+
+def taught(scene: Scene, rays: Rays, sigma_fn: SigmaFn, **changes: object) -> OccGrid:
+    sampler = occgrid(scene, ema_decay=0.9, num_times=4, **changes)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(60):
+        sampler.sample(rays, sigma_fn, generator)
+        sampler.update(step, moving_ball, generator)
+    return sampler
+
+
+def test_what_moves_is_looked_for_where_it_is_at_the_time(scene: Scene) -> None:
+    scene, rays, sigma_fn = moving(scene)
+    marched, seen = [], []
+    for num_slices in (1, 4, 16):
+        sampler = taught(scene, rays, sigma_fn, time_slices=num_slices)
+        seen.append(len(sampler.sample(rays, sigma_fn)))
+        marched.append(sampler.num_marched)
+        assert sampler.grid.num_slices == num_slices
+    assert marched[1] < 0.7 * marched[0]
+    assert marched[2] < 0.5 * marched[0]
+    assert min(seen) > 0.99 * max(seen)  # and nothing is lost
+
+
+def test_no_slice_of_time_is_empty_before_anything_is_known(scene: Scene) -> None:
+    scene, rays, sigma_fn = moving(scene)
+    counts = []
+    for num_slices in (1, 16):
+        sampler = occgrid(scene, time_slices=num_slices)
+        sampler.sample(rays, sigma_fn)
+        counts.append(sampler.num_marched)
+    assert counts[0] == counts[1] > 0
+
+
+def test_what_stands_still_has_no_slices(scene: Scene) -> None:
+    assert learnt(scene, time_slices=16).grid.num_slices == 1
+
+
+def test_slices_come_back_from_a_checkpoint_and_without_any_are_learnt_anew(scene: Scene) -> None:
+    scene, rays, sigma_fn = moving(scene)
+    first = taught(scene, rays, sigma_fn, time_slices=8)
+    again, older = (occgrid(scene, time_slices=8) for _ in range(2))
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(again.grid.cells, first.grid.cells)
+    state = {name: value for name, value in first.state_dict().items() if name != "slices"}
+    older.load_state_dict(state)
+    assert torch.equal(older.visible, first.visible)
+    known, unknown = (sampler.grid.occupied.sum() for sampler in (first, older))
+    assert unknown == 8 * (first.occupancy > first.threshold).sum() > known
 
 
 def test_outer_levels_cover_what_inner_levels_hold(scene: Scene) -> None:
