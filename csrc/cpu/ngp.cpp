@@ -34,7 +34,7 @@ Tensor ngp_density(const Tensor& features, const Tensor& weights, std::vector<in
   const float* pf = read<float>(features);
   float *pd = write<float>(density), *ps = write<float>(scratch);
   ranges.each([&](int64_t part, int64_t begin, int64_t end) {
-    kernels.density(shape, both, pf, pd, begin, end, ps + part * room);
+    kernels.density(shape, both, pf, pd, nullptr, begin, end, ps + part * room);
   });
   return density;
 }

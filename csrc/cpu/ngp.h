@@ -20,13 +20,17 @@ struct NgpWeights {
   const float* color;
 };
 
-// features [N][F], directions [N][3], channels [N][K], density [N]; begin and end of a range of samples.
+// features [N][F], geometry [N][G], directions [N][3], channels [N][K], density [N]; begin and end of a range of
+// samples.
 struct NgpKernels {
   const char* name;
   long (*scratch_floats)(const NgpShape&);   // of one thread
   long (*gradient_floats)(const NgpShape&);  // of one range's padded weight gradients
-  void (*density)(const NgpShape&, const NgpWeights&, const float* features, float* density, long begin, long end,
-                  float* scratch);
+  // What colour needs is written too, unless geometry is none.
+  void (*density)(const NgpShape&, const NgpWeights&, const float* features, float* density, float* geometry,
+                  long begin, long end, float* scratch);
+  void (*color)(const NgpShape&, const NgpWeights&, const float* geometry, const float* directions, float* channels,
+                long begin, long end, float* scratch);
   void (*forward)(const NgpShape&, const NgpWeights&, const float* features, const float* directions, float* channels,
                   float* density, long begin, long end, float* scratch);
   void (*backward)(const NgpShape&, const NgpWeights&, const float* features, const float* directions,

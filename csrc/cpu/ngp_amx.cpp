@@ -9,8 +9,8 @@
 #define NT_AMX
 #include "ngp_kernel.h"
 
-const nerftrain::NgpKernels nerftrain::ngp_amx = {"amx",   scratch_floats, gradient_floats, density,
-                                                  forward, backward,       reduce};
+const nerftrain::NgpKernels nerftrain::ngp_amx = {"amx", scratch_floats, gradient_floats, density,
+                                                  color, forward,        backward,        reduce};
 
 // Multiplies matrices whose product is known exactly: a depth that leaves a rest, rows along either side.
 bool nerftrain::amx_computes() {

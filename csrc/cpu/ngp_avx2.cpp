@@ -4,5 +4,5 @@
 #define NT_ROWS 6
 #include "ngp_kernel.h"
 
-const nerftrain::NgpKernels nerftrain::ngp_avx2 = {"avx2",  scratch_floats, gradient_floats, density,
-                                                   forward, backward,       reduce};
+const nerftrain::NgpKernels nerftrain::ngp_avx2 = {"avx2", scratch_floats, gradient_floats, density,
+                                                   color,  forward,        backward,        reduce};

@@ -5,4 +5,4 @@
 #include "ngp_kernel.h"
 
 const nerftrain::NgpKernels nerftrain::ngp_avx512 = {"avx512", scratch_floats, gradient_floats, density,
-                                                     forward,  backward,       reduce};
+                                                     color,    forward,        backward,        reduce};

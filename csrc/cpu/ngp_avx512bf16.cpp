@@ -6,4 +6,4 @@
 #include "ngp_kernel.h"
 
 const nerftrain::NgpKernels nerftrain::ngp_avx512bf16 = {"avx512bf16", scratch_floats, gradient_floats, density,
-                                                         forward,      backward,       reduce};
+                                                         color,        forward,        backward,        reduce};

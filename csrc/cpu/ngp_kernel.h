@@ -81,8 +81,9 @@ inline void densities(const Room& room, int num, float* density) {
   for (int s = 0; s < num; ++s) density[s] = exponential(density[s] > kMostExponent ? kMostExponent : density[s]);
 }
 
-// Fills room.channels: colours between 0 and 1, and other channels.
-inline void channels_of(const NgpShape& shape, const Room& room, const float* directions, int num) {
+// Fills room.channels: colours between 0 and 1, and other channels. A row of geometry begins with what colour needs.
+inline void channels_of(const NgpShape& shape, const Room& room, const float* geometry, int geometry_row,
+                        const float* directions, int num) {
   const int num_geometry = shape.num_geometry(), k_end = shape.num_channels();
   const int num_harmonics = shape.sh_degree * shape.sh_degree;
   float harmonics[nerftrain::kMaxShDegree * nerftrain::kMaxShDegree];
@@ -91,7 +92,7 @@ inline void channels_of(const NgpShape& shape, const Room& room, const float* di
     // The samples of a ray lie side by side and share its direction.
     if (s == 0 || d[0] != d[-3] || d[1] != d[-2] || d[2] != d[-1])
       nerftrain::spherical_harmonics<float>(d[0], d[1], d[2], shape.sh_degree, harmonics);
-    copy(room.geometry + s * room.geometry_row + 1, line, num_geometry);
+    copy(geometry + s * geometry_row, line, num_geometry);
     copy(harmonics, line + num_geometry, num_harmonics);
   });
   layers_forth(shape.color, room.color, num, room.color_tile, room.channels);
@@ -102,13 +103,32 @@ inline void channels_of(const NgpShape& shape, const Room& room, const float* di
   for (int s = 0; s < num; ++s) copy(colors + s * num_colors, room.channels + s * room.channel_row, num_colors);
 }
 
-void density(const NgpShape& shape, const NgpWeights& weights, const float* features, float* out, long begin, long end,
-             float* scratch) {
+inline void hand_channels(const NgpShape& shape, const Room& room, int num, float* channels) {
+  const int k_end = shape.num_channels();
+  for (int s = 0; s < num; ++s) copy(room.channels + s * room.channel_row, channels + s * k_end, k_end);
+}
+
+void density(const NgpShape& shape, const NgpWeights& weights, const float* features, float* out, float* geometry,
+             long begin, long end, float* scratch) {
   const Room room(shape, weights, scratch);
   for (long first = begin; first < end; first += kTile) {
     const int num = int(end - first < kTile ? end - first : kTile);
     geometry_of(shape, room, features + first * shape.num_features(), num);
     densities(room, num, out + first);
+    const int width = shape.num_geometry();
+    for (int s = 0; geometry && s < num; ++s)
+      copy(room.geometry + s * room.geometry_row + 1, geometry + (first + s) * width, width);
+  }
+}
+
+void color(const NgpShape& shape, const NgpWeights& weights, const float* geometry, const float* directions,
+           float* channels, long begin, long end, float* scratch) {
+  const Room room(shape, weights, scratch);
+  const int width = shape.num_geometry();
+  for (long first = begin; first < end; first += kTile) {
+    const int num = int(end - first < kTile ? end - first : kTile);
+    channels_of(shape, room, geometry + first * width, width, directions + 3 * first, num);
+    hand_channels(shape, room, num, channels + first * shape.num_channels());
   }
 }
 
@@ -119,9 +139,8 @@ void forward(const NgpShape& shape, const NgpWeights& weights, const float* feat
     const int num = int(end - first < kTile ? end - first : kTile);
     geometry_of(shape, room, features + first * shape.num_features(), num);
     densities(room, num, out + first);
-    channels_of(shape, room, directions + 3 * first, num);
-    const int k_end = shape.num_channels();
-    for (int s = 0; s < num; ++s) copy(room.channels + s * room.channel_row, channels + (first + s) * k_end, k_end);
+    channels_of(shape, room, room.geometry + 1, room.geometry_row, directions + 3 * first, num);
+    hand_channels(shape, room, num, channels + first * shape.num_channels());
   }
 }
 
@@ -134,7 +153,7 @@ void backward(const NgpShape& shape, const NgpWeights& weights, const float* fea
   for (long first = begin; first < end; first += kTile) {
     const int num = int(end - first < kTile ? end - first : kTile);
     geometry_of(shape, room, features + first * width, num);
-    channels_of(shape, room, directions + 3 * first, num);
+    channels_of(shape, room, room.geometry + 1, room.geometry_row, directions + 3 * first, num);
     fill(room.v_color.at[shape.color.num_layers], k_end, num, room.lines, [&](int s, float* line) {
       for (int k = 0; k < k_end; ++k) {
         const float v = v_channels[(first + s) * k_end + k], y = room.channels[s * room.channel_row + k];

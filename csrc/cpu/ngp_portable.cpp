@@ -5,4 +5,4 @@
 #include "ngp_kernel.h"
 
 const nerftrain::NgpKernels nerftrain::ngp_portable = {"portable", scratch_floats, gradient_floats, density,
-                                                       forward,    backward,       reduce};
+                                                       color,      forward,        backward,        reduce};

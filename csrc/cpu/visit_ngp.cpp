@@ -176,12 +176,14 @@ struct NgpAlongRays {
   // What one thread works in. Behind each array is room for what vectors write beyond its end.
   struct Batch {
     float *positions, *moments, *features, *parts, *starts, *ends, *sigma, *kept, *inputs, *moved;
+    float* geometry;  // what colour needs, or none
     float *scratch, *warp_scratch;
     NgpWeights weights;         // that the scratch does not hold yet
     const float* warp_weights;  // likewise
 
     static int64_t floats(const NgpAlongRays& field) {
-      const int64_t each = 3 + 4 + 2 * field.num_features() + 4 + (field.warp ? field.warp->num_inputs() + 3 : 0);
+      const int64_t each = 3 + 4 + 2 * field.num_features() + 4 + (field.warp ? field.warp->num_inputs() + 3 : 0) +
+                           field.shape.num_geometry();
       const int64_t scratch = field.warp ? field.warp->mlp.scratch_floats(field.warp->shape) : 0;
       return (kBatch + kMarchSlack) * each + field.ngp.scratch_floats(field.shape) + scratch;
     }
@@ -196,6 +198,7 @@ struct NgpAlongRays {
       positions = take(3), moments = take(4), features = take(field.num_features()), parts = take(field.num_features());
       starts = take(1), ends = take(1), sigma = take(1), kept = take(1);
       inputs = take(field.warp ? field.warp->num_inputs() : 0), moved = take(field.warp ? 3 : 0);
+      geometry = field.shape.num_geometry() ? take(field.shape.num_geometry()) : nullptr;
       scratch = at;
       warp_scratch = scratch + field.ngp.scratch_floats(field.shape);
     }
@@ -253,7 +256,7 @@ struct NgpAlongRays {
         std::copy_n(more + i * more_width, more_width, row + width);
       }
     }
-    ngp.density(shape, batch.weights, batch.features, batch.sigma, 0, n, batch.scratch);
+    ngp.density(shape, batch.weights, batch.features, batch.sigma, batch.geometry, 0, n, batch.scratch);
     batch.weights = {};
     composite.run(batch.sigma, batch.starts, batch.ends, batch.kept, 0, n);
   }
@@ -347,12 +350,12 @@ struct FindSink {
 struct RenderSink {
   const NgpAlongRays& field;
   float alpha_thre, min_weight;
-  float* channels;                                    // [R][K], zeros
-  float* opacity;                                     // [R], zeros
-  float* depth;                                       // [R], zeros
-  float* distortion;                                  // [R], zeros
-  int64_t* num;                                       // [R]
-  float *features, *views, *drawn, *sigma, *scratch;  // [kBatch] samples that are seen, and the networks' room
+  float* channels;                            // [R][K], zeros
+  float* opacity;                             // [R], zeros
+  float* depth;                               // [R], zeros
+  float* distortion;                          // [R], zeros
+  int64_t* num;                               // [R]
+  float *geometry, *views, *drawn, *scratch;  // [kBatch] samples that are seen, and the networks' room
   int64_t num_seen = 0;
   NgpWeights weights;  // that the scratch does not hold yet
   struct Seen {
@@ -361,7 +364,7 @@ struct RenderSink {
   } seen[kBatch];
 
   static int64_t floats(const NgpAlongRays& field) {
-    const int64_t each = field.num_features() + 3 + field.shape.num_channels() + 1;
+    const int64_t each = field.shape.num_geometry() + 3 + field.shape.num_channels();
     return (kBatch + kMarchSlack) * each + field.ngp.scratch_floats(field.shape);
   }
 
@@ -377,15 +380,14 @@ struct RenderSink {
         num(num),
         weights(field.weights) {
     constexpr int64_t kRoom = kBatch + kMarchSlack;
-    features = at;
-    views = features + kRoom * field.num_features();
+    geometry = at;
+    views = geometry + kRoom * field.shape.num_geometry();
     drawn = views + kRoom * 3;
-    sigma = drawn + kRoom * field.shape.num_channels();
-    scratch = sigma + kRoom;
+    scratch = drawn + kRoom * field.shape.num_channels();
   }
 
   void take(Walk& walk, const NgpAlongRays::Batch& batch, int64_t first) {
-    const int64_t width = field.num_features(), r = walk.ray;
+    const int64_t width = field.shape.num_geometry(), r = walk.ray;
     for (int64_t i = first; i < first + walk.now; ++i) {
       const float kept = batch.kept[i];
       if (!pass(walk, kept, field.early_stop_eps, alpha_thre, min_weight)) continue;
@@ -395,7 +397,7 @@ struct RenderSink {
       distortion[r] += 2.f * w * (mid * opacity[r] - depth[r]) + w * w * dt * (1.f / 3.f);
       opacity[r] += w;
       depth[r] += w * mid;
-      copy_row(batch.features + i * width, features + num_seen * width, width);
+      copy_row(batch.geometry + i * width, geometry + num_seen * width, width);
       std::copy_n(field.directions + 3 * r, 3, views + 3 * num_seen);
       seen[num_seen++] = {r, w};
     }
@@ -403,7 +405,7 @@ struct RenderSink {
 
   void flush(const NgpAlongRays::Batch&) {
     const int64_t k_end = field.shape.num_channels();
-    field.ngp.forward(field.shape, weights, features, views, drawn, sigma, 0, num_seen, scratch);
+    field.ngp.color(field.shape, weights, geometry, views, drawn, 0, num_seen, scratch);
     weights = {};
     for (int64_t i = 0; i < num_seen; ++i)
       for (int64_t k = 0; k < k_end; ++k) channels[seen[i].ray * k_end + k] += seen[i].weight * drawn[i * k_end + k];

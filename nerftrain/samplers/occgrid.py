@@ -54,12 +54,12 @@ class GridSettings:
     num_levels: int
     update_every: int
     num_times: int
-    time_slices: int
     warmup_steps: int
     cells_per_update: int
     ema_decay: float
     occ_thre: float
     carve: bool
+    time_slices: int = 1  # as in runs from before there were any
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what no grid can be."""
@@ -204,10 +204,7 @@ class OccGrid(Sampler):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""
-        state, *rest = args
-        if self.num_slices > 1 and "slices" not in state:  # of a run from before there were any
-            state = {**state, "slices": torch.full_like(self.slices, UNKNOWN)}
-        result = super().load_state_dict(state, *rest, **kwargs)
+        result = super().load_state_dict(*args, **kwargs)
         self._steps = int(self.steps)
         self._find_visible()
         return result

@@ -22,7 +22,7 @@ std::vector<float> normal(size_t n, float scale) {
 }
 
 struct Results {
-  std::vector<float> density, channels, seen, v_features, v_density, v_color;
+  std::vector<float> density, channels, colors, seen, v_features, v_density, v_color;
 };
 
 long weights_of(const MlpShape& shape) {
@@ -61,7 +61,10 @@ struct Problem {
     out.v_color.resize(color_weights.size());
     std::vector<float> scratch(kernels.scratch_floats(shape)), sums(kernels.gradient_floats(shape), 0.f);
     const NgpWeights weights{density_weights.data(), color_weights.data()};
-    kernels.density(shape, weights, features.data(), out.density.data(), 0, num, scratch.data());
+    std::vector<float> geometry(size_t(num) * shape.num_geometry());
+    kernels.density(shape, weights, features.data(), out.density.data(), geometry.data(), 0, num, scratch.data());
+    out.colors.resize(out.channels.size());
+    kernels.color(shape, weights, geometry.data(), directions.data(), out.colors.data(), 0, num, scratch.data());
     kernels.forward(shape, weights, features.data(), directions.data(), out.channels.data(), out.seen.data(), 0, num,
                     scratch.data());
     kernels.backward(shape, weights, features.data(), directions.data(), v_channels.data(), v_seen.data(),
@@ -121,6 +124,7 @@ void compare(const char* name, const MlpResults& a, const MlpResults& b, float o
 void compare(const char* name, const Results& a, const Results& b, float outputs, float gradients) {
   hold(name, {{apart(a.density, b.density), outputs},
               {apart(a.channels, b.channels), outputs},
+              {apart(a.colors, a.channels), 0.f},
               {apart(a.seen, b.seen), outputs},
               {apart(a.v_features, b.v_features), gradients},
               {apart(a.v_density, b.v_density), gradients},
