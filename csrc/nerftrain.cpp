@@ -191,6 +191,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "step, "
       "float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int degree, "
       "float alpha_thre, float min_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is; gives what serves.
+  // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is, -1 for those in
+  // use; gives what serves.
   m.def("use_lanes(int lanes) -> int");
 }

@@ -53,6 +53,7 @@ std::tuple<Tensor, Tensor> mlp_bwd(const Tensor& x, const Tensor& weights, const
 }
 
 int64_t use_lanes(int64_t lanes) {
+  if (lanes < 0) return lanes_for(0);
   if (lanes != 0) lanes_for(lanes);  // throws where the CPU lacks them
   default_lanes() = lanes;
   return lanes_for(0);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,7 @@ from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
 from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.models.encodings import FrequencyEncoding
+from nerftrain.ops import library
 from nerftrain.types import Contraction
 
 
@@ -58,11 +61,18 @@ class MLP(RadianceField):
         # The box is -1..1 here: the frequencies are meant for coordinates of about one.
         encoded = self.positions(unit * 2 - 1)
         x = encoded
-        for i, layer in enumerate(self.trunk):
-            if i == self.skip and i > 0:
-                x = torch.cat([x, encoded], -1)
-            x = layer(x).relu()
+        with self._rounding(x):
+            for i, layer in enumerate(self.trunk):
+                if i == self.skip and i > 0:
+                    x = torch.cat([x, encoded], -1)
+                x = layer(x).relu()
         return x
+
+    def _rounding(self, x: Tensor) -> AbstractContextManager[object]:
+        """Train in products of bfloat16 numbers where the CPU has them, four times as fast."""
+        if self.training and library.multiplies_bfloat16(x):
+            return torch.autocast("cpu", torch.bfloat16)
+        return nullcontext()
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
@@ -71,7 +81,7 @@ class MLP(RadianceField):
     def _density(self, trunk: Tensor) -> Tensor:
         # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF,
         # arXiv:2103.13415, appendix C).
-        return functional.softplus(self.density_head(trunk)[:, 0])
+        return functional.softplus(self.density_head(trunk.float())[:, 0])
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None
@@ -82,6 +92,7 @@ class MLP(RadianceField):
         directions [N, 3].
         """
         trunk = self._trunk(positions, times)
-        seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
-        raw = self.color_head(self.color_hidden(seen).relu())
-        return self.activate(raw), self._density(trunk)
+        with self._rounding(trunk):
+            seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
+            hidden = self.color_hidden(seen).relu()
+        return self.activate(self.color_head(hidden.float())), self._density(trunk)

@@ -164,6 +164,11 @@ def on_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def multiplies_bfloat16(tensor: torch.Tensor) -> bool:
+    """Say whether the CPU's kernels in use multiply bfloat16 numbers, with sums in float32."""
+    return on_cpu(tensor) and native(tensor) and torch.ops.nerftrain.use_lanes(-1) >= 32
+
+
 def set_half_precision(allowed: bool) -> None:
     """Choose whether fields that have kernels for it run in half precision on a GPU."""
     global _half_precision

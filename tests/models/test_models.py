@@ -84,6 +84,20 @@ def test_compiled_ops_and_references_agree(name: str) -> None:
     torch.testing.assert_close(native[1], reference[1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_nerf_mlp_trains_in_rounded_products_where_a_cpu_has_them(monkeypatch) -> None:
+    field, (positions, directions) = make("mlp"), points()
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: False)
+    exact = field(positions, directions)
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: True)
+    rounded = field(positions, directions)
+    for a, b in zip(rounded, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    field.eval()
+    assert all(map(torch.equal, field(positions, directions), exact))
+
+
 def test_the_published_layout_has_its_published_size() -> None:
     published = build(compose(["model=ngp_16x2"]).model, aabb=BOX)
     levels = published.encoding.levels

@@ -113,12 +113,14 @@ def test_an_instruction_set_is_chosen_by_name_and_a_missing_one_refused_in_a_lin
     best = torch.ops.nerftrain.use_lanes(0)
     try:
         library.set_cpu_isa("portable")
-        assert torch.ops.nerftrain.use_lanes(4) == 4
+        assert torch.ops.nerftrain.use_lanes(-1) == 4  # asks for nothing
+        assert not library.multiplies_bfloat16(probe)
         missing = [name for name, lanes in library.CPU_ISA.items() if lanes > best]
         for name in missing:
             with pytest.raises(UserError, match=rf"^runtime\.cpu_isa={name}: .* choose .*portable"):
                 library.set_cpu_isa(name)
         library.set_cpu_isa("auto")
-        assert torch.ops.nerftrain.use_lanes(0) == best
+        assert torch.ops.nerftrain.use_lanes(-1) == best
+        assert library.multiplies_bfloat16(probe) == (best >= 32)
     finally:
         torch.ops.nerftrain.use_lanes(0)
