@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nerftrain.ops import library
 from nerftrain.ops.mlp import flat, widths
-from nerftrain.ops.ngp_half import SCALE, is_trusted, rounded
+from nerftrain.ops.ngp_half import SCALE, are_near, is_trusted, rounded
 
 # What the kernel is made for (csrc/cuda/warp_field.cu).
 WIDTH, DEPTH, MAX_INPUTS = 64, 4, 48
@@ -99,8 +99,26 @@ def can_do(weights: Sequence[Tensor]) -> bool:
         and num_inputs <= MAX_INPUTS
         and num_outputs == 3
         and library.native(*weights)
-        and is_trusted(weights[0].device)
+        and is_trusted(weights[0].device, agrees)
     )
+
+
+@torch.enable_grad()
+def agrees(device: torch.device) -> bool:
+    """Tell whether moves and their gradients are what torch makes of the same roundings."""
+    generator = torch.Generator().manual_seed(0)
+    positions, times = (torch.rand(150, n, generator=generator).to(device) for n in (3, 1))
+    shapes = (WIDTH, 3 * 9 + 9), *[(WIDTH, WIDTH)] * (DEPTH - 1), (3, WIDTH)
+    weights = [
+        torch.randn(shape, generator=generator).mul((2 / shape[1]) ** 0.5).to(device)
+        for shape in shapes
+    ]
+    weights = [weight.requires_grad_() for weight in weights]
+    figures = []
+    for evaluate in (warp_half, warp_half_reference):
+        moved = evaluate(positions, times[:, 0], weights, Moves(4, 4, 1.0)) - positions
+        figures.append([moved.detach(), *torch.autograd.grad(moved.square().mean(), weights)])
+    return are_near(*figures)
 
 
 def warp_half(

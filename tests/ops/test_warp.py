@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.ops import library
-from nerftrain.ops.warp import Moves, can_do, warp_half, warp_half_reference
+from nerftrain.ops.warp import Moves, agrees, can_do, warp_half, warp_half_reference
 
 
 def make(device: torch.device, num: int, moves: Moves) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -97,3 +97,18 @@ def test_a_warp_field_is_evaluated_by_it_where_it_can_be(device):
     torch.testing.assert_close(by_kernel, by_torch, rtol=0, atol=2e-4)
     assert not torch.equal(by_kernel, by_torch)
     assert not WarpField(Warp(3, 64, 4, 4, 0.1)).to(device).in_half_precision()
+
+
+def test_a_kernel_that_gives_wrong_moves_is_found_out(device, monkeypatch):
+    assert agrees(device)
+    right = torch.ops.nerftrain
+    for wrong in ("warp_half_fwd", "warp_half_bwd"):
+
+        class Wrong:
+            def __getattr__(self, name: str, wrong: str = wrong) -> object:
+                op = getattr(right, name)
+                return (lambda *a: op(*a).flip(0)) if name == wrong else op
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.ops, "nerftrain", Wrong())
+            assert not agrees(device)
