@@ -351,7 +351,7 @@ def test_a_gpu_has_more_time(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_moves_is_warped_where_there_is_time_for_it(monkeypatch: pytest.MonkeyPatch):
-    overrides = ["scene=dnerf/hook", "trainer.max_seconds=60"]
+    overrides = ["scene=dnerf/hook", "trainer.max_seconds=50"]
     short = [*overrides, "runtime=cpu"]
     longer = [*short, "trainer.max_seconds=150"]
     motions = [compose(choices).model.motion for choices in (short, longer)]

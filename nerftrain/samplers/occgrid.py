@@ -174,10 +174,13 @@ class OccGrid(Sampler):
         occupied.view(-1)[self.visible_cells] = on
         for level in range(1, self.settings.num_levels):
             _cover(occupied[level - 1], occupied[level])
-        # Cells that a finer level covers are drawn too.
-        if self.settings.num_levels > 1:
-            on = occupied.view(-1)[self.visible_cells]
-        self.occupied_before = on.cumsum(0, dtype=torch.int32)
+        # Cells that a finer level covers are looked at too, and those beside occupied ones where
+        # things move: what is there for a moment is seldom met by chance.
+        if self.settings.num_levels > 1 or self.is_dynamic:
+            around = _grown(occupied) if self.is_dynamic else occupied
+            on = around.view(-1)[self.visible_cells]
+        self.num_occupied = occupied.sum()
+        self.looked_at_before = on.cumsum(0, dtype=torch.int32)
         grid = ops.pack_grid(occupied, self.aabb)
         if self.num_slices > 1:
             grid = ops.slice_grid(grid, self._is_on(self.slices))
@@ -451,12 +454,12 @@ class OccGrid(Sampler):
             return self._spread(step // settings.update_every * num, num)
         start = torch.randint(max(total, 1), (1,), generator=generator, device=device)
         return torch.cat(
-            [self._spread(start, num // 2), self._draw_occupied(num - num // 2, generator)]
+            [self._spread(start, num // 2), self._draw_again(num - num // 2, generator)]
         )
 
-    def _draw_occupied(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draw occupied cells, any of them where there are none, without counting them here."""
-        before = self.occupied_before  # [V] how many of the visible cells up to each are occupied
+    def _draw_again(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draw cells to be looked at again, any where there are none, without counting them."""
+        before = self.looked_at_before  # [V] how many of the visible cells up to each are such
         if not len(before):
             return self.visible_cells
         each = torch.arange(num, device=before.device)
@@ -487,7 +490,7 @@ class OccGrid(Sampler):
         `marched` counts those in occupied cells, where all of these were found; `evaluated` those
         whose density was asked for.
         """
-        occupied = float(self.occupied_before[-1]) if len(self.occupied_before) else 0.0
+        occupied = float(self.num_occupied)
         known = {} if self.num_marched is None else {"marched": float(self.num_marched)}
         shares = {"occupied": occupied / self.occupancy.numel()}
         return shares | known | {"evaluated": float(self.num_evaluated)}
@@ -505,6 +508,17 @@ def _no_more(thresholds: tuple[Any, Any], mean: Any) -> tuple[Any, Any]:
     """
     lesser = torch.minimum if isinstance(mean, Tensor) else min
     return lesser(thresholds[0], mean), lesser(thresholds[1], mean)
+
+
+def _grown(flags: Tensor) -> Tensor:
+    """Mark the neighbours of cells [L, n, n, n], corner to corner, too."""
+    for axis in (1, 2, 3):
+        inner = flags.shape[axis] - 1
+        grown = flags.clone()
+        grown.narrow(axis, 1, inner).logical_or_(flags.narrow(axis, 0, inner))
+        grown.narrow(axis, 0, inner).logical_or_(flags.narrow(axis, 1, inner))
+        flags = grown
+    return flags
 
 
 def _cover(inner: Tensor, outer: Tensor) -> None:

@@ -182,8 +182,9 @@ def test_the_optimizer_knows_both_tables_as_tables() -> None:
     ],
 )
 def test_impossible_settings_are_refused_by_name(override: str, message: str) -> None:
+    motion = ["model.motion=spacetime"] if "spacetime" in override else []
     with pytest.raises(UserError, match=message):
-        make([*NGP, override])
+        make([*NGP, *motion, override])
 
 
 def blob(positions: Tensor, times: Tensor) -> Tensor:

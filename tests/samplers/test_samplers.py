@@ -285,6 +285,28 @@ def test_what_moves_is_looked_for_where_it_is_at_the_time(scene: Scene) -> None:
     assert min(seen) > 0.99 * max(seen)  # and nothing is lost
 
 
+def test_what_comes_to_lie_beside_something_is_found_soon_where_things_move(scene: Scene) -> None:
+    moving_scene = moving(scene)[0]
+    found = []
+    for which in (moving_scene, scene):  # the second is told that nothing moves
+        sampler, generator = occgrid(which, cells_per_update=1024), torch.Generator().manual_seed(0)
+        for step in range(60):
+            radius = 0.5 if step < 30 else 0.6
+
+            def field(positions, times, radius=radius):
+                return 100.0 * (positions.norm(dim=-1) < radius).float()
+
+            sampler.update(step, field, generator)
+        middles = (
+            torch.stack(torch.meshgrid([torch.arange(32)] * 3, indexing="ij"), -1) + 0.5
+        ) / 32
+        distances = ((middles * 2 - 1) * 1.5).norm(dim=-1)
+        shell = (distances > 0.52) & (distances < 0.58)
+        found.append(float((sampler.occupancy[0] > sampler.threshold)[shell].float().mean()))
+    assert found[0] > 0.95
+    assert found[0] > found[1] + 0.05
+
+
 def test_no_slice_of_time_is_empty_before_anything_is_known(scene: Scene) -> None:
     scene, rays, sigma_fn = moving(scene)
     counts = []
