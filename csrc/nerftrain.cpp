@@ -11,29 +11,25 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   // Marching: how many samples each ray has and where its march ended, then the samples; on the CPU in one pass, with
   // each sample's ray and where each ray's samples begin; which of them are seen.
   m.def(
-      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
-      "cells, "
-      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
-      "int max_samples) -> (Tensor, Tensor)");
+      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
+      "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
+      "int max_steps, int max_samples) -> (Tensor, Tensor)");
   m.def(
-      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
-      "cells, "
-      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
-      "int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
+      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
+      "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
+      "int max_steps, int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   // On a GPU in one pass: a bit for each step that is a sample, in windows of 32 steps; then the samples.
   m.def(
-      "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor "
-      "cells, "
-      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
-      "int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
+      "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
+      "int max_steps, int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "march_fill(Tensor near, Tensor jitter, Tensor windows, Tensor nums, float step, float cone_angle, "
       "int max_steps, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   m.def(
       "march(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor cells, "
-      "Tensor blocks, "
-      "float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, int max_samples) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, int max_steps, "
+      "int max_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor density, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor least, "
       "float early_stop_eps, Tensor arriving) -> (Tensor, Tensor)");
@@ -138,10 +134,10 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "adam_placed_(Tensor(a!) parameter, Tensor gradient, Tensor(b!) mean, Tensor(c!) variance, Tensor(d!) copy, "
       "Tensor lr, Tensor step, float beta1, float beta2, float eps, float weight_decay, bool skip) -> ()");
-  // A small MLP in float32, on the CPU only: elsewhere the vendor's matrix library serves.
+  // A small MLP, on the CPU only: elsewhere the vendor's matrix library serves.
   m.def("mlp_fwd(Tensor x, Tensor weights, int[] widths, int lanes) -> Tensor");
   m.def("mlp_bwd(Tensor x, Tensor weights, Tensor v_y, int[] widths, int lanes) -> (Tensor, Tensor)");
-  // Instant-NGP's two MLPs from encoded positions and directions, fused, in float32 on the CPU only.
+  // Instant-NGP's two MLPs from encoded positions and directions, fused, on the CPU only.
   m.def("ngp_density(Tensor features, Tensor weights, int[] widths, int lanes) -> Tensor");
   m.def(
       "ngp_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, int[] density_widths, "
@@ -177,9 +173,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
       "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
       "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
-      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float "
-      "step, "
-      "float cone_angle, int max_steps, int max_samples, float alpha_thre, float min_weight, bool everything, "
+      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, "
+      "float step, float cone_angle, int max_steps, int max_samples, float alpha_thre, float min_weight, bool "
+      "everything, "
       "bool remember) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // What rays see of it: channels, opacity, depth and distortion of each ray, and how many samples were visited.
   m.def(
@@ -187,9 +183,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "int[] level_offsets, Tensor moving_table, int[] moving_resolutions, int[] moving_offsets, Tensor warp_weights, "
       "int[] warp_widths, int position_frequencies, int time_frequencies, float reach, Tensor weights, int[] widths, "
       "Tensor box, int contraction, float early_stop_eps, int lanes, Tensor near, Tensor far, "
-      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float "
-      "step, "
-      "float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int degree, "
+      "Tensor jitter, Tensor slices, Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, "
+      "float step, float cone_angle, int max_steps, int max_samples, Tensor color_weights, int[] color_widths, int "
+      "degree, "
       "float alpha_thre, float min_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Which of the CPU's instruction sets serve: lanes as in csrc/cpu/isa.h, 0 for the most there is, -1 for those in
   // use; gives what serves.

@@ -10,6 +10,8 @@ namespace nerftrain {
 
 constexpr int kMaxBoxes = 16;
 
+NT_HD int64_t cubed(int64_t n) { return n * n * n; }
+
 struct OccupancyBits {
   const uint64_t* cells;   // [L][(side / 4)^3] a bit per cell of a 4^3 block
   const uint64_t* blocks;  // [L][(side / 16)^3] a bit per 4^3 block that has an occupied cell
@@ -29,7 +31,6 @@ struct OccupancyGrid {
   NT_HD OccupancyBits slice(int64_t s) const {
     return {bits.cells + s * words_of_slice(), bits.blocks + s * groups_of_slice()};
   }
-  NT_HD static int64_t cubed(int64_t n) { return n * n * n; }
 };
 
 // The place of (x, y, z) in a cube of 4^3-bit words with `side` units per side.
@@ -79,7 +80,7 @@ struct SliceBits {
 
   NT_HD void operator()(int64_t i) const {
     const int n = side / 4;
-    const int64_t per_level = OccupancyGrid::cubed(n), level = i / per_level, place = i % per_level;
+    const int64_t per_level = cubed(n), level = i / per_level, place = i % per_level;
     uint64_t word = cells[level % num_levels * per_level + place];
     if (word) {
       const int x = int(place / (int64_t(n) * n)) * 2, y = int(place / n % n) * 2, z = int(place % n) * 2;

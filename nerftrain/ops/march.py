@@ -57,7 +57,7 @@ class Grid:
             return self.cells.new_empty(0, dtype=torch.int32)
         if rays.times is None:
             raise UserError("a grid with slices of time: its rays need times")
-        return (rays.times * self.num_slices).int().clamp(0, self.num_slices - 1)
+        return slices_at(rays.times, self.num_slices)
 
     @cached_property
     def occupied(self) -> Tensor:
@@ -79,6 +79,11 @@ class March:
     cone_angle: float
     max_steps: int
     max_samples: int = 2**31 - 1
+
+
+def slices_at(times: Tensor, num_slices: int) -> Tensor:
+    """Find the slices of time [N] int32 that times [N] in 0..1 lie in."""
+    return (times * num_slices).int().clamp(0, num_slices - 1)
 
 
 class Marching(NamedTuple):

@@ -425,7 +425,7 @@ class OccGrid(Sampler):
         """Find the cubes [M] of 2**3 cells that hold cells [M], in the slices of times [M]."""
         n, half, levels = self.settings.resolution, self.settings.resolution // 2, len(self.visible)
         level, x, y, z = cells // n**3, cells // n**2 % n, cells // n % n, cells % n
-        now = (times * self.num_slices).long().clamp(0, self.num_slices - 1)
+        now = ops.slices_at(times, self.num_slices).long()
         return (((now * levels + level) * half + x // 2) * half + y // 2) * half + z // 2
 
     def _cells_at(self, points: Tensor) -> Tensor:
