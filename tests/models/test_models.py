@@ -84,6 +84,16 @@ def test_compiled_ops_and_references_agree(name: str) -> None:
     torch.testing.assert_close(native[1], reference[1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_nerf_mlp_takes_double_precision() -> None:
+    field, (positions, directions) = make("mlp"), points()
+    field.eval()
+    expected = field(positions, directions)
+    actual = field.double()(positions.double(), directions.double())
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a.float(), e, rtol=1e-3, atol=1e-4)
+
+
 def test_the_nerf_mlp_trains_in_rounded_products_where_a_cpu_has_them(monkeypatch) -> None:
     field, (positions, directions) = make("mlp"), points()
     monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: False)
