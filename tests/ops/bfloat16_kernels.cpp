@@ -1,5 +1,5 @@
 // The ngp's and the MLP's kernels in bfloat16, by AVX-512 and by AMX tiles, held to those in float32: on a CPU that has
-// neither their instructions are played (emulated_avx512).
+// neither, their intrinsics are played (emulated_avx512), or AMX's instructions are (emulated_amx.cpp).
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -141,6 +141,10 @@ void compare_all(const R& single, const R& vectors, const R& tiles, float output
 }  // namespace
 
 int main() {
+  if (!ngp_amx.name) {
+    std::printf("absent\n");
+    return 0;
+  }
   if (!amx_computes()) {
     std::printf("amx_computes finds a wrong product\n");
     return 1;

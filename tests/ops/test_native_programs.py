@@ -1,4 +1,4 @@
-"""C++ programs over csrc/common alone: no torch, no GPU, and every bad access or number fatal."""
+"""C++ programs over csrc: most without torch, no GPU, and every bad access or number fatal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from nerftrain.ops import library
 from nerftrain.paths import data_dir
@@ -17,14 +18,16 @@ FLAGS = ("-std=c++20", "-O0", "-g", "-ffp-contract=off", "-fno-math-errno", "-Wa
 CHECKS = "address,undefined,float-cast-overflow"  # the last is no part of undefined
 
 
-def run_program(name: str, folder: Path, *more: str) -> str:
+SANITIZERS = (f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all")
+
+
+def run_program(name: str, folder: Path, *more: str, checks: tuple[str, ...] = SANITIZERS) -> str:
     """Compile and run one of the programs beside this file; return what it printed."""
     program = folder / name
-    sanitizers = (f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all")
     include = f"-I{data_dir('csrc') / 'common'}"
     source = str(HERE / f"{name}.cpp")
-    flags = [*FLAGS, *sanitizers, include, *more]
-    command = [library.find_cxx(), *flags, source, "-o", str(program)]
+    flags = [*FLAGS, *checks, include]
+    command = [library.find_cxx(), *flags, source, *more, "-o", str(program)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unrecognized" in compiled.stderr or "cannot find" in compiled.stderr:
         pytest.skip(f"this compiler has no sanitizers: {compiled.stderr.splitlines()[-1]}")
@@ -51,3 +54,16 @@ def test_bfloat16_kernels_multiply_as_those_in_single_precision(tmp_path):
     # no register here does not matter.
     played = ("-D__AMX_BF16__", f"-I{HERE / 'emulated_avx512'}", f"-I{csrc}", "-Wno-psabi")
     assert run_program("bfloat16_kernels", tmp_path, *played, *kernels) == "ok\n"
+
+
+@pytest.mark.parametrize("lanes", [library.CPU_ISA["avx512_bf16"]], indirect=True)
+@pytest.mark.usefixtures("lanes")
+def test_amx_kernels_as_compiled_multiply_as_those_in_single_precision(tmp_path):
+    built, torch_libraries = library.build("cpu"), Path(torch.__file__).parent / "lib"
+    linked = [str(built), f"-L{torch_libraries}", "-Wl,--disable-new-dtags"]
+    linked += [f"-Wl,-rpath,{folder}" for folder in (built.parent, torch_libraries)]
+    emulated = [str(HERE / "emulated_amx.cpp"), f"-I{data_dir('csrc')}"]
+    printed = run_program("bfloat16_kernels", tmp_path, *emulated, *linked, checks=())
+    if printed == "absent\n":
+        pytest.skip("the compiler of the CPU ops knows no AMX")
+    assert printed == "ok\n"
