@@ -162,4 +162,8 @@ struct Masked {
 
 #if defined(NT_AMX)
 #include "tile_kernel.h"
+#else
+namespace {
+struct TileRegisters {};  // there are none
+}  // namespace
 #endif

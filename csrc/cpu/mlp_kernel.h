@@ -22,6 +22,7 @@ long gradient_floats(const MlpShape& shape) { return gradient_floats_of(shape); 
 
 // What one thread works in.
 struct Room {
+  TileRegisters registers;
   Packed packed;
   Tile tile, v;
   float* rows;   // [kTile][widest]

@@ -25,6 +25,7 @@ bool nerftrain::amx_computes() {
     }
   for (int k = 0; k < kDepth; ++k)
     for (int n = 0; n < kColumns; ++n) b[k * kColumns + n] = element_of(number(k + n), number(5 * k + n));
+  const TileRegisters registers;
   multiply(16, kColumns, kDepth, a, 24, 1, b, kColumns, WriteTo{c, kColumns});
   multiply(16, kColumns, kDepth, turned, 1, 16, b, kColumns, WriteTo{other, kColumns});
   for (int m = 0; m < 16; ++m)

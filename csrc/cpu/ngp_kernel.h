@@ -20,6 +20,7 @@ constexpr float kMostExponent = 80.f, kMostSlope = 15.f;
 
 // What one thread works in.
 struct Room {
+  TileRegisters registers;
   Packed density, color;
   Tile density_tile, color_tile, v_density, v_color;
   float* geometry;  // [kTile][padded 1 + G]

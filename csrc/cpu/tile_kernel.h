@@ -28,6 +28,29 @@ struct alignas(64) TileShapes {
 // Has everything written to memory: gcc's intrinsics do not tell it what tile instructions read.
 inline void settle(const void* read_next) { asm volatile("" : : "r"(read_next) : "memory"); }
 
+// Holds this thread's tile registers for products. Their shapes outlive a product: loading them anew is slow.
+struct TileRegisters {
+  TileRegisters() = default;
+  TileRegisters(const TileRegisters&) = delete;
+  ~TileRegisters() {
+    if (rest_in_shapes >= 0) _tile_release();
+    rest_in_shapes = -1;
+  }
+
+  static void shape(int rest) {
+    if (rest == rest_in_shapes || (rest == 0 && rest_in_shapes > 0)) return;  // without a rest its tiles are not used
+    const TileShapes shapes(rest);
+    settle(&shapes);
+    _tile_loadconfig(&shapes);
+    rest_in_shapes = rest;
+  }
+
+ private:
+  static thread_local int rest_in_shapes;  // -1: there are no shapes yet
+};
+
+thread_local int TileRegisters::rest_in_shapes = -1;
+
 typedef Element Row __attribute__((vector_size(64), aligned(4), may_alias));
 
 // Swaps what lies off the diagonal in blocks of H x H of each block of 2H x 2H rows and columns.
@@ -123,14 +146,12 @@ inline void tiles(int m, int m_end, int n, int depth, const Element* a, long a_r
   }
 }
 
-// As in matrix_kernel.h. Rows of A are read up to a multiple of 16: tiles of samples are filled up to it, and columns
-// of activations (a_row of 1) are padded to it.
+// As in matrix_kernel.h, while there are TileRegisters. Rows of A are read up to a multiple of 16: tiles of samples are
+// filled up to it, and columns of activations (a_row of 1) are padded to it.
 template <class Put>
 inline void multiply(int m_end, int n_end, int depth, const Element* a, long a_row, long a_step, const Element* b,
                      long b_row, const Put& put) {
-  const TileShapes shapes(depth % kBlock);
-  settle(&shapes);
-  _tile_loadconfig(&shapes);
+  TileRegisters::shape(depth % kBlock);
   alignas(64) Element turned[kBlock * (kTile / kPair)];
   for (int m = 0; m < m_end; m += kBlock) {
     const Element* rows = a + m * a_row;
@@ -146,7 +167,6 @@ inline void multiply(int m_end, int n_end, int depth, const Element* a, long a_r
     for (; n + 2 * kBlock <= n_end; n += 2 * kBlock) tiles<2>(m, m_end, n, depth, rows, row, b, b_row, put);
     for (; n < n_end; n += kBlock) tiles<1>(m, m_end, n, depth, rows, row, b, b_row, put);
   }
-  _tile_release();
 }
 
 #undef NT_ADD_PRODUCTS
