@@ -38,7 +38,7 @@ struct TileRegisters {
   }
 
   static void shape(int rest) {
-    if (rest == rest_in_shapes || (rest == 0 && rest_in_shapes > 0)) return;  // without a rest its tiles are not used
+    if (rest_in_shapes >= 0 && (rest == 0 || rest == rest_in_shapes)) return;  // without a rest its tiles are idle
     const TileShapes shapes(rest);
     settle(&shapes);
     _tile_loadconfig(&shapes);

@@ -1,8 +1,9 @@
 // What the bfloat16 kernels ask of AVX-512 and AMX, played by any CPU.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+
+#include "../emulated_tiles.h"
 
 typedef float __m512 __attribute__((vector_size(64)));
 typedef long long __m512i __attribute__((vector_size(64)));
@@ -15,13 +16,6 @@ namespace emulated {
 typedef uint16_t Words __attribute__((vector_size(64)));
 typedef uint32_t Doubles __attribute__((vector_size(64)));
 
-inline float float_of(uint32_t bfloat16) {
-  const uint32_t bits = bfloat16 << 16;
-  float number;
-  std::memcpy(&number, &bits, 4);
-  return number;
-}
-
 inline uint16_t rounded(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -30,19 +24,6 @@ inline uint16_t rounded(float x) {
 
 inline float product(uint32_t a, uint32_t b) {
   return float_of(a & 0xffffu) * float_of(b & 0xffffu) + float_of(a >> 16) * float_of(b >> 16);
-}
-
-struct Shapes {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t num_rows[16];
-};
-
-inline Shapes shapes;
-inline uint32_t tile[8][16][16];
-
-inline void check(bool good) {
-  if (!good) std::abort();  // as a CPU would refuse it
 }
 
 }  // namespace emulated
@@ -110,39 +91,9 @@ inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) {
   return x;
 }
 
-inline void _tile_loadconfig(const void* from) {
-  static_assert(sizeof(emulated::Shapes) == 64);
-  std::memcpy(&emulated::shapes, from, 64);
-  emulated::check(emulated::shapes.palette == 1 && emulated::shapes.start_row == 0);
-  for (int t = 0; t < 8; ++t)
-    emulated::check(emulated::shapes.num_rows[t] <= 16 && emulated::shapes.row_bytes[t] <= 64);
-  std::memset(emulated::tile, 0, sizeof(emulated::tile));
-}
-inline void _tile_release() { emulated::shapes = {}; }
-inline void _tile_zero(int t) {
-  emulated::check(emulated::shapes.num_rows[t]);
-  std::memset(emulated::tile[t], 0, sizeof(emulated::tile[t]));
-}
-inline void _tile_loadd(int t, const void* from, long stride) {
-  emulated::check(emulated::shapes.num_rows[t]);
-  std::memset(emulated::tile[t], 0, sizeof(emulated::tile[t]));
-  for (int row = 0; row < emulated::shapes.num_rows[t]; ++row)
-    std::memcpy(emulated::tile[t][row], static_cast<const char*>(from) + row * stride, emulated::shapes.row_bytes[t]);
-}
-inline void _tile_stored(int t, void* to, long stride) {
-  for (int row = 0; row < emulated::shapes.num_rows[t]; ++row)
-    std::memcpy(static_cast<char*>(to) + row * stride, emulated::tile[t][row], emulated::shapes.row_bytes[t]);
-}
-inline void _tile_dpbf16ps(int c, int a, int b) {
-  const emulated::Shapes& shapes = emulated::shapes;
-  emulated::check(shapes.num_rows[c] == shapes.num_rows[a] && shapes.row_bytes[c] == shapes.row_bytes[b] &&
-                  shapes.row_bytes[a] == 4 * shapes.num_rows[b]);
-  for (int m = 0; m < shapes.num_rows[c]; ++m)
-    for (int n = 0; n < shapes.row_bytes[c] / 4; ++n) {
-      float sum;
-      std::memcpy(&sum, &emulated::tile[c][m][n], 4);
-      for (int k = 0; k < shapes.num_rows[b]; ++k)
-        sum += emulated::product(emulated::tile[a][m][k], emulated::tile[b][k][n]);
-      std::memcpy(&emulated::tile[c][m][n], &sum, 4);
-    }
-}
+inline void _tile_loadconfig(const void* shapes) { emulated::load_shapes(shapes); }
+inline void _tile_release() { emulated::release(); }
+inline void _tile_zero(int t) { emulated::zero(t); }
+inline void _tile_loadd(int t, const void* from, long stride) { emulated::load(t, from, stride); }
+inline void _tile_stored(int t, void* to, long stride) { emulated::store(t, to, stride); }
+inline void _tile_dpbf16ps(int c, int a, int b) { emulated::multiply(c, a, b); }
