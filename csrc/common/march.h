@@ -37,25 +37,20 @@ struct Lattice {
   NT_HD float s_of(float t) const {
     return t <= knee ? (t - near) * inverse_step : knee_s + logf(t / knee) / log_growth;
   }
-  NT_HD float start(int k) const { return t_of(float(k) + jitter); }
-  NT_HD float middle(int k) const { return 0.5f * (start(k) + start(k + 1)); }
+  NT_HD float start(float k) const { return t_of(k + jitter); }
+  NT_HD float middle(int k) const { return 0.5f * (start(float(k)) + start(float(k + 1))); }
   // The first k whose midpoint may lie beyond t: early by at most one, never late.
   NT_HD int first_after(float t, int low, int high) const { return ceil_clamped(s_of(t) - jitter - 0.55f, low, high); }
 };
 
-// The same with equal steps, to the last bit, and without branches: a GPU's threads wait for each other at every one.
+// The same with equal steps, to the last bit.
 struct EvenLattice {
   float near, step, inverse_step, jitter;
 
   NT_HD EvenLattice(float near_, float jitter_, const MarchSettings& m)
       : near(near_), step(m.step), inverse_step(1.f / m.step), jitter(jitter_) {}
-  NT_HD float start(int k) const { return near + (float(k) + jitter) * step; }
-  NT_HD float middle(int k) const { return 0.5f * (start(k) + start(k + 1)); }
-  NT_HD int first_after(float t, int low, int high) const {
-    const float s = max_of((t - near) * inverse_step - jitter - 0.55f, float(low));
-    const int below = s < float(high) ? int(s) : high;
-    return below + (float(below) < s && below < high);
-  }
+  NT_HD float start(float k) const { return near + (k + jitter) * step; }
+  NT_HD float middle(int k) const { return 0.5f * (start(float(k)) + start(float(k + 1))); }
 };
 
 // Where a point is: the first box that holds it, and its cell there.
@@ -181,64 +176,11 @@ struct Stepped {
   int count, next;
 };
 
-// A line through all boxes of a grid.
-struct ThroughBoxes {
-  const OccupancyGrid& g;
-  OccupancyBits bits;
-  const Line& line;
-
-  NT_HD bool find(const float* p, CellPlace& place) const { return find_cell(g, p, place); }
-  NT_HD int empty_cube(const CellPlace& place) const { return nerftrain::empty_cube(g, bits, place); }
-  NT_HD float leave(const CellPlace& place, int side, float t) const { return line.leave(g, place, side, t); }
-  NT_HD float enter(float t) const { return line.enter_any(g, g.num_levels, t); }
-};
-
-// A line through a grid's only box, which knows where it passes the walls between cells.
-struct ThroughBox {
-  const OccupancyGrid& g;
-  OccupancyBits bits;
-  float first[3], cell[3];  // the distance at the box's lower face, and from wall to wall
-  int ahead[3];             // the bits of a number of cells that count: all where the line goes up, else none
-
-  NT_HD ThroughBox(const OccupancyGrid& grid, const OccupancyBits& bits, const Line& line) : g(grid), bits(bits) {
-    for (int a = 0; a < 3; ++a) {
-      const bool moves = line.inverse[a] != 0.f;
-      first[a] = moves ? (g.center[0][a] - g.half[0][a] - line.o[a]) * line.inverse[a] : 3.4e38f;
-      cell[a] = moves ? 2.f * g.half[0][a] / float(g.resolution[a]) * line.inverse[a] : 0.f;
-      ahead[a] = line.inverse[a] > 0.f ? -1 : 0;
-    }
-  }
-
-  // Of a cube of 4^3-bit words, `words` along an axis.
-  NT_HD static uint64_t word(const uint64_t* cube, int words, int x, int y, int z) {
-    return cube[((x >> 2) * words + (y >> 2)) * words + (z >> 2)];
-  }
-  NT_HD static bool bit(uint64_t word, int x, int y, int z) {
-    const uint32_t half = x & 2 ? uint32_t(word >> 32) : uint32_t(word);
-    return half >> ((x & 1) << 4 | (y & 3) << 2 | (z & 3)) & 1;
-  }
-
-  NT_HD bool find(const float* p, CellPlace& place) const { return find_cell_of(g, 0, p, place.c); }
-  NT_HD int empty_cube(const CellPlace& place) const {
-    const int x = place.c[0], y = place.c[1], z = place.c[2];
-    const uint64_t group = word(bits.blocks, g.side >> 4, x >> 2, y >> 2, z >> 2);
-    if (!bit(group, x >> 2, y >> 2, z >> 2)) return group ? 4 : 16;
-    return bit(word(bits.cells, g.side >> 2, x, y, z), x, y, z) ? 0 : 1;
-  }
-  NT_HD float leave(const CellPlace& place, int side, float) const {
-    float exit = 3.4e38f;
-    for (int a = 0; a < 3; ++a)
-      exit = min_of(first[a] + float((place.c[a] & -side) + (side & ahead[a])) * cell[a], exit);
-    return exit;
-  }
-  NT_HD float enter(float t) const { return t; }
-};
-
 // Calls emit(k, n) for every run of n steps from k on that are samples, front to back: steps that surely lie in a cell
 // are not looked at one by one.
-template <class Through, class Steps, class Emit>
-NT_HD Stepped march_runs(const Through& through, const MarchSettings& m, const Line& line, const Steps& steps, int k,
-                         float t1, float far, Emit emit) {
+template <class Emit>
+NT_HD Stepped march_runs(const OccupancyGrid& g, const OccupancyBits& bits, const MarchSettings& m, const Line& line,
+                         const Lattice& steps, int k, float t1, float far, Emit emit) {
   int count = 0;
   while (k < m.max_steps && count < m.max_samples) {
     const float mid = steps.middle(k);
@@ -246,14 +188,14 @@ NT_HD Stepped march_runs(const Through& through, const MarchSettings& m, const L
     float p[3];
     line.at(mid, p);
     CellPlace place;
-    if (!through.find(p, place)) {
+    if (!find_cell(g, p, place)) {
       if (mid > t1) break;
       // Between boxes; where only rounding put the point outside, the next step decides.
-      k = steps.first_after(min_of(through.enter(mid), t1), k + 1, m.max_steps);
+      k = steps.first_after(min_of(line.enter_any(g, g.num_levels, mid), t1), k + 1, m.max_steps);
       continue;
     }
-    const int side = through.empty_cube(place);
-    const float exit = through.leave(place, max_of(side, 1), mid);
+    const int side = empty_cube(g, bits, place);
+    const float exit = line.leave(g, place, max_of(side, 1), mid);
     const int next = steps.first_after(min_of(exit, t1), k + 1, m.max_steps);
     const int run = side ? 0 : min_of(next - k, m.max_samples - count);
     if (run) emit(k, run);
@@ -269,15 +211,15 @@ NT_HD Marched march_steps(const OccupancyGrid& g, const OccupancyBits& bits, con
                           float t0, float t1, float near, float far, float jitter, Emit emit) {
   const Lattice lattice(near, jitter, m);
   int count = 0;
-  const Stepped stepped = march_runs(ThroughBoxes{g, bits, line}, m, line, lattice,
-                                     lattice.first_after(t0, 0, m.max_steps), t1, far, [&](int k, int n) {
-                                       float start = lattice.start(k);
-                                       for (int i = 1; i <= n; ++i) {
-                                         const float end = lattice.start(k + i);
-                                         emit(count++, start, end);
-                                         start = end;
-                                       }
-                                     });
+  const int first = lattice.first_after(t0, 0, m.max_steps);
+  const Stepped stepped = march_runs(g, bits, m, line, lattice, first, t1, far, [&](int k, int n) {
+    float start = lattice.start(k);
+    for (int i = 1; i <= n; ++i) {
+      const float end = lattice.start(k + i);
+      emit(count++, start, end);
+      start = end;
+    }
+  });
   return {stepped.count, lattice.start(stepped.next)};
 }
 

@@ -1,5 +1,6 @@
 // Marching with a thread for each ray, which keeps what it finds as bits of steps: so rays are marched once, though
 // where their samples go follows from how many there are.
+#include "../common/box_march.h"
 #include "../operators/march.h"
 #include "backend.h"
 #include "warp.h"
@@ -9,32 +10,26 @@ namespace nerftrain {
 // What a ray has found, 32 steps at a time: the first of them in the upper 32 bits, which of them are samples in the
 // lower.
 struct WindowsOfRay {
-  int64_t* next;
-  int first = 0;
+  int64_t* next = nullptr;
+  int first = -kWarp;
   unsigned bits = 0;
 
   __device__ __forceinline__ void close() {
     if (bits) *next++ = int64_t(uint64_t(uint32_t(first)) << 32 | bits);
-    bits = 0;
   }
-  // n steps from k on, behind all before them.
-  __device__ __forceinline__ void add(int k, int n) {
-    while (n > 0) {
-      if (!bits || k - first >= kWarp) {
-        close();
-        first = k;
-      }
-      const int place = k - first, part = min_of(n, kWarp - place);
-      bits |= kAll >> (kWarp - part) << place;
-      k += part;
-      n -= part;
+  // Steps from k on, behind all before them: as many of n, of which there is at least one, as one window holds.
+  __device__ __forceinline__ int add_some(int k, int n) {
+    if (k - first >= kWarp) {
+      close();
+      first = k;
+      bits = 0;
     }
+    const int place = k - first, part = min_of(n, kWarp - place);
+    bits |= kAll >> (kWarp - part) << place;
+    return part;
   }
 };
 
-constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
-
-template <bool kBox>  // one box and equal steps
 struct MarchWindows {
   MarchRays rays;
   int64_t most;          // windows of a ray
@@ -45,6 +40,15 @@ struct MarchWindows {
   const int32_t* begin;  // [R] the step to begin at; null: the first
   int32_t* reached;      // [R] the step to go on at after so many samples as there may be; else max_steps
 
+  __device__ __forceinline__ int first_step(int64_t r) const { return begin ? begin[r] : 0; }
+  __device__ __forceinline__ void tell(int64_t r, const WindowsOfRay& found, Stepped stepped, float end) const {
+    counts[r] = stepped.count;
+    ends[r] = end;
+    nums[r] = int(found.next - (windows + r * most));
+    reached[r] = stepped.count == rays.settings.max_samples ? stepped.next : rays.settings.max_steps;
+  }
+
+  // Through any boxes by steps of any kind.
   __device__ __forceinline__ void operator()(int64_t r) const {
     const OccupancyGrid& g = rays.grid;
     const MarchSettings& m = rays.settings;
@@ -58,27 +62,82 @@ struct MarchWindows {
     float t0 = near, t1 = far, end = near;
     WindowsOfRay found{windows + r * most};
     Stepped stepped{0, m.max_steps};
-    if (near < far && (kBox ? line.clip(g, 0, t0, t1) : line.clip(g, t0, t1))) {
-      const std::conditional_t<kBox, EvenLattice, Lattice> steps(near, rays.jitter[r], m);
-      int k = steps.first_after(t0, 0, m.max_steps);
-      if (begin) k = max_of(k, begin[r]);
-      const auto add = [&](int from, int n) { found.add(from, n); };
-      if constexpr (kBox)
-        stepped = march_runs(ThroughBox(g, rays.bits(r), line), m, line, steps, k, t1, far, add);
-      else
-        stepped = march_runs(ThroughBoxes{g, rays.bits(r), line}, m, line, steps, k, t1, far, add);
+    if (near < far && line.clip(g, t0, t1)) {
+      const Lattice steps(near, rays.jitter[r], m);
+      const int first = max_of(steps.first_after(t0, 0, m.max_steps), first_step(r));
+      stepped = march_runs(g, rays.bits(r), m, line, steps, first, t1, far, [&](int k, int n) {
+        while (n > 0) {
+          const int part = found.add_some(k, n);
+          k += part;
+          n -= part;
+        }
+      });
       found.close();
       end = steps.start(stepped.next);
     }
-    counts[r] = stepped.count;
-    ends[r] = end;
-    nums[r] = int(found.next - (windows + r * most));
-    reached[r] = stepped.count == m.max_samples ? stepped.next : m.max_steps;
+    tell(r, found, stepped, end);
   }
 };
 
+constexpr int kRays = 64;         // of a block: rays are few for a GPU, and take unlike times
+constexpr int kFewGoing = 20;     // lanes: no more of a warp go on before others take new rays
+constexpr int kLooksAtOnce = 4;   // before the warp counts them again
+constexpr int kMarchWarps = 16;   // of a processor, when they take so many rays one after the other
+constexpr int kMostRays = 256;    // of a warp
+
+// Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: of random
+// rays the mean looks at a third of the cells that the last of 32 looks at.
+__global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchWindows body, int rays_of_warp) {
+  const MarchRays& rays = body.rays;
+  const MarchSettings& m = rays.settings;
+  const unsigned lanes_before = (1u << lane_of_warp()) - 1;
+  int64_t to_take = piece_of_warp() * rays_of_warp;  // the next ray of the warp's, and how many are left with it
+  int num_left = int(max_of(min_of(num_rays - to_take, int64_t(rays_of_warp)), int64_t(0)));
+  BoxMarch ray;
+  WindowsOfRay found;
+  int64_t r = -1;  // none
+  int count = 0;
+  bool meets = false, going = false;
+  while (true) {
+    const unsigned idle = ~__ballot_sync(kAll, going);
+    if (idle == kAll || (__popc(idle) >= kWarp - kFewGoing && num_left > 0)) {
+      if (!going && r >= 0) {
+        found.close();
+        const int next = ray.next - kNumber;
+        const EvenLattice lattice(rays.near[r], rays.jitter[r], m);
+        body.tell(r, found, {count, meets ? next : m.max_steps}, meets ? lattice.start(next) : lattice.near);
+        r = -1;
+      }
+      if (num_left <= 0) break;  // and so for the whole warp
+      const int place = __popc(idle & lanes_before), num_idle = __popc(idle);
+      if (!going && place < num_left) {
+        r = to_take + place;
+        meets = ray.enter(rays.grid, rays.bits(r), m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r],
+                          rays.far[r], rays.jitter[r], body.first_step(r));
+        found = {body.windows + r * body.most};
+        count = 0;
+        going = ray.next < ray.last && m.max_samples > 0;
+      }
+      to_take += num_idle;
+      num_left -= num_idle;
+    }
+    for (int i = 0; i < kLooksAtOnce && going; ++i) {
+      const auto [occupied, until] = ray.look(rays.grid.side);
+      int next = until;
+      if (occupied) {
+        const int part = found.add_some(ray.next - kNumber, min_of(until - ray.next, m.max_samples - count));
+        count += part;
+        next = ray.next + part;
+      }
+      ray.next = next;
+      going = next < ray.last && count < m.max_samples;
+    }
+  }
+}
+
 struct MarchFill {
   MarchSettings settings;
+  int64_t num_rays;
   const float* near;       // [R]
   const float* jitter;     // [R]
   const int64_t* windows;  // [R][most]
@@ -90,23 +149,41 @@ struct MarchFill {
   int64_t* ray_indices;    // [N]
 };
 
-__global__ void march_fill_kernel(int64_t num_rays, MarchFill body) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays || body.offsets[r] == body.offsets[r + 1]) return;
-  const int lane = lane_of_warp();
-  const Lattice lattice(body.near[r], body.jitter[r], body.settings);
-  int64_t to = body.offsets[r];
-  for (int w = 0; w < body.nums[r]; ++w) {
-    const uint64_t window = uint64_t(body.windows[r * body.most + w]);
-    const unsigned bits = unsigned(window);
-    const int k = int(window >> 32) + lane;
-    if (bits >> lane & 1) {
-      const int64_t i = to + __popc(bits & ((1u << lane) - 1));
-      body.t_starts[i] = lattice.start(k);
-      body.t_ends[i] = lattice.start(k + 1);
-      body.ray_indices[i] = r;
+constexpr int kTeams = 8, kTeam = kWarp / kTeams;  // of a warp: rays, and lanes that read a ray's windows
+
+// A warp for some neighbouring rays, of which each team of lanes reads one's first windows; then all lanes write what
+// one window after the other has, each what one step of it does.
+template <class Steps>
+__global__ void march_fill_kernel(int64_t, MarchFill body) {
+  const int64_t first_ray = piece_of_warp() * kTeams;
+  if (first_ray >= body.num_rays) return;
+  const int lane = lane_of_warp(), of_team = lane % kTeam;
+  const int64_t its = min_of(first_ray + lane / kTeam, body.num_rays - 1);
+  const float near = body.near[its], jitter = body.jitter[its];
+  const int64_t offset = body.offsets[its], first_row = body.offsets[first_ray];
+  const int first = int(offset - first_row), nums = body.nums[its];
+  const int num = body.offsets[its + 1] > offset ? nums : 0;
+  const int64_t window = of_team < num ? body.windows[its * body.most + of_team] : 0;
+  float *t_starts = body.t_starts + first_row, *t_ends = body.t_ends + first_row;
+  int64_t* ray_indices = body.ray_indices + first_row;
+  const int rays = int(min_of(body.num_rays - first_ray, int64_t(kTeams)));
+  for (int j = 0; j < rays; ++j) {
+    const int64_t r = first_ray + j;
+    const int team = j * kTeam, num_windows = __shfl_sync(kAll, num, team);
+    int to = __shfl_sync(kAll, first, team);
+    const Steps lattice(__shfl_sync(kAll, near, team), __shfl_sync(kAll, jitter, team), body.settings);
+    for (int w = 0; w < num_windows; ++w) {
+      const uint64_t found = uint64_t(w < kTeam ? __shfl_sync(kAll, window, team + w) : body.windows[r * body.most + w]);
+      const unsigned bits = unsigned(found);
+      if (bits >> lane & 1) {
+        const int i = to + __popc(bits & ((1u << lane) - 1));
+        const float k = float(int(found >> 32) + lane);
+        t_starts[i] = lattice.start(k);
+        t_ends[i] = lattice.start(k + 1.f);
+        ray_indices[i] = r;
+      }
+      to += __popc(bits);
     }
-    to += __popc(bits);
   }
 }
 
@@ -121,21 +198,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
   Tensor reached = make(origins, {num_rays}, ScalarType::Int);
-  const auto run = [&]<bool kBox>() {
-    const MarchWindows<kBox> body{rays,
-                                  most,
-                                  write<int64_t>(counts),
-                                  write<float>(ends),
-                                  write<int64_t>(windows),
-                                  write<int32_t>(nums),
-                                  read_or_none<int32_t>(begin),
-                                  write<int32_t>(reached)};
+  const MarchWindows body{rays,
+                          most,
+                          write<int64_t>(counts),
+                          write<float>(ends),
+                          write<int64_t>(windows),
+                          write<int32_t>(nums),
+                          read_or_none<int32_t>(begin),
+                          write<int32_t>(reached)};
+  if (num_rays == 0 || !marches_as_box(rays.grid, rays.settings)) {
     Cuda::for_each(origins, num_rays, body, kRays);
-  };
-  if (rays.grid.num_levels > 1 || cone_angle > 0)
-    run.template operator()<false>();
-  else
-    run.template operator()<true>();
+  } else {
+    const int64_t at_once = int64_t(Cuda::num_processors()) * kMarchWarps;
+    const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
+    const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
+    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays, 0, num_rays, body,
+                 rays_of_warp);
+  }
   return {counts, ends, windows, nums, reached};
 }
 
@@ -146,6 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   Tensor ray_indices = make(offsets, {num_samples});
   Cuda::clear_rest(offsets, {t_starts, t_ends, ray_indices});
   const MarchFill body{{float(step), float(cone_angle), int(max_steps), 0},
+                       near.size(0),
                        read<float>(near),
                        read<float>(jitter),
                        read<int64_t>(windows),
@@ -155,7 +235,8 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
                        write<float>(t_starts),
                        write<float>(t_ends),
                        write<int64_t>(ray_indices)};
-  Cuda::for_each_warp(near, near.size(0), march_fill_kernel, body);
+  const auto kernel = cone_angle > 0 ? march_fill_kernel<Lattice> : march_fill_kernel<EvenLattice>;
+  Cuda::for_each_warp(near, blocks_for(near.size(0), kTeams), kernel, body);
   return {t_starts, t_ends, ray_indices};
 }
 

@@ -1,0 +1,154 @@
+// Marching by equal steps through a single box (march.h), counted in steps and in cells, as GPUs do it.
+//
+// The middle of step k lies at from + k per_step, in cells along each axis, and the wall w of an axis is passed at step
+// (w - from) / per_step. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n: additions
+// that round down or up make them, for a quarter of what a GPU takes to convert a number, and all that there is for
+// integers serves on them. Which steps are samples is decided as in march.h, but for midpoints within rounding of a wall.
+#pragma once
+#include "march.h"
+
+namespace nerftrain {
+
+constexpr int kNumber = 0x4b000000;      // the bits of 2^23
+constexpr int kMaxNumbered = 1 << 22;    // steps, and more than any grid has cells
+constexpr float kBesideWall = 0.05f;     // of a step: what is so near may lie on either side and is looked at
+
+union NumberBits {
+  float number;
+  int bits;
+};
+
+// The bits of the greatest or the least integer of 0 ... kMaxNumbered on this side of x; beyond these, less or more.
+NT_HD int floor_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(__fadd_rd(x, 8388608.f));
+#else
+  const NumberBits sum{x + 8388608.f};
+  return sum.bits - (sum.number - 8388608.f > x);
+#endif
+}
+
+NT_HD int ceil_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(__fadd_ru(x, 8388608.f));
+#else
+  const NumberBits sum{x + 8388608.f};
+  return sum.bits + (sum.number - 8388608.f < x);
+#endif
+}
+
+NT_HD float number_of(int bits) {
+  NumberBits number;
+  number.bits = bits;
+  return number.number - 8388608.f;
+}
+
+// Whether equal steps through these boxes can be numbered so.
+inline bool marches_as_box(const OccupancyGrid& g, const MarchSettings& m) {
+  return g.num_levels == 1 && m.step > 0.f && !(m.cone_angle > 0.f) && m.max_steps < kMaxNumbered;
+}
+
+// A ray on its way. Steps are told by their bits.
+struct BoxMarch {
+  float from[3], per_step[3];  // cells
+  float per_cell[3];           // steps; zero along an axis by which the ray never leaves its cell
+  float exits[3];              // the step at which a ray leaves cell 0 along an axis
+  int ahead[3];                // all bits where it goes up an axis, else none
+  int next, last;              // the step to look at, and that behind all in the box
+  OccupancyBits bits;
+  int group = -1, block = -1;  // of which the words are those below
+  uint64_t group_word = 0, block_word = 0;
+
+  // From step `begin` on. False where the ray does not meet the box; then it has no steps.
+  NT_HD bool enter(const OccupancyGrid& g, const OccupancyBits& cells, const MarchSettings& m, const float* o,
+                   const float* d, float near, float far, float jitter, int begin) {
+    bits = cells;
+    next = last = kNumber;
+    if (!(near < far)) return false;
+    const EvenLattice lattice(near, jitter, m);
+    const float first_middle = near + (0.5f + jitter) * m.step;
+    float enters = -3.4e38f, leaves = (far - first_middle) * lattice.inverse_step;
+    bool meets = true;
+    for (int a = 0; a < 3; ++a) {
+      const float size = float(g.resolution[a]), cells_per_unit = 0.5f * size * g.inverse[0][a];
+      from[a] = (o[a] + first_middle * d[a] - (g.center[0][a] - g.half[0][a])) * cells_per_unit;
+      per_step[a] = m.step * d[a] * cells_per_unit;
+      const bool moves = fabsf(per_step[a]) > 1e-30f;
+      per_cell[a] = moves ? 1.f / per_step[a] : 0.f;
+      const float low = -from[a] * per_cell[a], high = size * per_cell[a] + low;
+      meets = meets && (moves || (from[a] >= 0.f && from[a] < size));
+      enters = moves ? max_of(enters, min_of(low, high)) : enters;
+      leaves = moves ? min_of(leaves, max_of(low, high)) : leaves;
+      exits[a] = moves ? low + max_of(per_cell[a], 0.f) - kBesideWall : 3.4e38f;
+      ahead[a] = per_cell[a] > 0.f ? -1 : 0;
+    }
+    if (!(meets && enters < leaves && leaves > -0.5f - jitter)) return false;
+    const auto inside = [&](int k) {
+      bool in = true;
+      for (int a = 0; a < 3; ++a) {
+        const int cell = floor_bits(from[a] + float(k) * per_step[a]);
+        in = in && cell >= kNumber && cell < kNumber + g.resolution[a];
+      }
+      return in;
+    };
+    int first = ceil_clamped(enters - kBesideWall, max_of(begin, 0), m.max_steps);
+    int behind = ceil_clamped(leaves + kBesideWall, 0, m.max_steps);
+    while (first < behind && !inside(first)) ++first;
+    while (behind > first && !(lattice.middle(behind - 1) < far && inside(behind - 1))) --behind;
+    next = kNumber + first;
+    last = kNumber + max_of(first, behind);
+    return true;
+  }
+
+  // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube of empty cells.
+  struct Look {
+    uint32_t occupied;
+    int until;
+  };
+
+  NT_HD static uint32_t bit(uint64_t word, int x, int y, int z) {
+    const uint32_t half = x & 2 ? uint32_t(word >> 32) : uint32_t(word);
+    return half >> ((x & 1) << 4 | (y & 3) << 2 | (z & 3)) & 1;
+  }
+  NT_HD static int place(int words, int x, int y, int z) { return (x * words + y) * words + z; }
+  NT_HD static uint64_t word_at(const uint64_t* words, int place) {
+#if defined(__CUDA_ARCH__)
+    return __ldg(reinterpret_cast<const unsigned long long*>(words) + place);
+#else
+    return words[place];
+#endif
+  }
+
+  NT_HD Look look(int side) {
+    const float k = number_of(next);
+    int at[3], cell[3];
+    for (int a = 0; a < 3; ++a) {
+      at[a] = floor_bits(from[a] + k * per_step[a]);
+      cell[a] = at[a] & (kMaxNumbered - 1);
+    }
+    const int x = cell[0], y = cell[1], z = cell[2];
+    const int its_group = place(side >> 4, x >> 4, y >> 4, z >> 4);
+    if (its_group != group) {
+      group = its_group;
+      group_word = word_at(bits.blocks, group);
+    }
+    int within = group_word ? 3 : 15;  // one less than the side of the cube
+    uint32_t occupied = 0;
+    if (bit(group_word, x >> 2, y >> 2, z >> 2)) {
+      const int its_block = place(side >> 2, x >> 2, y >> 2, z >> 2);
+      if (its_block != block) {
+        block = its_block;
+        block_word = word_at(bits.cells, block);
+      }
+      within = 0;
+      occupied = bit(block_word, x, y, z);
+    }
+    float exit[3];
+    for (int a = 0; a < 3; ++a)
+      exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];
+    const int until = ceil_bits(fminf(fminf(exit[0], exit[1]), exit[2]));
+    return {occupied, min_of(max_of(until, next + 1), last)};
+  }
+};
+
+}  // namespace nerftrain
