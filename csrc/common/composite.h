@@ -25,6 +25,23 @@ struct PackedRays {
   }
 };
 
+// What a ray has gathered behind some of its samples.
+template <class T>
+struct Gathered {
+  T light = 1;  // that is left
+  T w = 0, wm = 0, distortion = 0;
+
+  // Returns the weight of the next sample.
+  NT_HD T pass(T start, T end, T kept) {
+    const T dt = end - start, mid = (start + end) * T(0.5), own = light * (T(1) - kept);
+    light *= kept;
+    distortion += T(2) * own * (mid * w - wm) + own * own * dt * (T(1) / T(3));
+    w += own;
+    wm += own * mid;
+    return own;
+  }
+};
+
 template <class T>
 struct CompositeForward {
   PackedRays<T> in;
@@ -36,6 +53,12 @@ struct CompositeForward {
   T* alphas;      // [N]
   T* arriving;    // [N] transmittance in front of each sample
 
+  NT_HD void tell(int64_t r, const Gathered<T>& all) const {
+    opacity[r] = all.w;
+    depth[r] = all.wm;
+    distortion[r] = all.distortion;
+  }
+
   // K channels; 0: as many as there are.
   template <int K>
   NT_HD void along(int64_t r) const {
@@ -43,24 +66,17 @@ struct CompositeForward {
     T own[K ? K : 1] = {};
     T* color = K ? own : channels + r * k_end;
     for (int64_t k = 0; k < k_end; ++k) color[k] = 0;
-    T transmittance = 1, sum_w = 0, sum_wm = 0, sum_distortion = 0;
+    Gathered<T> so_far;
     for (int64_t i = in.offsets[r]; i < in.offsets[r + 1]; ++i) {
-      const T dt = in.t_ends[i] - in.t_starts[i], mid = (in.t_starts[i] + in.t_ends[i]) * T(0.5);
       const T kept = in.kept_of(i);
-      const T w = transmittance * (T(1) - kept);
       alphas[i] = T(1) - kept;
-      arriving[i] = transmittance;
-      transmittance *= kept;
+      arriving[i] = so_far.light;
+      const T w = so_far.pass(in.t_starts[i], in.t_ends[i], kept);
       weights[i] = w;
       for (int64_t k = 0; k < k_end; ++k) color[k] += w * in.channels[i * k_end + k];
-      sum_distortion += T(2) * w * (mid * sum_w - sum_wm) + w * w * dt * (T(1) / T(3));
-      sum_w += w;
-      sum_wm += w * mid;
     }
     for (int64_t k = 0; k < K; ++k) channels[r * K + k] = own[k];
-    opacity[r] = sum_w;
-    depth[r] = sum_wm;
-    distortion[r] = sum_distortion;
+    tell(r, so_far);
   }
 
   NT_HD void operator()(int64_t r) const { in.num_channels == 3 ? along<3>(r) : along<0>(r); }

@@ -322,20 +322,28 @@ struct VisibleSamples {
   bool* visible;      // [N]
   T* leaving;         // [R] the light behind the last samples, where early_stop_eps of it is there
 
+  NT_HD T arriving_at(int64_t r) const { return arriving ? arriving[r] : T(1); }
+
+  struct Least {
+    T alpha, weight;
+  };
+  NT_HD Least thresholds() const { return {least[0], least[1]}; }
+
+  // Whether the next sample is seen by the light that is left of its ray's; takes away what it absorbs.
+  NT_HD bool pass(T kept, const Least& at, T& light) const {
+    if (light < early_stop_eps) return false;  // and so it stays: what lies behind need not be known
+    const T alpha = T(1) - kept;
+    const bool seen = light >= early_stop_eps && alpha >= at.alpha && light * alpha >= at.weight;
+    light *= kept;
+    return seen;
+  }
+
   NT_HD void operator()(int64_t r) const {
-    const T alpha_thre = least[0], min_weight = least[1];
-    T transmittance = arriving ? arriving[r] : T(1);
-    for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) {
-      if (transmittance < early_stop_eps) {  // and so it stays: what lies behind need not be known
-        visible[i] = false;
-        continue;
-      }
-      const T kept = exp_of(-density[i] * (t_ends[i] - t_starts[i]));
-      const T alpha = T(1) - kept;
-      visible[i] = transmittance >= early_stop_eps && alpha >= alpha_thre && transmittance * alpha >= min_weight;
-      transmittance *= kept;
-    }
-    leaving[r] = transmittance;
+    const Least at = thresholds();
+    T light = arriving_at(r);
+    for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i)
+      visible[i] = pass(exp_of(-density[i] * (t_ends[i] - t_starts[i])), at, light);
+    leaving[r] = light;
   }
 };
 

@@ -7,8 +7,6 @@
 
 namespace nerftrain {
 
-extern __shared__ uint32_t dynamic_shared[];
-
 constexpr int kWidth = 64;                                                 // of hidden layers
 constexpr int kWarps = 8, kThreads = kWarps * kWarp, kTile = kWarps * 16;  // samples of a block at a time
 constexpr int kHiddenTiles = kWidth / 16;

@@ -3,6 +3,7 @@
 #include "../common/box_march.h"
 #include "../operators/march.h"
 #include "backend.h"
+#include "staged.h"
 #include "warp.h"
 
 namespace nerftrain {
@@ -240,34 +241,26 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
-// A warp for each ray. Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU.
+// Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU.
 template <class T>
-__global__ void visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body) {
-  const int64_t r = piece_of_warp();
-  if (r >= num_rays) return;
-  const int lane = lane_of_warp();
-  const T alpha_thre = body.least[0], min_weight = body.least[1];
-  const int64_t last = body.offsets[r + 1];
-  T arriving = body.arriving ? body.arriving[r] : T(1);  // at the first of these 32
-  for (int64_t base = body.offsets[r]; base < last; base += kWarp) {
-    const int64_t i = base + lane;
-    const bool there = i < last;
-    const T kept = there ? exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i])) : T(1);
-    T light = arriving;
-#pragma unroll
-    for (int before = 0; before < kWarp; ++before) {
-      const T other = __shfl_sync(kAll, kept, before);
-      arriving *= other;
-      if (before < lane) light = arriving;
-    }
-    const T alpha = T(1) - kept;
-    if (there) body.visible[i] = light >= body.early_stop_eps && alpha >= alpha_thre && light * alpha >= min_weight;
-    if (!(arriving >= body.early_stop_eps)) {  // and so it stays
-      for (int64_t behind = base + kWarp + lane; behind < last; behind += kWarp) body.visible[behind] = false;
-      break;
-    }
+__global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body) {
+  const StagedRays rays(num_rays, body.offsets);
+  T* kept = staged_rows<T, 1>();  // then whether samples are seen
+  const auto at = body.thresholds();
+  T light = rays.there ? body.arriving_at(rays.ray) : T(0);
+  for (int64_t base = rays.begin; base < rays.end; base += kStaged) {
+    const StagedPart part(rays, base);
+    side_by_side(part.num, [&](int place) {
+      const int64_t i = base + place;
+      kept[place] = exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i]));
+    });
+    __syncwarp();
+    for (int place = part.from; place < part.to; ++place) kept[place] = body.pass(kept[place], at, light) ? T(1) : T(0);
+    __syncwarp();
+    side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] != T(0); });
+    __syncwarp();
   }
-  if (lane == 0) body.leaving[r] = arriving;
+  if (rays.there) body.leaving[rays.ray] = light;
 }
 
 struct CudaMarch : Cuda {
@@ -275,7 +268,7 @@ struct CudaMarch : Cuda {
 
   template <class T>
   static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<T>& body) {
-    for_each_warp(like, n, visible_samples_kernel<T>, body);
+    for_each_staged<T, 1>(like, n, visible_samples_kernel<T>, body);
   }
 };
 

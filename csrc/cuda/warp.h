@@ -7,78 +7,12 @@
 
 namespace nerftrain {
 
+extern __shared__ uint32_t dynamic_shared[];
+
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp; }
-
-// What follows goes over teams of lanes side by side, a power of two of them; all lanes of the warp take part, and
-// `lane` counts within the team.
-
-// The sums over a team of kSums numbers, a power of two and no more than the team has lanes; lane l gets the sum of
-// numbers[l % kSums]. Each exchange halves the numbers that a lane still adds up.
-template <int kTeam, int kSums>
-__device__ __forceinline__ float team_sums(float (&numbers)[kSums], int lane) {
-#pragma unroll
-  for (int half = kSums / 2; half > 0; half /= 2) {
-    const bool upper = lane & half;
-#pragma unroll
-    for (int k = 0; k < half; ++k) {
-      const float kept = upper ? numbers[k + half] : numbers[k], given = upper ? numbers[k] : numbers[k + half];
-      numbers[k] = kept + __shfl_xor_sync(kAll, given, half);
-    }
-  }
-  float sum = numbers[0];
-#pragma unroll
-  for (int step = kSums; step < kTeam; step *= 2) sum += __shfl_xor_sync(kAll, sum, step);
-  return sum;
-}
-
-// What the last lane of a team has.
-template <int kTeam>
-__device__ __forceinline__ float of_last(float x) {
-  return __shfl_sync(kAll, x, lane_of_warp() | (kTeam - 1));
-}
-
-// What its first lane has.
-template <int kTeam>
-__device__ __forceinline__ float of_first(float x) {
-  return __shfl_sync(kAll, x, lane_of_warp() & ~(kTeam - 1));
-}
-
-// Of a team's lanes up to this one.
-template <int kTeam>
-__device__ __forceinline__ float product_so_far(float x, int lane) {
-#pragma unroll
-  for (int step = 1; step < kTeam; step *= 2) {
-    const float other = __shfl_up_sync(kAll, x, step);
-    x = lane >= step ? x * other : x;
-  }
-  return x;
-}
-
-// Of this lane and all after it.
-template <int kTeam>
-__device__ __forceinline__ float sum_from_here(float x, int lane) {
-#pragma unroll
-  for (int step = 1; step < kTeam; step *= 2) {
-    const float other = __shfl_down_sync(kAll, x, step);
-    x = lane + step < kTeam ? x + other : x;
-  }
-  return x;
-}
-
-// Of a scan, what the lane before or after has: what a sum less one's own part would be but for rounding.
-__device__ __forceinline__ float of_lane_before(float so_far, int lane, float none) {
-  const float other = __shfl_up_sync(kAll, so_far, 1);
-  return lane > 0 ? other : none;
-}
-
-template <int kTeam>
-__device__ __forceinline__ float of_lane_after(float from_here, int lane, float none) {
-  const float other = __shfl_down_sync(kAll, from_here, 1);
-  return lane + 1 < kTeam ? other : none;
-}
 
 // Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it, and
 // NaN stays NaN.

@@ -42,15 +42,16 @@ def one_ray(*intervals: tuple[float, float], like: torch.device) -> Samples:
     return Samples(edges[:, 0].contiguous(), edges[:, 1].contiguous(), zeros, offsets).to(like)
 
 
-@pytest.mark.parametrize("longest", [20, 120])  # a GPU shares long rays among more threads
-@pytest.mark.parametrize("num_channels", [0, 1, 3, 7])
+@pytest.mark.parametrize("longest", [20, 120])  # a GPU takes 512 samples of 32 rays at a time
+@pytest.mark.parametrize("num_channels", [0, 1, 3, 12])
+@pytest.mark.parametrize("num_outputs", [2, 7])  # which have gradients
 def test_composite_equals_its_reference_forward_and_backward(
-    make_samples, dtype, assert_close, num_channels, longest
+    make_samples, dtype, assert_close, num_channels, longest, num_outputs
 ):
     samples = make_samples(longest=longest, dtype=dtype)
     inputs = random_inputs(samples, num_channels)
-    actual = gradients(composite, *inputs, samples)
-    expected = gradients(composite_reference, *inputs, samples)
+    actual = gradients(composite, *inputs, samples, num_outputs)
+    expected = gradients(composite_reference, *inputs, samples, num_outputs)
     assert_close(actual, expected)
     assert actual[0].shape == (50, num_channels)
 
