@@ -230,6 +230,21 @@ def test_rays_that_march_in_rounds_find_what_one_march_finds(
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("max_samples", [1, 6, 1000])
+def test_rays_that_are_many_find_what_each_finds_alone(make_rays, make_grid, max_samples):
+    """A GPU's threads take one ray after the other where there are many."""
+    rays, grid = make_rays(9001), make_grid()
+    jitter, steps = random_jitter(rays), replace(STEPS, max_samples=max_samples)
+    samples, ends = march_to(rays, jitter, grid, steps)
+    assert len(samples) > 3000
+    for few in torch.arange(len(rays)).split(900):
+        part, part_ends = march_to(rays[few], jitter[few], grid, steps)
+        first, last = samples.offsets[few[0]], samples.offsets[few[-1] + 1]
+        assert torch.equal(samples.t_starts[first:last], part.t_starts)
+        assert torch.equal(samples.ray_indices[first:last], part.ray_indices + few[0])
+        assert torch.equal(ends[few], part_ends)
+
+
 def sliced(grid: Grid, num_slices: int, share: float = 0.5) -> tuple[Grid, list[Grid]]:
     """Leave out cubes of cells at random in each slice of time; and list the slices' own grids."""
     levels, half = len(grid.cells), grid.side // 2
