@@ -1,17 +1,18 @@
 // Marching by equal steps through a single box (march.h), counted in steps and in cells, as GPUs do it.
 //
 // The middle of step k lies at from + k per_step, in cells along each axis, and the wall w of an axis is passed at step
-// (w - from) / per_step. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n: additions
-// that round down or up make them, for a quarter of what a GPU takes to convert a number, and all that there is for
-// integers serves on them. Which steps are samples is decided as in march.h, but for midpoints within rounding of a wall.
+// (w - from) / per_step. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n:
+// additions that round down or up make them, for a quarter of what a GPU takes to convert a number, and all that there
+// is for integers serves on them. Which steps are samples is decided as in march.h, but for midpoints within rounding
+// of a wall.
 #pragma once
 #include "march.h"
 
 namespace nerftrain {
 
-constexpr int kNumber = 0x4b000000;      // the bits of 2^23
-constexpr int kMaxNumbered = 1 << 22;    // steps, and more than any grid has cells
-constexpr float kBesideWall = 0.05f;     // of a step: what is so near may lie on either side and is looked at
+constexpr int kNumber = 0x4b000000;    // the bits of 2^23
+constexpr int kMaxNumbered = 1 << 22;  // steps, and more than any grid has cells
+constexpr float kBesideWall = 0.05f;   // of a step: what is so near may lie on either side and is looked at
 
 union NumberBits {
   float number;
@@ -144,8 +145,7 @@ struct BoxMarch {
       occupied = bit(block_word, x, y, z);
     }
     float exit[3];
-    for (int a = 0; a < 3; ++a)
-      exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];
+    for (int a = 0; a < 3; ++a) exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];
     const int until = ceil_bits(fminf(fminf(exit[0], exit[1]), exit[2]));
     return {occupied, min_of(max_of(until, next + 1), last)};
   }

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kStagedThreads)
   const PackedRays<float>& in = body.in;
   const StagedRays rays(num_rays, in.offsets);
   const int64_t r = rays.ray, num_channels = in.num_channels;
-  float *starts = staged_rows<float, kForwardRows<K>>(), *ends = starts + kStaged, *kept = ends + kStaged;
+  float *starts = staged_rows<kForwardRows<K>>(), *ends = starts + kStaged, *kept = ends + kStaged;
   float *light = kept + kStaged, *channels = light + kStaged;
   Gathered<float> so_far;
   float sums[K ? K : kColumns] = {};
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kStagedThreads)
   const PackedRays<float>& in = body.in;
   const StagedRays rays(num_rays, in.offsets);
   const int64_t num_channels = in.num_channels;
-  float* rows = staged_rows<float, At::num>();
+  float* rows = staged_rows<At::num>();
   const auto row = [rows](int number) { return rows + number * kStaged; };
   float *channels = row(At::channels), *qs = row(At::q);
   // A thread without a ray reads the first one's; its samples are none.
@@ -186,7 +186,7 @@ struct CudaComposite : Cuda {
 
   template <int K>
   static void forward(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
-    for_each_staged<float, kForwardRows<K>>(like, n, composite_forward_kernel<K>, body);
+    for_each_staged<kForwardRows<K>>(like, n, composite_forward_kernel<K>, body);
   }
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
@@ -195,7 +195,7 @@ struct CudaComposite : Cuda {
 
   template <int K, bool kMore>
   static void backward(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
-    for_each_staged<float, BackwardRows<K, kMore>::num>(like, n, composite_backward_kernel<K, kMore>, body);
+    for_each_staged<BackwardRows<K, kMore>::num>(like, n, composite_backward_kernel<K, kMore>, body);
   }
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {

@@ -80,11 +80,11 @@ struct MarchWindows {
   }
 };
 
-constexpr int kRays = 64;         // of a block: rays are few for a GPU, and take unlike times
-constexpr int kFewGoing = 20;     // lanes: no more of a warp go on before others take new rays
-constexpr int kLooksAtOnce = 4;   // before the warp counts them again
-constexpr int kMarchWarps = 16;   // of a processor, when they take so many rays one after the other
-constexpr int kMostRays = 256;    // of a warp
+constexpr int kRays = 64;        // of a block: rays are few for a GPU, and take unlike times
+constexpr int kFewGoing = 20;    // lanes: no more of a warp go on before others take new rays
+constexpr int kLooksAtOnce = 4;  // before the warp counts them again
+constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
+constexpr int kMostRays = 256;   // of a warp
 
 // Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: of random
 // rays the mean looks at a third of the cells that the last of 32 looks at.
@@ -174,7 +174,8 @@ __global__ void march_fill_kernel(int64_t, MarchFill body) {
     int to = __shfl_sync(kAll, first, team);
     const Steps lattice(__shfl_sync(kAll, near, team), __shfl_sync(kAll, jitter, team), body.settings);
     for (int w = 0; w < num_windows; ++w) {
-      const uint64_t found = uint64_t(w < kTeam ? __shfl_sync(kAll, window, team + w) : body.windows[r * body.most + w]);
+      const uint64_t found =
+          uint64_t(w < kTeam ? __shfl_sync(kAll, window, team + w) : body.windows[r * body.most + w]);
       const unsigned bits = unsigned(found);
       if (bits >> lane & 1) {
         const int i = to + __popc(bits & ((1u << lane) - 1));
@@ -241,13 +242,12 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
-// Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU.
-template <class T>
-__global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t num_rays, VisibleSamples<T> body) {
+// Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU. Float64 goes ray by ray.
+__global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t num_rays, VisibleSamples<float> body) {
   const StagedRays rays(num_rays, body.offsets);
-  T* kept = staged_rows<T, 1>();  // then whether samples are seen
+  float* kept = staged_rows<1>();  // then whether samples are seen
   const auto at = body.thresholds();
-  T light = rays.there ? body.arriving_at(rays.ray) : T(0);
+  float light = rays.there ? body.arriving_at(rays.ray) : 0;
   for (int64_t base = rays.begin; base < rays.end; base += kStaged) {
     const StagedPart part(rays, base);
     side_by_side(part.num, [&](int place) {
@@ -255,9 +255,9 @@ __global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t
       kept[place] = exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i]));
     });
     __syncwarp();
-    for (int place = part.from; place < part.to; ++place) kept[place] = body.pass(kept[place], at, light) ? T(1) : T(0);
+    for (int place = part.from; place < part.to; ++place) kept[place] = body.pass(kept[place], at, light) ? 1 : 0;
     __syncwarp();
-    side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] != T(0); });
+    side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] != 0; });
     __syncwarp();
   }
   if (rays.there) body.leaving[rays.ray] = light;
@@ -266,9 +266,8 @@ __global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t
 struct CudaMarch : Cuda {
   using Cuda::for_each;
 
-  template <class T>
-  static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<T>& body) {
-    for_each_staged<T, 1>(like, n, visible_samples_kernel<T>, body);
+  static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<float>& body) {
+    for_each_staged<1>(like, n, visible_samples_kernel, body);
   }
 };
 

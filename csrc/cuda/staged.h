@@ -29,8 +29,8 @@ struct StagedRays {
   __device__ __forceinline__ int64_t last_base() const { return begin + (end - begin - 1) / kStaged * kStaged; }
 };
 
-// The samples that are in shared memory: of the warp's from `base` on so many, of this lane's ray the places from `from`
-// to `to`.
+// The samples that are in shared memory: of the warp's from `base` on so many, of this lane's ray the places from
+// `from` to `to`.
 struct StagedPart {
   int num, from, to;
 
@@ -40,15 +40,13 @@ struct StagedPart {
         to(place_of(rays.last - base)) {}
 
  private:
-  __device__ __forceinline__ int place_of(int64_t i) const {
-    return int(min_of(max_of(i, int64_t(0)), int64_t(num)));
-  }
+  __device__ __forceinline__ int place_of(int64_t i) const { return int(min_of(max_of(i, int64_t(0)), int64_t(num))); }
 };
 
 // The warp's part of shared memory, of kRows rows of kStaged numbers.
-template <class T, int kRows>
-__device__ __forceinline__ T* staged_rows() {
-  return reinterpret_cast<T*>(dynamic_shared) + int(threadIdx.x) / kWarp * kRows * kStaged;
+template <int kRows>
+__device__ __forceinline__ float* staged_rows() {
+  return reinterpret_cast<float*>(dynamic_shared) + int(threadIdx.x) / kWarp * kRows * kStaged;
 }
 
 // Calls each(place) for 0 ... num - 1, by all lanes, neighbours with neighbouring places.
@@ -58,13 +56,13 @@ __device__ __forceinline__ void side_by_side(int num, Each each) {
   for (int place = lane_of_warp(); place < num; place += kWarp) each(place);
 }
 
-// Launches kernel(num_rays, body) with kRows rows of numbers T for each warp.
-template <class T, int kRows, class Body>
+// Launches kernel(num_rays, body) with kRows rows of numbers for each warp.
+template <int kRows, class Body>
 void for_each_staged(const torch::stable::Tensor& like, int64_t num_rays, void (*kernel)(int64_t, Body),
                      const Body& body) {
   if (num_rays)
     Cuda::launch(like, kernel, Cuda::grid_of(num_rays, 1, kStagedThreads), kStagedThreads,
-                 kStagedWarps * kRows * kStaged * sizeof(T), num_rays, body);
+                 kStagedWarps * kRows * kStaged * sizeof(float), num_rays, body);
 }
 
 }  // namespace nerftrain
