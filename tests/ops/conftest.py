@@ -16,8 +16,10 @@ from nerftrain.ops.march import Grid, pack_grid
 from nerftrain.ops.warp import moved_by
 from nerftrain.types import Rays, Samples
 
-# A GPU that the host plays (emulated_cuda) runs the CUDA kernels on tensors of the CPU.
-DEVICES = ["cpu", "cuda" if torch.cuda.is_available() else "emulated"]
+# GPUs that the host plays run the CUDA kernels on tensors of the CPU: as C++ (emulated_cuda), and as
+# nvcc compiles them (played_ptx.h).
+HOSTS = {"emulated": "emulated_ops", "played": "played_ops"}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else HOSTS)]
 CPU_FILES = ("test_visit_ngp.py",)
 # Sums of a few dozen terms near one, in another order than the reference's.
 TOLERANCES = {
@@ -29,7 +31,7 @@ TOLERANCES = {
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device present."""
-    return torch.device("cpu" if request.param == "emulated" else request.param)
+    return torch.device("cpu" if request.param in HOSTS else request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +43,8 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     of_the_cpu = of_the_cpu or request.node.path.name in CPU_FILES
     if where != "cpu" and of_the_cpu:
         pytest.skip("its kernels are for the CPU")
-    if where == "emulated":
-        monkeypatch.setattr(torch.ops, "nerftrain", request.getfixturevalue("emulated_ops"))
+    if where in HOSTS:
+        monkeypatch.setattr(torch.ops, "nerftrain", request.getfixturevalue(HOSTS[where]))
         monkeypatch.setattr(library, "on_cpu", lambda _: False)
 
 

@@ -15,6 +15,12 @@
 #include <stdexcept>
 #include <vector>
 
+#ifdef PLAYED_PTX
+#include <dlfcn.h>
+
+#include "../played_ptx.h"
+#endif
+
 #define __global__
 #define __device__
 #define __host__
@@ -184,6 +190,28 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
+#ifdef PLAYED_PTX
+// As the compiler has made it, which is found by its name.
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
+  Dl_info info{};
+  if (!dladdr(reinterpret_cast<void*>(kernel), &info) || !info.dli_sname) played::fail("a kernel without a name");
+  const auto place = played::kernels().find(info.dli_sname);
+  if (place == played::kernels().end()) played::fail(std::string("no PTX of ") + info.dli_sname);
+  std::vector<uint8_t> parameters(place->second.parameter_bytes);
+  size_t end = 0;
+  const auto add = [&]<class T>(const T& argument) {
+    const size_t offset = (end + alignof(T) - 1) / alignof(T) * alignof(T);
+    end = offset + sizeof(T);
+    if (end > parameters.size()) played::fail(std::string("other parameters than those of ") + info.dli_sname);
+    std::memcpy(parameters.data() + offset, &argument, sizeof(T));
+  };
+  (add(static_cast<P>(arguments)), ...);
+  const dim3 &grid = config->gridDim, &block = config->blockDim;
+  played::run(place->second, {grid.x, grid.y, block.x, config->dynamicSmemBytes}, parameters.data());
+  return cudaSuccess;
+}
+#else
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
   using emulated::machine;
@@ -200,6 +228,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     }
   return cudaSuccess;
 }
+
+#endif
 
 inline void __syncthreads() { emulated::wait_for(emulated::machine.everyone); }
 inline void __syncwarp(unsigned = ~0u) { emulated::wait_for_warp(); }
