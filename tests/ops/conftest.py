@@ -16,8 +16,8 @@ from nerftrain.ops.march import Grid, pack_grid
 from nerftrain.ops.warp import moved_by
 from nerftrain.types import Rays, Samples
 
-# GPUs that the host plays run the CUDA kernels on tensors of the CPU: as C++ (emulated_cuda), and as
-# nvcc compiles them (played_ptx.h).
+# GPUs that the host plays run the CUDA kernels on tensors of the CPU: as C++ (emulated_cuda), and
+# as nvcc compiles them (played_ptx.h).
 HOSTS = {"emulated": "emulated_ops", "played": "played_ops"}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else HOSTS)]
 CPU_FILES = ("test_visit_ngp.py",)

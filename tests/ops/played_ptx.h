@@ -149,78 +149,75 @@ To to_integer(From x) {  // towards zero and into range; NaN becomes zero
 }
 
 template <class T>
-struct Arithmetic {
-  using U = T;
-  static void add_to(std::map<std::string, Instruction::Run>& table, const std::string& type) {
-    const auto set = [&](const char* name, Instruction::Run run) { table[name + ("." + type)] = run; };
-    set("min", Each<T, T, T>::template run<[](T a, T b) {
-          if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
-          return a < b ? a : b;
+void add_arithmetic(std::map<std::string, Instruction::Run>& table, const std::string& type) {
+  const auto set = [&](const char* name, Instruction::Run run) { table[name + ("." + type)] = run; };
+  set("min", Each<T, T, T>::template run<[](T a, T b) {
+        if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
+        return a < b ? a : b;
+      }>);
+  set("max", Each<T, T, T>::template run<[](T a, T b) {
+        if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
+        return (a > b) ? a : b;
+      }>);
+  set("setp.eq", Each<bool, T, T>::template run<[](T a, T b) { return a == b; }>);
+  set("setp.ne", Each<bool, T, T>::template run<[](T a, T b) { return (a < b || a > b); }>);
+  set("setp.lt", Each<bool, T, T>::template run<[](T a, T b) { return a < b; }>);
+  set("setp.le", Each<bool, T, T>::template run<[](T a, T b) { return a <= b; }>);
+  set("setp.gt", Each<bool, T, T>::template run<[](T a, T b) { return (a > b); }>);
+  set("setp.ge", Each<bool, T, T>::template run<[](T a, T b) { return a >= b; }>);
+  set("selp", Each<T, T, T, bool>::template run<[](T a, T b, bool first) { return first ? a : b; }>);
+  set("mov", Each<T, T>::template run<[](T a) { return a; }>);
+  if constexpr (std::is_floating_point_v<T>) {
+    const Instruction::Run add = Each<T, T, T>::template run<[](T a, T b) { return a + b; }>;
+    set("add", add);
+    set("add.rn", add);
+    const Instruction::Run multiply = Each<T, T, T>::template run<[](T a, T b) { return a * b; }>;
+    set("mul", multiply);
+    set("mul.rn", multiply);
+    set("sub", Each<T, T, T>::template run<[](T a, T b) { return a - b; }>);
+    set("fma.rn", Each<T, T, T, T>::template run<[](T a, T b, T c) { return std::fma(a, b, c); }>);
+    set("div.rn", Each<T, T, T>::template run<[](T a, T b) { return a / b; }>);
+    set("rcp.rn", Each<T, T>::template run<[](T a) { return 1 / a; }>);
+    set("rcp.approx.ftz", Each<T, T>::template run<[](T a) { return 1 / a; }>);
+    set("sqrt.rn", Each<T, T>::template run<[](T a) { return std::sqrt(a); }>);
+    set("ex2.approx", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
+    set("ex2.approx.ftz", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
+    set("sin.approx", Each<T, T>::template run<[](T a) { return std::sin(a); }>);
+    set("abs", Each<T, T>::template run<[](T a) { return std::fabs(a); }>);
+    set("neg", Each<T, T>::template run<[](T a) { return -a; }>);
+    set("setp.neu", Each<bool, T, T>::template run<[](T a, T b) { return !(a == b); }>);
+    set("setp.ltu", Each<bool, T, T>::template run<[](T a, T b) { return !(a >= b); }>);
+    set("setp.leu", Each<bool, T, T>::template run<[](T a, T b) { return !(a > b); }>);
+    set("setp.gtu", Each<bool, T, T>::template run<[](T a, T b) { return !(a <= b); }>);
+    set("setp.geu", Each<bool, T, T>::template run<[](T a, T b) { return !(a < b); }>);
+    set("setp.nan", Each<bool, T, T>::template run<[](T a, T b) { return std::isnan(a) || std::isnan(b); }>);
+  } else {
+    using W = std::make_unsigned_t<T>;  // which may wrap around
+    set("add", Each<W, W, W>::template run<[](W a, W b) { return W(a + b); }>);
+    set("sub", Each<W, W, W>::template run<[](W a, W b) { return W(a - b); }>);
+    set("mul.lo", Each<W, W, W>::template run<[](W a, W b) { return W(uint64_t(a) * b); }>);
+    set("mad.lo", Each<W, W, W, W>::template run<[](W a, W b, W c) { return W(uint64_t(a) * b + c); }>);
+    set("neg", Each<W, W>::template run<[](W a) { return W(0 - a); }>);
+    set("div", Each<T, T, T>::template run<[](T a, T b) {
+          if (b == 0) return T(-1);
+          return std::is_signed_v<T> && b == T(-1) ? T(W(0) - W(a)) : T(a / b);
         }>);
-    set("max", Each<T, T, T>::template run<[](T a, T b) {
-          if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
-          return (a > b) ? a : b;
+    set("rem", Each<T, T, T>::template run<[](T a, T b) {
+          return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
         }>);
-    set("setp.eq", Each<bool, T, T>::template run<[](T a, T b) { return a == b; }>);
-    set("setp.ne", Each<bool, T, T>::template run<[](T a, T b) { return (a < b || a > b); }>);
-    set("setp.lt", Each<bool, T, T>::template run<[](T a, T b) { return a < b; }>);
-    set("setp.le", Each<bool, T, T>::template run<[](T a, T b) { return a <= b; }>);
-    set("setp.gt", Each<bool, T, T>::template run<[](T a, T b) { return (a > b); }>);
-    set("setp.ge", Each<bool, T, T>::template run<[](T a, T b) { return a >= b; }>);
-    set("selp", Each<T, T, T, bool>::template run<[](T a, T b, bool first) { return first ? a : b; }>);
-    set("mov", Each<T, T>::template run<[](T a) { return a; }>);
-    if constexpr (std::is_floating_point_v<T>) {
-      const Instruction::Run add = Each<T, T, T>::template run<[](T a, T b) { return a + b; }>;
-      set("add", add);
-      set("add.rn", add);
-      const Instruction::Run multiply = Each<T, T, T>::template run<[](T a, T b) { return a * b; }>;
-      set("mul", multiply);
-      set("mul.rn", multiply);
-      set("sub", Each<T, T, T>::template run<[](T a, T b) { return a - b; }>);
-      set("fma.rn", Each<T, T, T, T>::template run<[](T a, T b, T c) { return std::fma(a, b, c); }>);
-      set("div.rn", Each<T, T, T>::template run<[](T a, T b) { return a / b; }>);
-      set("rcp.rn", Each<T, T>::template run<[](T a) { return 1 / a; }>);
-      set("rcp.approx.ftz", Each<T, T>::template run<[](T a) { return 1 / a; }>);
-      set("sqrt.rn", Each<T, T>::template run<[](T a) { return std::sqrt(a); }>);
-      set("ex2.approx", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
-      set("ex2.approx.ftz", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
-      set("sin.approx", Each<T, T>::template run<[](T a) { return std::sin(a); }>);
-      set("abs", Each<T, T>::template run<[](T a) { return std::fabs(a); }>);
-      set("neg", Each<T, T>::template run<[](T a) { return -a; }>);
-      set("setp.neu", Each<bool, T, T>::template run<[](T a, T b) { return !(a == b); }>);
-      set("setp.ltu", Each<bool, T, T>::template run<[](T a, T b) { return !(a >= b); }>);
-      set("setp.leu", Each<bool, T, T>::template run<[](T a, T b) { return !(a > b); }>);
-      set("setp.gtu", Each<bool, T, T>::template run<[](T a, T b) { return !(a <= b); }>);
-      set("setp.geu", Each<bool, T, T>::template run<[](T a, T b) { return !(a < b); }>);
-      set("setp.nan", Each<bool, T, T>::template run<[](T a, T b) { return std::isnan(a) || std::isnan(b); }>);
-    } else {
-      using W = std::make_unsigned_t<T>;  // which may wrap around
-      set("add", Each<W, W, W>::template run<[](W a, W b) { return W(a + b); }>);
-      set("sub", Each<W, W, W>::template run<[](W a, W b) { return W(a - b); }>);
-      set("mul.lo", Each<W, W, W>::template run<[](W a, W b) { return W(uint64_t(a) * b); }>);
-      set("mad.lo", Each<W, W, W, W>::template run<[](W a, W b, W c) { return W(uint64_t(a) * b + c); }>);
-      set("neg", Each<W, W>::template run<[](W a) { return W(0 - a); }>);
-      set("div", Each<T, T, T>::template run<[](T a, T b) {
-            if (b == 0) return T(-1);
-            return std::is_signed_v<T> && b == T(-1) ? T(W(0) - W(a)) : T(a / b);
-          }>);
-      set("rem", Each<T, T, T>::template run<[](T a, T b) {
-            return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
-          }>);
-      set("shr", Each<T, T, uint32_t>::template run<[](T a, uint32_t by) {
-            const uint32_t bits = 8 * sizeof(T);
-            return by < bits ? T(a >> by) : T(std::is_signed_v<T> && a < 0 ? -1 : 0);
-          }>);
-      if constexpr (sizeof(T) == 4) {
-        using D = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
-        set("mul.wide", Each<D, T, T>::template run<[](T a, T b) { return D(a) * b; }>);
-        set("mad.wide",
-            Each<uint64_t, T, T, uint64_t>::template run<[](T a, T b, uint64_t c) { return uint64_t(D(a) * b) + c; }>);
-        set("mul.hi", Each<T, T, T>::template run<[](T a, T b) { return T(D(a) * b >> 32); }>);
-      }
+    set("shr", Each<T, T, uint32_t>::template run<[](T a, uint32_t by) {
+          const uint32_t bits = 8 * sizeof(T);
+          return by < bits ? T(a >> by) : T(std::is_signed_v<T> && a < 0 ? -1 : 0);
+        }>);
+    if constexpr (sizeof(T) == 4) {
+      using D = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
+      set("mul.wide", Each<D, T, T>::template run<[](T a, T b) { return D(a) * b; }>);
+      set("mad.wide",
+          Each<uint64_t, T, T, uint64_t>::template run<[](T a, T b, uint64_t c) { return uint64_t(D(a) * b) + c; }>);
+      set("mul.hi", Each<T, T, T>::template run<[](T a, T b) { return T(D(a) * b >> 32); }>);
     }
   }
-};
+}
 
 template <class T>
 void add_bits(std::map<std::string, Instruction::Run>& table, const std::string& type) {
@@ -249,9 +246,28 @@ void add_bits(std::map<std::string, Instruction::Run>& table, const std::string&
   }
 }
 
-template <class To, class From>
-void add_widening(std::map<std::string, Instruction::Run>& table, const char* name) {
-  table[name] = Each<To, From>::template run<[](From a) { return To(a); }>;
+// Conversions of a type to all others: integers are cut off or widened by their own sign.
+template <class From>
+void add_conversions(std::map<std::string, Instruction::Run>& table, const std::string& from) {
+  const auto to = [&]<class To>(const std::string& name) {
+    if constexpr (std::is_integral_v<To> && std::is_integral_v<From>) {
+      table["cvt." + name + "." + from] = Each<To, From>::template run<[](From a) { return To(a); }>;
+    } else if constexpr (std::is_integral_v<To>) {
+      table["cvt.rzi." + name + "." + from] = Each<To, From>::template run<[](From a) { return to_integer<To>(a); }>;
+    } else {
+      const bool exact = std::is_same_v<From, float> && std::is_same_v<To, double>;
+      table[(exact ? "cvt." : "cvt.rn.") + name + "." + from] =
+          Each<To, From>::template run<[](From a) { return To(a); }>;
+    }
+  };
+  to.template operator()<int16_t>("s16");
+  to.template operator()<int32_t>("s32");
+  to.template operator()<int64_t>("s64");
+  to.template operator()<uint16_t>("u16");
+  to.template operator()<uint32_t>("u32");
+  to.template operator()<uint64_t>("u64");
+  to.template operator()<float>("f32");
+  to.template operator()<double>("f64");
 }
 
 inline float of_half(uint16_t bits) {
@@ -480,14 +496,22 @@ void pack(Warp& warp, const Instruction& i, uint32_t mask) {
 
 inline std::map<std::string, Instruction::Run> instructions() {
   std::map<std::string, Instruction::Run> table;
-  Arithmetic<int16_t>::add_to(table, "s16");
-  Arithmetic<int32_t>::add_to(table, "s32");
-  Arithmetic<int64_t>::add_to(table, "s64");
-  Arithmetic<uint16_t>::add_to(table, "u16");
-  Arithmetic<uint32_t>::add_to(table, "u32");
-  Arithmetic<uint64_t>::add_to(table, "u64");
-  Arithmetic<float>::add_to(table, "f32");
-  Arithmetic<double>::add_to(table, "f64");
+  add_arithmetic<int16_t>(table, "s16");
+  add_conversions<int16_t>(table, "s16");
+  add_arithmetic<int32_t>(table, "s32");
+  add_conversions<int32_t>(table, "s32");
+  add_arithmetic<int64_t>(table, "s64");
+  add_conversions<int64_t>(table, "s64");
+  add_arithmetic<uint16_t>(table, "u16");
+  add_conversions<uint16_t>(table, "u16");
+  add_arithmetic<uint32_t>(table, "u32");
+  add_conversions<uint32_t>(table, "u32");
+  add_arithmetic<uint64_t>(table, "u64");
+  add_conversions<uint64_t>(table, "u64");
+  add_arithmetic<float>(table, "f32");
+  add_conversions<float>(table, "f32");
+  add_arithmetic<double>(table, "f64");
+  add_conversions<double>(table, "f64");
   add_bits<bool>(table, "pred");
   add_bits<uint16_t>(table, "b16");
   add_bits<uint32_t>(table, "b32");
@@ -500,22 +524,6 @@ inline std::map<std::string, Instruction::Run> instructions() {
   }>;
   table["cvt.sat.f32.f32"] = Each<float, float>::run<[](float a) { return (a > 0) ? std::fmin(a, 1.f) : 0.f; }>;
   table["cvt.rni.f32.f32"] = Each<float, float>::run<[](float a) { return std::nearbyintf(a); }>;
-  table["cvt.rzi.s32.f32"] = Each<int32_t, float>::run<[](float a) { return to_integer<int32_t>(a); }>;
-  table["cvt.rzi.s32.f64"] = Each<int32_t, double>::run<[](double a) { return to_integer<int32_t>(a); }>;
-  add_widening<uint64_t, uint32_t>(table, "cvt.u64.u32");
-  add_widening<int64_t, int32_t>(table, "cvt.s64.s32");
-  add_widening<uint32_t, uint64_t>(table, "cvt.u32.u64");
-  add_widening<uint32_t, uint16_t>(table, "cvt.u32.u16");
-  add_widening<uint16_t, uint32_t>(table, "cvt.u16.u32");
-  add_widening<float, uint16_t>(table, "cvt.rn.f32.u16");
-  add_widening<float, uint32_t>(table, "cvt.rn.f32.u32");
-  add_widening<float, int32_t>(table, "cvt.rn.f32.s32");
-  add_widening<float, int64_t>(table, "cvt.rn.f32.s64");
-  add_widening<double, uint32_t>(table, "cvt.rn.f64.u32");
-  add_widening<double, int32_t>(table, "cvt.rn.f64.s32");
-  add_widening<double, int64_t>(table, "cvt.rn.f64.s64");
-  add_widening<double, float>(table, "cvt.f64.f32");
-  add_widening<float, double>(table, "cvt.rn.f32.f64");
   table["cvt.f32.f16"] = Each<float, uint16_t>::run<of_half>;
   table["cvt.rn.f16.f32"] = Each<uint16_t, float>::run<to_half>;
   table["cvt.rn.f16x2.f32"] = Each<uint32_t, float, float>::run<[](float high, float low) {
