@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
+
+import cuda_on_host
 
 from nerftrain.scenes.demo import render_folder
 
@@ -41,71 +42,19 @@ def single_precision() -> Iterator[None]:
     torch.ops.nerftrain.use_lanes(0)
 
 
-def _cuda_ops_on_the_host(folder: Path, ops: str, *flags: str) -> Any:
-    """Compile the CUDA sources for the host, with what emulated_cuda says of a GPU."""
-    import torch
-
-    from nerftrain.ops import library
-    from nerftrain.paths import data_dir
-
-    library.native(torch.zeros(1))
-    csrc, torch_folder = data_dir("csrc"), Path(torch.__file__).parent
-    includes = [f"-I{Path(__file__).parent / 'ops' / 'emulated_cuda'}", f"-I{csrc / 'common'}"]
-    for kind in ("include", "include/torch/csrc/api/include"):
-        includes += ["-isystem", str(torch_folder / kind)]
-    always = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"]
-    always += ["-DUSE_CUDA", f"-DEMULATED_OPS={ops}", library.STABLE_ABI]
-    links = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    target = folder / f"{ops}.so"
-    source = _all_cuda_sources(folder, csrc / "nerftrain.cpp")
-    command = [library.find_cxx(), *always, *flags, *includes, str(source), "-o", str(target)]
-    compiled = subprocess.run([*command, *links], capture_output=True, text=True, check=False)
-    assert compiled.returncode == 0, compiled.stderr
-    torch.ops.load_library(target)
-    found = getattr(torch.ops, ops)
-    for name, function in library._fakes.items():
-        if hasattr(found, name):
-            torch.library.register_fake(f"{ops}::{name}", function)
-    return found
-
-
-def _all_cuda_sources(folder: Path, *more: Path) -> Path:
-    """Write one file that includes them all."""
-    from nerftrain.paths import data_dir
-
-    sources = [*more, *sorted((data_dir("csrc") / "cuda").glob("*.cu"))]
-    target = folder / ("all.cpp" if more else "all.cu")
-    target.write_text("".join(f'#include "{source}"\n' for source in sources))
-    return target
-
-
 @pytest.fixture(scope="session")
 def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The CUDA sources, as C++ of the host."""
-    folder = tmp_path_factory.mktemp("emulated")
-    return _cuda_ops_on_the_host(folder, "nerftrain_emulated")
+    return cuda_on_host.load_ops(tmp_path_factory.mktemp("emulated"), "nerftrain_emulated")
 
 
 @pytest.fixture(scope="session")
 def played_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The CUDA kernels as nvcc compiles them, of which the host plays the PTX."""
-    import torch
-
-    from nerftrain.ops import library
-
-    nvcc = library.find_nvcc()
-    if nvcc is None:
-        pytest.skip("nvcc was not found: pip install 'nerftrain[cuda]'")
-    folder, torch_folder = tmp_path_factory.mktemp("played"), Path(torch.__file__).parent
-    ptx = folder / "all.ptx"
-    flags = ["-std=c++20", "-O3", "-w", "-DUSE_CUDA", library.STABLE_ABI, "-arch=compute_90"]
-    for kind in ("include", "include/torch/csrc/api/include"):
-        flags += ["-isystem", str(torch_folder / kind)]
-    command = [str(nvcc), *flags, "-ptx", str(_all_cuda_sources(folder)), "-o", str(ptx)]
-    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert compiled.returncode == 0, compiled.stderr
-    os.environ["PLAYED_PTX"] = str(ptx)
-    return _cuda_ops_on_the_host(folder, "nerftrain_played", "-DPLAYED_PTX")
+    folder = tmp_path_factory.mktemp("played")
+    source = cuda_on_host.all_sources(folder)
+    os.environ["PLAYED_PTX"] = str(cuda_on_host.compile_ptx(source, folder))
+    return cuda_on_host.load_ops(folder, "nerftrain_played", "-DPLAYED_PTX")
 
 
 @pytest.fixture(scope="session")

@@ -255,6 +255,12 @@ def error_of(run: Run, num_rays: int = 500) -> float:
     return float((view.rgb - batch.target).square().mean())
 
 
+@pytest.fixture(params=["emulated_ops", "played_ops"])
+def kernels_of_a_gpu(request: pytest.FixtureRequest) -> Any:
+    """The CUDA ops by a GPU that the host plays: as C++, and as nvcc compiles them."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
     ("sampler", "steps", "motion"),
@@ -268,7 +274,7 @@ def error_of(run: Run, num_rays: int = 500) -> float:
 def test_training_goes_by_the_kernels_of_a_gpu(
     make_run: MakeRun,
     monkeypatch: pytest.MonkeyPatch,
-    emulated_ops: Any,
+    kernels_of_a_gpu: Any,
     sampler: str,
     steps: int,
     motion: str | None,
@@ -278,7 +284,7 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     class Watched:
         def __getattr__(self, name: str) -> Any:
             called.add(name)
-            return getattr(emulated_ops, name)
+            return getattr(kernels_of_a_gpu, name)
 
     monkeypatch.setattr(torch.ops, "nerftrain", Watched())
     monkeypatch.setattr(library, "on_cpu", lambda _: False)
@@ -312,9 +318,9 @@ def test_training_goes_by_the_kernels_of_a_gpu(
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_rays_that_go_on_in_rounds_see_what_one_round_sees(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, emulated_ops: Any
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, kernels_of_a_gpu: Any
 ) -> None:
-    monkeypatch.setattr(torch.ops, "nerftrain", emulated_ops)
+    monkeypatch.setattr(torch.ops, "nerftrain", kernels_of_a_gpu)
     monkeypatch.setattr(library, "on_cpu", lambda _: False)
     steps = ["sampler.steps_per_diagonal=300", "sampler.early_stop_eps=0.9"]
     run = make_run("ngp", "occgrid", "model.width=64", "sampler.min_weight=0.0", *steps)

@@ -56,6 +56,7 @@ struct Instruction {
   int num_out = 0, num_in = 0;
   int64_t offset = 0;  // of an address
   int target = -1;     // of a branch
+  int members = -1;    // the register that names the lanes that do it together; -1: all of the warp
   std::string text;
 };
 
@@ -709,7 +710,10 @@ class Reader {
         if (place == table.end()) fail(kernel.name + ": an instruction that is not played: " + i.text);
         i.run = place->second;
       }
-      if (name.find(".sync") != std::string::npos) i.kind = Instruction::kTogether;
+      if (name.find(".sync") != std::string::npos) {
+        i.kind = Instruction::kTogether;
+        if (!name.starts_with("mma")) i.members = i.in[i.num_in - 1];
+      }
     }
     kernel.code.push_back(std::move(i));
   }
@@ -793,12 +797,16 @@ inline bool ends(Warp& warp) {
       };
       if (i.kind == Instruction::kTogether || i.kind == Instruction::kBarrier) {
         if (i.guard >= 0) fail(warp.kernel->name + ": guarded: " + i.text);
-        if (group != warp.alive) {  // those that are not here have to come
+        uint32_t members = i.kind == Instruction::kBarrier ? warp.alive : kAllLanes;
+        if (i.members >= 0) members = get<uint32_t>(warp, i.members, std::countr_zero(group));
+        if (members & ~warp.alive) fail(warp.kernel->name + ": a lane that has ended is waited for: " + i.text);
+        if (group & ~members) fail(warp.kernel->name + ": a lane that is not named: " + i.text);
+        warp.held |= group;
+        if (members & ~group) {  // those that are not here have to come
           stand(group, at);
-          warp.held |= group;
           break;
         }
-        warp.held = 0;
+        warp.held &= ~group;
       }
       ++counts.instructions;
       counts.of_lanes += std::popcount(mask);

@@ -1,0 +1,43 @@
+// Kernels of which all but the first do what a GPU does not forgive; the first argument says which of them runs. What
+// it is to find is the sum of 0 ... 31 less a millionth, rounded down.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+namespace nerftrain {
+extern __shared__ uint32_t dynamic_shared[];
+}
+
+enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded };
+
+__global__ void faulty_kernel(int fault, float* out) {
+  float* numbers = reinterpret_cast<float*>(nerftrain::dynamic_shared);
+  const int lane = int(threadIdx.x);
+  numbers[lane] = float(lane);
+  if (fault != kRace) __syncwarp();
+  float sum = numbers[(lane + 1) % 32];
+  if (fault == kLateWrite) numbers[lane] = 0;
+  if (fault == kBeyond) sum += numbers[lane + 32];
+  if (fault == kUnaligned) sum += *reinterpret_cast<float*>(reinterpret_cast<char*>(out) + 2);
+  if (fault == kAbsent && lane < 31) sum += __shfl_sync(0x7fffffffu, sum, 31);
+  if (fault == kEnded && lane == 0) return;
+  for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+#if defined(__CUDACC__)
+  sum = __fadd_rd(sum, -1e-6f);  // which only a GPU's compiler sees
+#endif
+  out[lane] = sum;
+}
+
+#if !defined(__CUDACC__)
+int main(int, char** arguments) {
+  float out[33];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(32);
+  config.dynamicSmemBytes = 32 * sizeof(float);
+  cudaLaunchKernelEx(&config, faulty_kernel, std::atoi(arguments[1]), static_cast<float*>(out));
+  for (int lane = 0; lane < 32; ++lane) std::printf("%.9g ", out[lane]);
+}
+#endif
