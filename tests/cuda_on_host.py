@@ -36,8 +36,9 @@ def compile_ptx(source: Path, folder: Path) -> Path:
 
 def compile_host(source: Path, target: Path, *flags: str) -> None:
     """Compile CUDA as C++ for the host."""
-    always = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-math-errno", *_of_torch()]
-    always += [f"-I{EMULATED}", f"-I{data_dir('csrc') / 'common'}"]
+    always = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
+    # Some of torch's headers are found here first.
+    always += [f"-I{EMULATED}", f"-I{data_dir('csrc') / 'common'}", *_of_torch()]
     _run([library.find_cxx(), *always, str(source), "-o", str(target), *flags])
 
 
