@@ -38,6 +38,22 @@ NT_HD int ceil_bits(float x) {
 #endif
 }
 
+NT_HD int lowest_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffsll(int64_t(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
+}
+
+NT_HD int highest_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return 63 - __clzll(int64_t(bits));
+#else
+  return 63 - __builtin_clzll(bits);
+#endif
+}
+
 NT_HD float number_of(int bits) {
   NumberBits number;
   number.bits = bits;
@@ -49,41 +65,67 @@ inline bool marches_as_box(const OccupancyGrid& g, const MarchSettings& m) {
   return g.num_levels == 1 && m.step > 0.f && !(m.cone_angle > 0.f) && m.max_steps < kMaxNumbered;
 }
 
+// The blocks of 4^3 cells that are occupied lie between these, inclusive.
+struct OccupiedBlocks {
+  int low[3], high[3];
+
+  NT_HD static OccupiedBlocks none() { return {{kMaxNumbered, kMaxNumbered, kMaxNumbered}, {-1, -1, -1}}; }
+  NT_HD static OccupiedBlocks all(const OccupancyGrid& g) {
+    const int last = (g.side >> 2) - 1;
+    return {{0, 0, 0}, {last, last, last}};
+  }
+
+  // Of a group of 4^3 blocks, a bit each.
+  NT_HD void add(uint64_t bits, int x, int y, int z) {
+    if (bits == 0) return;
+    const uint32_t of_y = fold(uint32_t(bits | bits >> 32), 16), of_z = fold(fold(of_y, 8), 4);
+    add(0, 4 * x, lowest_bit(bits) >> 4, highest_bit(bits) >> 4);
+    add(1, 4 * y, lowest_bit(of_y) >> 2, highest_bit(of_y) >> 2);
+    add(2, 4 * z, lowest_bit(of_z), highest_bit(of_z));
+  }
+
+ private:
+  NT_HD static uint32_t fold(uint32_t bits, int by) { return (bits | bits >> by) & ((1u << by) - 1); }
+  NT_HD void add(int a, int base, int first, int last) {
+    low[a] = min_of(low[a], base + first);
+    high[a] = max_of(high[a], base + last);
+  }
+};
+
 // A ray on its way. Steps are told by their bits.
 struct BoxMarch {
   float from[3], per_step[3];  // cells
   float per_cell[3];           // steps; zero along an axis by which the ray never leaves its cell
   float exits[3];              // the step at which a ray leaves cell 0 along an axis
   int ahead[3];                // all bits where it goes up an axis, else none
-  int next, last;              // the step to look at, and that behind all in the box
+  int next, last;              // the step to look at, and that behind all that may be samples
+  int behind;                  // that behind all in the box
   OccupancyBits bits;
   int group = -1, block = -1;  // of which the words are those below
   uint64_t group_word = 0, block_word = 0;
 
   // From step `begin` on. False where the ray does not meet the box; then it has no steps.
-  NT_HD bool enter(const OccupancyGrid& g, const OccupancyBits& cells, const MarchSettings& m, const float* o,
-                   const float* d, float near, float far, float jitter, int begin) {
+  NT_HD bool enter(const OccupancyGrid& g, const OccupancyBits& cells, const OccupiedBlocks& occupied,
+                   const MarchSettings& m, const float* o, const float* d, float near, float far, float jitter,
+                   int begin) {
     bits = cells;
-    next = last = kNumber;
+    next = last = behind = kNumber;
     if (!(near < far)) return false;
     const EvenLattice lattice(near, jitter, m);
     const float first_middle = near + (0.5f + jitter) * m.step;
-    float enters = -3.4e38f, leaves = (far - first_middle) * lattice.inverse_step;
-    bool meets = true;
+    Stretch box{-3.4e38f, (far - first_middle) * lattice.inverse_step}, blocks = box;
     for (int a = 0; a < 3; ++a) {
       const float size = float(g.resolution[a]), cells_per_unit = 0.5f * size * g.inverse[0][a];
       from[a] = (o[a] + first_middle * d[a] - (g.center[0][a] - g.half[0][a])) * cells_per_unit;
       per_step[a] = m.step * d[a] * cells_per_unit;
       const bool moves = fabsf(per_step[a]) > 1e-30f;
       per_cell[a] = moves ? 1.f / per_step[a] : 0.f;
-      const float low = -from[a] * per_cell[a], high = size * per_cell[a] + low;
-      meets = meets && (moves || (from[a] >= 0.f && from[a] < size));
-      enters = moves ? max_of(enters, min_of(low, high)) : enters;
-      leaves = moves ? min_of(leaves, max_of(low, high)) : leaves;
-      exits[a] = moves ? low + max_of(per_cell[a], 0.f) - kBesideWall : 3.4e38f;
+      box.clip(*this, a, 0.f, size);
+      blocks.clip(*this, a, 4.f * float(occupied.low[a]), 4.f * float(occupied.high[a] + 1));
+      exits[a] = moves ? max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - kBesideWall : 3.4e38f;
       ahead[a] = per_cell[a] > 0.f ? -1 : 0;
     }
-    if (!(meets && enters < leaves && leaves > -0.5f - jitter)) return false;
+    if (!(box.enters < box.leaves && box.leaves > -0.5f - jitter)) return false;
     const auto inside = [&](int k) {
       bool in = true;
       for (int a = 0; a < 3; ++a) {
@@ -92,14 +134,31 @@ struct BoxMarch {
       }
       return in;
     };
-    int first = ceil_clamped(enters - kBesideWall, max_of(begin, 0), m.max_steps);
-    int behind = ceil_clamped(leaves + kBesideWall, 0, m.max_steps);
-    while (first < behind && !inside(first)) ++first;
-    while (behind > first && !(lattice.middle(behind - 1) < far && inside(behind - 1))) --behind;
-    next = kNumber + first;
-    last = kNumber + max_of(first, behind);
+    int first = ceil_clamped(box.enters - kBesideWall, max_of(begin, 0), m.max_steps);
+    int end = ceil_clamped(box.leaves + kBesideWall, 0, m.max_steps);
+    while (first < end && !inside(first)) ++first;
+    while (end > first && !(lattice.middle(end - 1) < far && inside(end - 1))) --end;
+    end = max_of(first, end);
+    next = kNumber + ceil_clamped(blocks.enters - kBesideWall, first, end);
+    last = kNumber + ceil_clamped(blocks.leaves + kBesideWall, first, end);
+    behind = kNumber + end;
     return true;
   }
+
+  // Where a ray is between walls, in steps.
+  struct Stretch {
+    float enters, leaves;
+
+    NT_HD void clip(const BoxMarch& ray, int a, float low, float high) {
+      if (ray.per_cell[a] == 0.f) {
+        if (!(ray.from[a] >= low && ray.from[a] < high)) leaves = -3.4e38f;
+        return;
+      }
+      const float at_low = (low - ray.from[a]) * ray.per_cell[a], at_high = (high - ray.from[a]) * ray.per_cell[a];
+      enters = max_of(enters, min_of(at_low, at_high));
+      leaves = min_of(leaves, max_of(at_low, at_high));
+    }
+  };
 
   // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube of empty cells.
   struct Look {
@@ -107,10 +166,18 @@ struct BoxMarch {
     int until;
   };
 
-  NT_HD static uint32_t bit(uint64_t word, int x, int y, int z) {
-    const uint32_t half = x & 2 ? uint32_t(word >> 32) : uint32_t(word);
-    return half >> ((x & 1) << 4 | (y & 3) << 2 | (z & 3)) & 1;
-  }
+  // The bits of a word of 4^3 that one of its units shares half of it with, and the unit's place among them.
+  struct Unit {
+    uint32_t half;
+    int place;
+
+    NT_HD Unit(uint64_t word, int x, int y, int z)
+        : half(x & 2 ? uint32_t(word >> 32) : uint32_t(word)), place((x & 1) << 4 | (y & 3) << 2 | (z & 3)) {}
+    NT_HD uint32_t bit() const { return half >> place & 1; }
+    // Of the aligned cube of 2^3 units around it.
+    NT_HD uint32_t cube() const { return half & 0x330033u << (place & 10); }
+  };
+
   NT_HD static int place(int words, int x, int y, int z) { return (x * words + y) * words + z; }
   NT_HD static uint64_t word_at(const uint64_t* words, int place) {
 #if defined(__CUDA_ARCH__)
@@ -133,16 +200,18 @@ struct BoxMarch {
       group = its_group;
       group_word = word_at(bits.blocks, group);
     }
-    int within = group_word ? 3 : 15;  // one less than the side of the cube
+    const Unit in_group(group_word, x >> 2, y >> 2, z >> 2);
+    int within = in_group.cube() ? 3 : group_word ? 7 : 15;  // one less than the side of the cube
     uint32_t occupied = 0;
-    if (bit(group_word, x >> 2, y >> 2, z >> 2)) {
+    if (in_group.bit()) {
       const int its_block = place(side >> 2, x >> 2, y >> 2, z >> 2);
       if (its_block != block) {
         block = its_block;
         block_word = word_at(bits.cells, block);
       }
-      within = 0;
-      occupied = bit(block_word, x, y, z);
+      const Unit in_block(block_word, x, y, z);
+      within = in_block.cube() ? 0 : 1;
+      occupied = in_block.bit();
     }
     float exit[3];
     for (int a = 0; a < 3; ++a) exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];

@@ -86,6 +86,27 @@ constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp
 
+constexpr int kMostGroups = 4096;  // that a warp looks through for where its rays need not go
+
+// Where the blocks are that any ray may meet.
+__device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays) {
+  const OccupancyGrid& g = rays.grid;
+  const int n = g.side >> 4, num = n * n * n;
+  if (rays.slices || num > kMostGroups) return OccupiedBlocks::all(g);
+  OccupiedBlocks found = OccupiedBlocks::none();
+#pragma unroll 1
+  for (int i = lane_of_warp(); i < num; i += kWarp)
+    found.add(BoxMarch::word_at(g.bits.blocks, i), i / (n * n), i / n % n, i % n);
+#pragma unroll
+  for (int a = 0; a < 3; ++a)
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      found.low[a] = min_of(found.low[a], __shfl_xor_sync(kAll, found.low[a], step));
+      found.high[a] = max_of(found.high[a], __shfl_xor_sync(kAll, found.high[a], step));
+    }
+  return found;
+}
+
 // Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: of random
 // rays the mean looks at a third of the cells that the last of 32 looks at.
 __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchWindows body, int rays_of_warp) {
@@ -94,6 +115,7 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
   const unsigned lanes_before = (1u << lane_of_warp()) - 1;
   int64_t to_take = piece_of_warp() * rays_of_warp;  // the next ray of the warp's, and how many are left with it
   int num_left = int(max_of(min_of(num_rays - to_take, int64_t(rays_of_warp)), int64_t(0)));
+  const OccupiedBlocks occupied = occupied_blocks(rays);
   BoxMarch ray;
   WindowsOfRay found;
   int64_t r = -1;  // none
@@ -104,7 +126,7 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
     if (idle == kAll || (__popc(idle) >= kWarp - kFewGoing && num_left > 0)) {
       if (!going && r >= 0) {
         found.close();
-        const int next = ray.next - kNumber;
+        const int next = (count == m.max_samples ? ray.next : ray.behind) - kNumber;
         const EvenLattice lattice(rays.near[r], rays.jitter[r], m);
         body.tell(r, found, {count, meets ? next : m.max_steps}, meets ? lattice.start(next) : lattice.near);
         r = -1;
@@ -113,8 +135,8 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
       const int place = __popc(idle & lanes_before), num_idle = __popc(idle);
       if (!going && place < num_left) {
         r = to_take + place;
-        meets = ray.enter(rays.grid, rays.bits(r), m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r],
-                          rays.far[r], rays.jitter[r], body.first_step(r));
+        meets = ray.enter(rays.grid, rays.bits(r), occupied, m, rays.origins + 3 * r, rays.directions + 3 * r,
+                          rays.near[r], rays.far[r], rays.jitter[r], body.first_step(r));
         found = {body.windows + r * body.most};
         count = 0;
         going = ray.next < ray.last && m.max_samples > 0;
@@ -123,9 +145,9 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
       num_left -= num_idle;
     }
     for (int i = 0; i < kLooksAtOnce && going; ++i) {
-      const auto [occupied, until] = ray.look(rays.grid.side);
+      const auto [is_sample, until] = ray.look(rays.grid.side);
       int next = until;
-      if (occupied) {
+      if (is_sample) {
         const int part = found.add_some(ray.next - kNumber, min_of(until - ray.next, m.max_samples - count));
         count += part;
         next = ray.next + part;

@@ -190,17 +190,22 @@ int64_t check_march(const MarchRays& rays, int64_t num_rays) {
 // samples there were.
 int64_t check_box_march(const MarchRays& rays, int64_t num_rays) {
   const MarchSettings& m = rays.settings;
+  const OccupancyGrid& g = rays.grid;
+  const int n = g.side / 16;
+  OccupiedBlocks blocks = OccupiedBlocks::none();
+  for (int i = 0; i < n * n * n; ++i) blocks.add(g.bits.blocks[i], i / (n * n), i / n % n, i % n);
+  if (rays.slices) blocks = OccupiedBlocks::all(g);
   int64_t total = 0;
   for (int64_t r = 0; r < num_rays; ++r) {
     BoxMarch ray;
     const int begin = int(r % 3 ? 0 : r % (m.max_steps + 1));
-    const bool meets = ray.enter(rays.grid, rays.bits(r), m, rays.origins + 3 * r, rays.directions + 3 * r,
+    const bool meets = ray.enter(g, rays.bits(r), blocks, m, rays.origins + 3 * r, rays.directions + 3 * r,
                                  rays.near[r], rays.far[r], rays.jitter[r], begin);
-    CHECK(meets || ray.next == ray.last);
-    CHECK(ray.next == ray.last || ray.next >= kNumber + begin);
-    CHECK(ray.next <= ray.last && ray.last <= kNumber + m.max_steps);
+    CHECK(meets || (ray.next == ray.last && ray.last == ray.behind));
+    CHECK(ray.next >= ray.last || ray.next >= kNumber + begin);
+    CHECK(ray.last <= ray.behind && ray.behind <= kNumber + m.max_steps);
     while (ray.next < ray.last) {
-      const auto [occupied, until] = ray.look(rays.grid.side);
+      const auto [occupied, until] = ray.look(g.side);
       CHECK(until > ray.next && until <= ray.last);
       if (occupied) total += until - ray.next;
       ray.next = until;

@@ -237,6 +237,12 @@ void add_bits(std::map<std::string, Instruction::Run>& table, const std::string&
         Each<T, T, uint32_t>::template run<[](T a, uint32_t by) { return by < 8 * sizeof(T) ? T(a << by) : T(0); }>);
     set("shr",
         Each<T, T, uint32_t>::template run<[](T a, uint32_t by) { return by < 8 * sizeof(T) ? T(a >> by) : T(0); }>);
+    set("clz", Each<uint32_t, T>::template run<[](T a) { return std::countl_zero(a); }>);
+    set("brev", Each<T, T>::template run<[](T a) {
+          T reversed = 0;
+          for (size_t bit = 0; bit < 8 * sizeof(T); ++bit) reversed = T(reversed << 1 | (a >> bit & 1));
+          return reversed;
+        }>);
     set("popc", Each<uint32_t, T>::template run<[](T a) { return std::popcount(a); }>);
     set("bfi", Each<T, T, T, uint32_t, uint32_t>::template run<[](T a, T b, uint32_t from, uint32_t num) {
           const uint32_t bits = 8 * sizeof(T);
