@@ -1,13 +1,23 @@
-"""The host that plays a GPU for compiled kernels finds what a GPU does not forgive."""
+"""The host that plays a GPU for compiled kernels: what it finds, and what it counts."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cuda_on_host
 import pytest
+import torch
+
+from nerftrain.ops import library
+from nerftrain.ops.composite import composite
+from nerftrain.ops.march import March, march, pack_grid, visible_samples
+from nerftrain.types import Rays
 
 HERE = Path(__file__).parent
 FAULTS = {
@@ -48,3 +58,70 @@ def test_what_a_gpu_does_not_forgive_is_found(program: tuple[Path, Path], fault:
         assert ran.returncode != 0
         assert "faulty_kernel" in ran.stderr
         assert expected in ran.stderr
+
+
+class Counts(NamedTuple):
+    """What a kernel has done (struct Counts of played_ptx.h)."""
+
+    warps: int
+    instructions: int  # issued to a warp
+    of_lanes: int
+    global_requests: int
+    global_sectors: int  # of 32 bytes
+    shared_requests: int
+    shared_passes: int
+
+
+def counted() -> dict[str, Counts]:
+    """Counts by kernel since they were last asked for."""
+    library_file = Path(os.environ["PLAYED_PTX"]).with_name("nerftrain_played.so")
+    ask = ctypes.CDLL(str(library_file)).played_counts
+    ask.restype = ctypes.c_char_p
+    found = {}
+    for line in ask().decode().splitlines():
+        name, *counts = line.split()
+        found[re.sub(r"^_ZN9nerftrain\d+", "", name)] = Counts(*map(int, counts))
+    return found
+
+
+def test_what_kernels_do_for_many_rays(
+    played_ops: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Rays that look at few cells wait little for those that look at many, and bytes are few."""
+    monkeypatch.setattr(torch.ops, "nerftrain", played_ops)
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.linspace(-1, 1, 64)
+    ball = (axis.view(-1, 1, 1) ** 2 + axis.view(-1, 1) ** 2 + axis**2).sqrt()
+    grid = pack_grid(((ball > 0.55) & (ball < 0.65))[None], (-1, -1, -1, 1, 1, 1))
+    targets = torch.rand(6000, 3, generator=generator) * 2 - 1
+    origins = torch.nn.functional.normalize(torch.randn(6000, 3, generator=generator)) * 3
+    directions = torch.nn.functional.normalize(targets - origins)
+    near, far = torch.full((6000,), 1.0), torch.full((6000,), 6.0)
+    rays = Rays(origins, directions, near, far)
+    counted()
+    samples = march(rays, near - 0.5, grid, March(0.01, 0.0, 1024))
+    density = torch.rand(len(samples), generator=generator).mul(9).requires_grad_()
+    colors = torch.rand(len(samples), 3, generator=generator, requires_grad=True)
+    seen = composite(density, colors, samples)
+    torch.autograd.grad(seen.channels.sum() + seen.opacity.sum(), (density, colors))
+    visible_samples(samples, density.detach(), 1e-3, 0.0, 1e-3)
+    kernels = counted()
+    rows = [
+        f"{name[:44]:44} {c.instructions / 6000:9.1f} {c.of_lanes / c.instructions:5.1f} "
+        f"{c.global_sectors * 32 / 6000:11.0f} {c.shared_passes / max(c.shared_requests, 1):6.2f}"
+        for name, c in sorted(kernels.items())
+    ]
+    head = f"{'PTX, of 6000 rays':44} {'a ray':>9} lanes {'bytes a ray':>11} passes"
+    record_property("printed", "\n".join([head, *rows]))
+
+    def of(start: str) -> Counts:
+        return next(counts for name, counts in kernels.items() if name.startswith(start))
+
+    box = of("march_box_kernel")
+    assert box.of_lanes / box.instructions > 13  # of 32
+    for start, most in (("composite_forward", 36), ("composite_backward", 48)):
+        # Little more than each number once.
+        assert of(start).global_sectors * 32 < 1.2 * most * len(samples) + 200 * 6000
