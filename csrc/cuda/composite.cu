@@ -25,9 +25,9 @@ __device__ __forceinline__ void stage_columns(const float* channels, int64_t num
 // K channels; 0: as many as there are.
 template <int K>
 __global__ void __launch_bounds__(kStagedThreads)
-    composite_forward_kernel(int64_t num_rays, CompositeForward<float> body) {
+    composite_forward_kernel(int64_t num_rays, int rays_of_warp, CompositeForward<float> body) {
   const PackedRays<float>& in = body.in;
-  const StagedRays rays(num_rays, in.offsets);
+  const StagedRays rays(num_rays, rays_of_warp, in.offsets);
   const int64_t r = rays.ray, num_channels = in.num_channels;
   float *starts = staged_rows<kForwardRows<K>>(), *ends = starts + kStaged, *kept = ends + kStaged;
   float *light = kept + kStaged, *channels = light + kStaged;
@@ -88,10 +88,10 @@ struct BackwardRows {
 // From the back; the letters are those of CompositeBackward.
 template <int K, bool kMore>
 __global__ void __launch_bounds__(kStagedThreads)
-    composite_backward_kernel(int64_t num_rays, CompositeBackward<float> body) {
+    composite_backward_kernel(int64_t num_rays, int rays_of_warp, CompositeBackward<float> body) {
   using At = BackwardRows<K, kMore>;
   const PackedRays<float>& in = body.in;
-  const StagedRays rays(num_rays, in.offsets);
+  const StagedRays rays(num_rays, rays_of_warp, in.offsets);
   const int64_t num_channels = in.num_channels;
   float* rows = staged_rows<At::num>();
   const auto row = [rows](int number) { return rows + number * kStaged; };

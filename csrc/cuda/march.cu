@@ -265,8 +265,9 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
 }
 
 // Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU. Float64 goes ray by ray.
-__global__ void __launch_bounds__(kStagedThreads) visible_samples_kernel(int64_t num_rays, VisibleSamples<float> body) {
-  const StagedRays rays(num_rays, body.offsets);
+__global__ void __launch_bounds__(kStagedThreads)
+    visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body) {
+  const StagedRays rays(num_rays, rays_of_warp, body.offsets);
   float* kept = staged_rows<1>();  // then whether samples are seen
   const auto at = body.thresholds();
   float light = rays.there ? body.arriving_at(rays.ray) : 0;

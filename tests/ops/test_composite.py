@@ -42,7 +42,7 @@ def one_ray(*intervals: tuple[float, float], like: torch.device) -> Samples:
     return Samples(edges[:, 0].contiguous(), edges[:, 1].contiguous(), zeros, offsets).to(like)
 
 
-@pytest.mark.parametrize("longest", [20, 120])  # a GPU takes 512 samples of 32 rays at a time
+@pytest.mark.parametrize("longest", [20, 120])  # a GPU takes 512 samples at a time
 @pytest.mark.parametrize("num_channels", [0, 1, 3, 12])
 @pytest.mark.parametrize("num_outputs", [2, 7])  # which have gradients
 def test_composite_equals_its_reference_forward_and_backward(
