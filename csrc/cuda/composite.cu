@@ -59,9 +59,9 @@ __global__ void __launch_bounds__(kStagedThreads)
     });
     for (int64_t k = 0; K == 0 && k < num_channels; k += kColumns) {
       stage_columns(in.channels + base * num_channels, num_channels, k, part.num, channels);
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (k + j >= num_channels || part.from == part.to) continue;
+#pragma unroll 1
+      for (int j = 0; j < kColumns && k + j < num_channels; ++j) {
+        if (part.from == part.to) continue;
         float sum = body.channels[r * num_channels + k + j];
         for (int place = part.from; place < part.to; ++place)
           sum += light[place] * (1 - kept[place]) * channels[j * kStaged + place];
@@ -140,9 +140,8 @@ __global__ void __launch_bounds__(kStagedThreads)
       for (int place = part.to - 1; place >= part.from; --place) qs[place] = without_channels(place);
       for (int64_t k = 0; k < num_channels; k += kColumns) {
         stage_columns(in.channels + base * num_channels, num_channels, k, part.num, channels);
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          if (k + j >= num_channels) continue;
+#pragma unroll 1
+        for (int j = 0; j < kColumns && k + j < num_channels; ++j) {
           const float v_k = body.at(body.v_channels, r * num_channels + k + j);
           for (int place = part.from; place < part.to; ++place) {
             float& channel = channels[j * kStaged + place];
