@@ -2,9 +2,8 @@
 //
 // The middle of step k lies at from + k per_step, in cells along each axis, and the wall w of an axis is passed at step
 // (w - from) / per_step. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n:
-// additions that round down or up make them, for a quarter of what a GPU takes to convert a number, and all that there
-// is for integers serves on them. Which steps are samples is decided as in march.h, but for midpoints within rounding
-// of a wall.
+// additions that round down or up make them, so that no number is converted, and all that there is for integers serves
+// on them. Which steps are samples is decided as in march.h, but for midpoints within rounding of a wall.
 #pragma once
 #include "march.h"
 

@@ -43,7 +43,7 @@ struct Lattice {
   NT_HD int first_after(float t, int low, int high) const { return ceil_clamped(s_of(t) - jitter - 0.55f, low, high); }
 };
 
-// The same with equal steps, to the last bit.
+// The same with equal steps, to the last bit, and without branches: a GPU's threads wait for each other at every one.
 struct EvenLattice {
   float near, step, inverse_step, jitter;
 

@@ -43,16 +43,15 @@ struct Cuda {
     return dim3(unsigned(blocks_for(n, threads)), unsigned(num_levels));
   }
 
-  static int num_processors() {
-    int device = 0, processors = 1;
-    STD_CUDA_CHECK(cudaGetDevice(&device));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  static int num_processors(const torch::stable::Tensor& like) {
+    int processors = 1;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, like.get_device_index()));
     return processors;
   }
 
   // As many blocks as the device runs at once, `each` to a processor, but no more than there are tiles of the work.
-  static dim3 standing_grid(int64_t n, int64_t tile, int each) {
-    return dim3(unsigned(min_of(blocks_for(n, tile), int64_t(num_processors()) * each)));
+  static dim3 standing_grid(const torch::stable::Tensor& like, int64_t n, int64_t tile, int each) {
+    return dim3(unsigned(min_of(blocks_for(n, tile), int64_t(num_processors(like)) * each)));
   }
 
   // On the device and the current stream of a tensor, with so many bytes of shared memory.

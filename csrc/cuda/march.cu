@@ -80,7 +80,8 @@ struct MarchWindows {
   }
 };
 
-constexpr int kRays = 64;        // of a block: rays are few for a GPU, and take unlike times
+constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
+// Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
 constexpr int kFewGoing = 20;    // lanes: no more of a warp go on before others take new rays
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
@@ -107,8 +108,8 @@ __device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays)
   return found;
 }
 
-// Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: of random
-// rays the mean looks at a third of the cells that the last of 32 looks at.
+// Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: the mean
+// of random rays has looked long before the last of 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
 __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchWindows body, int rays_of_warp) {
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
@@ -233,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
   if (num_rays == 0 || !marches_as_box(rays.grid, rays.settings)) {
     Cuda::for_each(origins, num_rays, body, kRays);
   } else {
-    const int64_t at_once = int64_t(Cuda::num_processors()) * kMarchWarps;
+    const int64_t at_once = int64_t(Cuda::num_processors(origins)) * kMarchWarps;
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
     Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays, 0, num_rays, body,

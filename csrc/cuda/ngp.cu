@@ -382,13 +382,13 @@ void run_forward(const Tensor& like, const NgpHalf& net, bool color) {
   const size_t shared = (color ? At::end : At::color_first) * sizeof(uint32_t);
   const auto kernel =
       color ? ngp_half_forward_kernel<kIn, kLayers, true> : ngp_half_forward_kernel<kIn, kLayers, false>;
-  Cuda::launch(like, kernel, Cuda::standing_grid(net.num, kTile, 4), kThreads, shared, net);
+  Cuda::launch(like, kernel, Cuda::standing_grid(like, net.num, kTile, 4), kThreads, shared, net);
 }
 
 template <int kIn, int kLayers>
 void run_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
-  const dim3 grid = Cuda::standing_grid(net.num, kTile, 2);
+  const dim3 grid = Cuda::standing_grid(like, net.num, kTile, 2);
   const size_t color = ColorBackwardPlaces<kIn, kLayers>::end * sizeof(uint32_t);
   const size_t density = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
   Cuda::launch(like, ngp_half_color_backward_kernel<kIn, kLayers>, grid, kThreads, color, net);

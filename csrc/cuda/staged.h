@@ -63,7 +63,7 @@ template <int kRows, class Body>
 void for_each_staged(const torch::stable::Tensor& samples, int64_t num_rays, void (*kernel)(int64_t, int, Body),
                      const Body& body) {
   if (num_rays == 0) return;
-  const int64_t enough = int64_t(Cuda::num_processors()) * kEnoughWarps, mean = samples.size(0) / num_rays;
+  const int64_t enough = int64_t(Cuda::num_processors(samples)) * kEnoughWarps, mean = samples.size(0) / num_rays;
   int rays_of_warp = kWarp;
   while (num_rays / rays_of_warp < enough && mean * rays_of_warp > kStaged / 2 && rays_of_warp > 1) rays_of_warp /= 2;
   Cuda::launch(samples, kernel, Cuda::grid_of(blocks_for(num_rays, rays_of_warp) * kWarp, 1, kStagedThreads),

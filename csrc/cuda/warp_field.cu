@@ -232,7 +232,7 @@ Tensor warp_half_fwd(const Tensor& positions, const Tensor& times, const Tensor&
   Tensor moved = make(positions, {field.num, 3});
   field.moved = write<float>(moved);
   if (field.num)
-    Cuda::launch(positions, warp_half_forward_kernel, Cuda::standing_grid(field.num, kTile, 4), kThreads,
+    Cuda::launch(positions, warp_half_forward_kernel, Cuda::standing_grid(positions, field.num, kTile, 4), kThreads,
                  WarpForwardPlaces::end * sizeof(uint32_t), field);
   return moved;
 }
@@ -246,7 +246,7 @@ Tensor warp_half_bwd(const Tensor& positions, const Tensor& times, const Tensor&
   field.v_weights = write<float>(v_weights);
   field.scale = float(scale);
   if (field.num)
-    Cuda::launch(positions, warp_half_backward_kernel, Cuda::standing_grid(field.num, kTile, 1), kThreads,
+    Cuda::launch(positions, warp_half_backward_kernel, Cuda::standing_grid(positions, field.num, kTile, 1), kThreads,
                  WarpBackwardPlaces::end * sizeof(uint32_t), field);
   return v_weights;
 }

@@ -61,10 +61,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 2;
   return cudaSuccess;
 }
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
 
 namespace nerftrain {
 inline uint32_t dynamic_shared[25600];  // 100 KiB, as much as a block of sm_86 may have
