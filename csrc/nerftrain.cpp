@@ -18,13 +18,13 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
       "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
       "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
       "int max_steps, int max_samples, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
-  // On a GPU in one pass: a bit for each step that is a sample, in windows of 32 steps; then the samples.
+  // On a GPU in one pass: runs of steps that are samples; then the samples.
   m.def(
-      "march_windows(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
+      "march_runs(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
       "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
       "int max_steps, int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "march_fill(Tensor near, Tensor jitter, Tensor windows, Tensor nums, float step, float cone_angle, "
+      "march_fill(Tensor near, Tensor jitter, Tensor runs, Tensor nums, float step, float cone_angle, "
       "int max_steps, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");
   m.def(
       "march(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, Tensor cells, "

@@ -308,7 +308,7 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     assert {*fields, "composite_fwd", "composite_bwd", "adam_placed_"} <= called
     assert {"draw_pixels", "over_background_fwd", "over_background_bwd", "color_error"} <= called
     if sampler == "occgrid":
-        assert {"march_windows", "march_fill", "select_pick", "select_more_", "fit"} <= called
+        assert {"march_runs", "march_fill", "select_pick", "select_more_", "fit"} <= called
         assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
     if sampler == "occgrid":
         assert "gather_rows" in called  # kept samples find their features again

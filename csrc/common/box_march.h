@@ -91,23 +91,17 @@ struct OccupiedBlocks {
   }
 };
 
-// A ray on its way. Steps are told by their bits.
-struct BoxMarch {
+// A ray on its way through the box. Steps are told by their bits.
+struct BoxRay {
   float from[3], per_step[3];  // cells
   float per_cell[3];           // steps; zero along an axis by which the ray never leaves its cell
   float exits[3];              // the step at which a ray leaves cell 0 along an axis
-  int ahead[3];                // all bits where it goes up an axis, else none
   int next, last;              // the step to look at, and that behind all that may be samples
   int behind;                  // that behind all in the box
-  OccupancyBits bits;
-  int group = -1, block = -1;  // of which the words are those below
-  uint64_t group_word = 0, block_word = 0;
 
   // From step `begin` on. False where the ray does not meet the box; then it has no steps.
-  NT_HD bool enter(const OccupancyGrid& g, const OccupancyBits& cells, const OccupiedBlocks& occupied,
-                   const MarchSettings& m, const float* o, const float* d, float near, float far, float jitter,
-                   int begin) {
-    bits = cells;
+  NT_HD bool enter(const OccupancyGrid& g, const OccupiedBlocks& occupied, const MarchSettings& m, const float* o,
+                   const float* d, float near, float far, float jitter, int begin) {
     next = last = behind = kNumber;
     if (!(near < far)) return false;
     const EvenLattice lattice(near, jitter, m);
@@ -122,7 +116,6 @@ struct BoxMarch {
       box.clip(*this, a, 0.f, size);
       blocks.clip(*this, a, 4.f * float(occupied.low[a]), 4.f * float(occupied.high[a] + 1));
       exits[a] = moves ? max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - kBesideWall : 3.4e38f;
-      ahead[a] = per_cell[a] > 0.f ? -1 : 0;
     }
     if (!(box.enters < box.leaves && box.leaves > -0.5f - jitter)) return false;
     const auto inside = [&](int k) {
@@ -148,7 +141,7 @@ struct BoxMarch {
   struct Stretch {
     float enters, leaves;
 
-    NT_HD void clip(const BoxMarch& ray, int a, float low, float high) {
+    NT_HD void clip(const BoxRay& ray, int a, float low, float high) {
       if (ray.per_cell[a] == 0.f) {
         if (!(ray.from[a] >= low && ray.from[a] < high)) leaves = -3.4e38f;
         return;
@@ -158,10 +151,28 @@ struct BoxMarch {
       leaves = min_of(leaves, max_of(at_low, at_high));
     }
   };
+};
 
-  // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube of empty cells.
+// What looks along a ray. Places of words are numbered from that which cells 2^23 would have, so that a cell's bits
+// need not be taken for what they number.
+struct BoxMarch : BoxRay {
+  OccupancyBits bits;
+  int ahead[3];           // all bits where it goes up an axis, else none
+  uint32_t group, block;  // of which the words are those below
+  uint64_t group_word, block_word;
+
+  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, int side) {
+    static_cast<BoxRay&>(*this) = ray;
+    bits = cells;
+    for (int a = 0; a < 3; ++a) ahead[a] = per_cell[a] > 0.f ? -1 : 0;
+    group = first_place(side, 4) - 1;
+    block = first_place(side, 2) - 1;
+  }
+
+  // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube whose cells are all
+  // occupied or all empty.
   struct Look {
-    uint32_t occupied;
+    bool occupied;
     int until;
   };
 
@@ -172,13 +183,21 @@ struct BoxMarch {
 
     NT_HD Unit(uint64_t word, int x, int y, int z)
         : half(x & 2 ? uint32_t(word >> 32) : uint32_t(word)), place((x & 1) << 4 | (y & 3) << 2 | (z & 3)) {}
-    NT_HD uint32_t bit() const { return half >> place & 1; }
+    NT_HD bool bit() const { return half >> place & 1; }
     // Of the aligned cube of 2^3 units around it.
-    NT_HD uint32_t cube() const { return half & 0x330033u << (place & 10); }
+    NT_HD uint32_t mask() const { return 0x330033u << (place & 10); }
   };
 
-  NT_HD static int place(int words, int x, int y, int z) { return (x * words + y) * words + z; }
-  NT_HD static uint64_t word_at(const uint64_t* words, int place) {
+  // Where in the grid's words the one is that these cells lie in, of so many to the power of two along an axis.
+  NT_HD static uint32_t place(int side, int power, const int* at) {
+    const uint32_t words = uint32_t(side) >> power;
+    return ((uint32_t(at[0]) >> power) * words + (uint32_t(at[1]) >> power)) * words + (uint32_t(at[2]) >> power);
+  }
+  NT_HD static uint32_t first_place(int side, int power) {
+    const int first[3] = {kNumber, kNumber, kNumber};
+    return place(side, power, first);
+  }
+  NT_HD static uint64_t word_at(const uint64_t* words, uint32_t place) {
 #if defined(__CUDA_ARCH__)
     return __ldg(reinterpret_cast<const unsigned long long*>(words) + place);
 #else
@@ -188,28 +207,25 @@ struct BoxMarch {
 
   NT_HD Look look(int side) {
     const float k = number_of(next);
-    int at[3], cell[3];
-    for (int a = 0; a < 3; ++a) {
-      at[a] = floor_bits(from[a] + k * per_step[a]);
-      cell[a] = at[a] & (kMaxNumbered - 1);
-    }
-    const int x = cell[0], y = cell[1], z = cell[2];
-    const int its_group = place(side >> 4, x >> 4, y >> 4, z >> 4);
+    int at[3];
+    for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + k * per_step[a]);
+    const uint32_t its_group = place(side, 4, at);
     if (its_group != group) {
       group = its_group;
-      group_word = word_at(bits.blocks, group);
+      group_word = word_at(bits.blocks, group - first_place(side, 4));
     }
-    const Unit in_group(group_word, x >> 2, y >> 2, z >> 2);
-    int within = in_group.cube() ? 3 : group_word ? 7 : 15;  // one less than the side of the cube
-    uint32_t occupied = 0;
+    const Unit in_group(group_word, at[0] >> 2, at[1] >> 2, at[2] >> 2);
+    int within = in_group.half & in_group.mask() ? 3 : group_word ? 7 : 15;  // one less than the side of the cube
+    bool occupied = false;
     if (in_group.bit()) {
-      const int its_block = place(side >> 2, x >> 2, y >> 2, z >> 2);
+      const uint32_t its_block = place(side, 2, at);
       if (its_block != block) {
         block = its_block;
-        block_word = word_at(bits.cells, block);
+        block_word = word_at(bits.cells, block - first_place(side, 2));
       }
-      const Unit in_block(block_word, x, y, z);
-      within = in_block.cube() ? 0 : 1;
+      const Unit in_block(block_word, at[0], at[1], at[2]);
+      const uint32_t cube = in_block.half & in_block.mask();
+      within = cube == 0 || cube == in_block.mask() ? 1 : 0;
       occupied = in_block.bit();
     }
     float exit[3];

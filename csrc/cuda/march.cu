@@ -1,4 +1,4 @@
-// Marching with a thread for each ray, which keeps what it finds as bits of steps: so rays are marched once, though
+// Marching with a thread for each ray, which keeps what it finds as runs of steps: so rays are marched once, though
 // where their samples go follows from how many there are.
 #include "../common/box_march.h"
 #include "../operators/march.h"
@@ -8,45 +8,45 @@
 
 namespace nerftrain {
 
-// What a ray has found, 32 steps at a time: the first of them in the upper 32 bits, which of them are samples in the
-// lower.
-struct WindowsOfRay {
+// What a ray has found: runs of steps that are samples. Of each the first step is in the upper 32 bits, and in the
+// lower how many samples its ray has before it.
+struct RunsOfRay {
   int64_t* next = nullptr;
-  int first = -kWarp;
-  unsigned bits = 0;
+  int end = -1;  // the step behind the last run
+  int count = 0;
 
-  __device__ __forceinline__ void close() {
-    if (bits) *next++ = int64_t(uint64_t(uint32_t(first)) << 32 | bits);
-  }
-  // Steps from k on, behind all before them: as many of n, of which there is at least one, as one window holds.
-  __device__ __forceinline__ int add_some(int k, int n) {
-    if (k - first >= kWarp) {
-      close();
-      first = k;
-      bits = 0;
-    }
-    const int place = k - first, part = min_of(n, kWarp - place);
-    bits |= kAll >> (kWarp - part) << place;
-    return part;
+  // Of n steps from k on, behind all before them.
+  __device__ __forceinline__ void add(int k, int n) {
+    if (k != end) *next++ = int64_t(uint64_t(uint32_t(k)) << 32 | uint32_t(count));
+    end = k + n;
+    count += n;
   }
 };
 
-struct MarchWindows {
+// More runs than a ray can have: there is another cell between two of them, or what is outside of all boxes. A ray is
+// once in each cell of a box, but for those that another box cuts in two.
+int64_t most_runs(const OccupancyGrid& g, int64_t max_steps) {
+  const int64_t of_box = g.resolution[0] + g.resolution[1] + g.resolution[2];
+  return min_of(max_steps, g.num_levels * (of_box + g.num_levels + 1)) / 2 + 1;
+}
+
+struct MarchRuns {
   MarchRays rays;
-  int64_t most;          // windows of a ray
+  int64_t most;          // runs of a ray
   int64_t* counts;       // [R] samples
   float* ends;           // [R]
-  int64_t* windows;      // [R][most]
-  int32_t* nums;         // [R] windows
+  int64_t* runs;         // [R][most]
+  int32_t* nums;         // [R] runs
   const int32_t* begin;  // [R] the step to begin at; null: the first
   int32_t* reached;      // [R] the step to go on at after so many samples as there may be; else max_steps
 
   __device__ __forceinline__ int first_step(int64_t r) const { return begin ? begin[r] : 0; }
-  __device__ __forceinline__ void tell(int64_t r, const WindowsOfRay& found, Stepped stepped, float end) const {
-    counts[r] = stepped.count;
+  __device__ __forceinline__ RunsOfRay none_yet(int64_t r) const { return {runs + r * most}; }
+  __device__ __forceinline__ void tell(int64_t r, const RunsOfRay& found, int next, float end) const {
+    counts[r] = found.count;
     ends[r] = end;
-    nums[r] = int(found.next - (windows + r * most));
-    reached[r] = stepped.count == rays.settings.max_samples ? stepped.next : rays.settings.max_steps;
+    nums[r] = int(found.next - (runs + r * most));
+    reached[r] = found.count == rays.settings.max_samples ? next : rays.settings.max_steps;
   }
 
   // Through any boxes by steps of any kind.
@@ -61,22 +61,18 @@ struct MarchWindows {
     }
     const Line line(o, d);
     float t0 = near, t1 = far, end = near;
-    WindowsOfRay found{windows + r * most};
-    Stepped stepped{0, m.max_steps};
+    RunsOfRay found = none_yet(r);
+    int next = m.max_steps;
     if (near < far && line.clip(g, t0, t1)) {
       const Lattice steps(near, rays.jitter[r], m);
       const int first = max_of(steps.first_after(t0, 0, m.max_steps), first_step(r));
-      stepped = march_runs(g, rays.bits(r), m, line, steps, first, t1, far, [&](int k, int n) {
-        while (n > 0) {
-          const int part = found.add_some(k, n);
-          k += part;
-          n -= part;
-        }
-      });
-      found.close();
-      end = steps.start(stepped.next);
+      const auto no_room = found.next + most;
+      next = march_runs(g, rays.bits(r), m, line, steps, first, t1, far, [&](int k, int n) {
+               if (k == found.end || found.next < no_room) found.add(k, n);
+             }).next;
+      end = steps.start(next);
     }
-    tell(r, found, stepped, end);
+    tell(r, found, next, end);
   }
 };
 
@@ -95,66 +91,97 @@ __device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays)
   const int n = g.side >> 4, num = n * n * n;
   if (rays.slices || num > kMostGroups) return OccupiedBlocks::all(g);
   OccupiedBlocks found = OccupiedBlocks::none();
+  int x = lane_of_warp() / (n * n), y = lane_of_warp() / n % n, z = lane_of_warp() % n;
+  const int by_x = kWarp / (n * n), by_y = kWarp / n % n, by_z = kWarp % n;
 #pragma unroll 1
-  for (int i = lane_of_warp(); i < num; i += kWarp)
-    found.add(BoxMarch::word_at(g.bits.blocks, i), i / (n * n), i / n % n, i % n);
+  for (int i = lane_of_warp(); i < num; i += kWarp) {
+    found.add(BoxMarch::word_at(g.bits.blocks, i), x, y, z);
+    z += by_z;
+    y += by_y + (z >= n);
+    x += by_x + (y >= n);
+    z -= z >= n ? n : 0;
+    y -= y >= n ? n : 0;
+  }
 #pragma unroll
-  for (int a = 0; a < 3; ++a)
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-      found.low[a] = min_of(found.low[a], __shfl_xor_sync(kAll, found.low[a], step));
-      found.high[a] = max_of(found.high[a], __shfl_xor_sync(kAll, found.high[a], step));
-    }
+  for (int a = 0; a < 3; ++a) {
+    found.low[a] = least_of_warp(found.low[a]);
+    found.high[a] = greatest_of_warp(found.high[a]);
+  }
   return found;
 }
 
-// Through a single box by equal steps. A warp has some rays, and its lanes take the next of them as they end: the mean
-// of random rays has looked long before the last of 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
-__global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchWindows body, int rays_of_warp) {
+// A ray that no lane has taken yet, in shared memory. Five times sixteen bytes: neighbours lie in other banks.
+struct alignas(16) WaitingRay {
+  BoxRay ray;
+  int place;  // among those of the warp
+  int unused[4];
+};
+
+// Through a single box by equal steps. A warp has some rays. It prepares 32 at a time, of which those that may meet
+// anything wait for a lane, and lanes take them as they end: the mean of random rays has looked long before the last of
+// 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
+__global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchRuns body, int rays_of_warp) {
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
+  WaitingRay* waiting = reinterpret_cast<WaitingRay*>(dynamic_shared) + int(threadIdx.x) / kWarp * kWarp;
   const unsigned lanes_before = (1u << lane_of_warp()) - 1;
-  int64_t to_take = piece_of_warp() * rays_of_warp;  // the next ray of the warp's, and how many are left with it
-  int num_left = int(max_of(min_of(num_rays - to_take, int64_t(rays_of_warp)), int64_t(0)));
+  const int64_t first = piece_of_warp() * rays_of_warp;
+  const int num = int(max_of(min_of(num_rays - first, int64_t(rays_of_warp)), int64_t(0)));
   const OccupiedBlocks occupied = occupied_blocks(rays);
   BoxMarch ray;
-  WindowsOfRay found;
-  int64_t r = -1;  // none
-  int count = 0;
-  bool meets = false, going = false;
+  RunsOfRay found;
+  int place = -1;  // of the lane's ray; none
+  int num_prepared = 0, num_waiting = 0;
+  bool going = false;
   while (true) {
     const unsigned idle = ~__ballot_sync(kAll, going);
-    if (idle == kAll || (__popc(idle) >= kWarp - kFewGoing && num_left > 0)) {
-      if (!going && r >= 0) {
-        found.close();
-        const int next = (count == m.max_samples ? ray.next : ray.behind) - kNumber;
-        const EvenLattice lattice(rays.near[r], rays.jitter[r], m);
-        body.tell(r, found, {count, meets ? next : m.max_steps}, meets ? lattice.start(next) : lattice.near);
-        r = -1;
+    const bool more = num_waiting > 0 || num_prepared < num;
+    if (idle == kAll || (__popc(idle) >= kWarp - kFewGoing && more)) {
+      if (!going && place >= 0) {
+        const int64_t r = first + place;
+        const int next = found.count == m.max_samples ? found.end : ray.behind - kNumber;
+        body.tell(r, found, next, EvenLattice(rays.near[r], rays.jitter[r], m).start(next));
+        place = -1;
       }
-      if (num_left <= 0) break;  // and so for the whole warp
-      const int place = __popc(idle & lanes_before), num_idle = __popc(idle);
-      if (!going && place < num_left) {
-        r = to_take + place;
-        meets = ray.enter(rays.grid, rays.bits(r), occupied, m, rays.origins + 3 * r, rays.directions + 3 * r,
-                          rays.near[r], rays.far[r], rays.jitter[r], body.first_step(r));
-        found = {body.windows + r * body.most};
-        count = 0;
-        going = ray.next < ray.last && m.max_samples > 0;
+      if (!more) break;  // and so for the whole warp
+      if (num_waiting == 0) {
+        const int its = num_prepared + lane_of_warp();
+        WaitingRay prepared{{}, its, {}};
+        bool goes = false;
+        if (its < num) {
+          const int64_t r = first + its;
+          const float near = rays.near[r], jitter = rays.jitter[r];
+          BoxRay& way = prepared.ray;
+          const bool meets = way.enter(rays.grid, occupied, m, rays.origins + 3 * r, rays.directions + 3 * r, near,
+                                       rays.far[r], jitter, body.first_step(r));
+          goes = way.next < way.last && m.max_samples > 0;
+          const int next = (m.max_samples > 0 ? way.behind : way.next) - kNumber;
+          if (!goes)
+            body.tell(r, body.none_yet(r), meets ? next : m.max_steps,
+                      meets ? EvenLattice(near, jitter, m).start(next) : near);
+        }
+        const unsigned going_on = __ballot_sync(kAll, goes);
+        if (goes) waiting[__popc(going_on & lanes_before)] = prepared;
+        num_waiting = __popc(going_on);
+        num_prepared += kWarp;
+        __syncwarp();
       }
-      to_take += num_idle;
-      num_left -= num_idle;
+      const int from_last = __popc(idle & lanes_before) + 1;
+      if (!going && from_last <= num_waiting) {
+        const WaitingRay& taken = waiting[num_waiting - from_last];
+        place = taken.place;
+        ray.begin(taken.ray, rays.bits(first + place), rays.grid.side);
+        found = body.none_yet(first + place);
+        going = true;
+      }
+      num_waiting = max_of(num_waiting - __popc(idle), 0);
+      __syncwarp();
     }
     for (int i = 0; i < kLooksAtOnce && going; ++i) {
       const auto [is_sample, until] = ray.look(rays.grid.side);
-      int next = until;
-      if (is_sample) {
-        const int part = found.add_some(ray.next - kNumber, min_of(until - ray.next, m.max_samples - count));
-        count += part;
-        next = ray.next + part;
-      }
-      ray.next = next;
-      going = next < ray.last && count < m.max_samples;
+      if (is_sample) found.add(ray.next - kNumber, min_of(until - ray.next, m.max_samples - found.count));
+      ray.next = until;
+      going = until < ray.last && found.count < m.max_samples;
     }
   }
 }
@@ -162,10 +189,10 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
 struct MarchFill {
   MarchSettings settings;
   int64_t num_rays;
-  const float* near;       // [R]
-  const float* jitter;     // [R]
-  const int64_t* windows;  // [R][most]
-  const int32_t* nums;     // [R]
+  const float* near;    // [R]
+  const float* jitter;  // [R]
+  const int64_t* runs;  // [R][most]
+  const int32_t* nums;  // [R]
   int64_t most;
   const int64_t* offsets;  // [R + 1]; a ray without room has none
   float* t_starts;         // [N]
@@ -173,77 +200,98 @@ struct MarchFill {
   int64_t* ray_indices;    // [N]
 };
 
-constexpr int kTeams = 8, kTeam = kWarp / kTeams;  // of a warp: rays, and lanes that read a ray's windows
+// A run of a warp's, as what the rows of its samples need.
+struct alignas(16) RunOfRows {
+  int to_step;  // what a row of the warp's lacks to the step of its sample
+  float near, jitter;
+  int ray;  // among those of the warp
+};
 
-// A warp for some neighbouring rays, of which each team of lanes reads one's first windows; then all lanes write what
-// one window after the other has, each what one step of it does.
+constexpr int kFillWarps = 8;    // of a block
+constexpr int kFillEnough = 16;  // of a processor
+
+// A warp for some neighbouring rays, whose samples lie one behind the other. Lanes read a run each; then they write row
+// by row, side by side, and tell by the rows at which runs begin which of them is theirs.
 template <class Steps>
-__global__ void march_fill_kernel(int64_t, MarchFill body) {
-  const int64_t first_ray = piece_of_warp() * kTeams;
-  if (first_ray >= body.num_rays) return;
-  const int lane = lane_of_warp(), of_team = lane % kTeam;
-  const int64_t its = min_of(first_ray + lane / kTeam, body.num_rays - 1);
-  const float near = body.near[its], jitter = body.jitter[its];
-  const int64_t offset = body.offsets[its], first_row = body.offsets[first_ray];
-  const int first = int(offset - first_row), nums = body.nums[its];
-  const int num = body.offsets[its + 1] > offset ? nums : 0;
-  const int64_t window = of_team < num ? body.windows[its * body.most + of_team] : 0;
-  float *t_starts = body.t_starts + first_row, *t_ends = body.t_ends + first_row;
-  int64_t* ray_indices = body.ray_indices + first_row;
-  const int rays = int(min_of(body.num_rays - first_ray, int64_t(kTeams)));
-  for (int j = 0; j < rays; ++j) {
-    const int64_t r = first_ray + j;
-    const int team = j * kTeam, num_windows = __shfl_sync(kAll, num, team);
-    int to = __shfl_sync(kAll, first, team);
-    const Steps lattice(__shfl_sync(kAll, near, team), __shfl_sync(kAll, jitter, team), body.settings);
-    for (int w = 0; w < num_windows; ++w) {
-      const uint64_t found =
-          uint64_t(w < kTeam ? __shfl_sync(kAll, window, team + w) : body.windows[r * body.most + w]);
-      const unsigned bits = unsigned(found);
-      if (bits >> lane & 1) {
-        const int i = to + __popc(bits & ((1u << lane) - 1));
-        const float k = float(int(found >> 32) + lane);
-        t_starts[i] = lattice.start(k);
-        t_ends[i] = lattice.start(k + 1.f);
-        ray_indices[i] = r;
+__global__ void march_fill_kernel(int64_t num_rays, MarchFill body, int rays_of_warp) {
+  const int64_t first_ray = piece_of_warp() * rays_of_warp;
+  if (first_ray >= num_rays) return;
+  const int lane = lane_of_warp();
+  RunOfRows* runs = reinterpret_cast<RunOfRows*>(dynamic_shared) + int(threadIdx.x) / kWarp * kWarp;
+  const int64_t r = min_of(first_ray + min_of(lane, rays_of_warp - 1), num_rays - 1);
+  const bool there = lane < rays_of_warp && first_ray + lane < num_rays;
+  const float near = body.near[r], jitter = body.jitter[r];
+  const int64_t first_row = body.offsets[first_ray];
+  const int row = int(body.offsets[r] - first_row), end = int(body.offsets[r + 1] - first_row);
+  const int num = there && end > row ? body.nums[r] : 0;
+  const int upto = sum_before(num) + num, total = __shfl_sync(kAll, upto, kWarp - 1);
+  for (int base = 0; base < total; base += kWarp) {
+    const int run = base + lane;
+    int ray = 0;  // how many rays have all of theirs before this run
+    for (int step = kWarp / 2; step > 0; step /= 2)
+      if (__shfl_sync(kAll, upto, ray + step - 1) <= run) ray += step;
+    const bool is_run = run < total;
+    const int its_upto = __shfl_sync(kAll, upto, ray), its_num = __shfl_sync(kAll, num, ray);
+    const int its_row = __shfl_sync(kAll, row, ray), its_end = __shfl_sync(kAll, end, ray);
+    const int64_t* words = body.runs + (first_ray + ray) * body.most + (run - (its_upto - its_num));
+    const int64_t word = is_run ? *words : 0;
+    const int begins = its_row + int(word);
+    const bool is_last = lane == kWarp - 1 || run + 1 == total;
+    const int ends = is_run && is_last && run + 1 < its_upto ? its_row + int(words[1]) : its_end;
+    runs[lane] = {int(word >> 32) - begins, __shfl_sync(kAll, near, ray), __shfl_sync(kAll, jitter, ray), ray};
+    __syncwarp();
+    const int to = __shfl_sync(kAll, ends, min_of(kWarp - 1, total - 1 - base));
+    int begun = -1;
+    for (int from = __shfl_sync(kAll, begins, 0); from < to; from += kWarp) {
+      const unsigned offset = unsigned(begins - from);
+      const unsigned marks = any_of_warp(is_run && offset < kWarp ? 1u << offset : 0);
+      const int i = from + lane, of_run = begun + __popc(marks & (2u << lane) - 1);
+      begun += __popc(marks);
+      if (i < to) {
+        const RunOfRows its = runs[of_run];
+        const Steps lattice(its.near, its.jitter, body.settings);
+        const float k = float(i + its.to_step);
+        body.t_starts[first_row + i] = lattice.start(k);
+        body.t_ends[first_row + i] = lattice.start(k + 1.f);
+        body.ray_indices[first_row + i] = first_ray + its.ray;
       }
-      to += __popc(bits);
     }
+    __syncwarp();
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_windows(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far, const Tensor& jitter,
     const Tensor& slices, const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
     std::vector<int64_t> resolution, int64_t side, double step, double cone_angle, int64_t max_steps,
     int64_t max_samples, const Tensor& begin) {
   const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
                                     side, step, cone_angle, max_steps, max_samples);
-  const int64_t num_rays = origins.size(0), most = max_steps / kWarp + 1;
+  const int64_t num_rays = origins.size(0), most = most_runs(rays.grid, max_steps);
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
-  Tensor windows = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
+  Tensor runs = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
   Tensor reached = make(origins, {num_rays}, ScalarType::Int);
-  const MarchWindows body{rays,
-                          most,
-                          write<int64_t>(counts),
-                          write<float>(ends),
-                          write<int64_t>(windows),
-                          write<int32_t>(nums),
-                          read_or_none<int32_t>(begin),
-                          write<int32_t>(reached)};
+  const MarchRuns body{rays,
+                       most,
+                       write<int64_t>(counts),
+                       write<float>(ends),
+                       write<int64_t>(runs),
+                       write<int32_t>(nums),
+                       read_or_none<int32_t>(begin),
+                       write<int32_t>(reached)};
   if (num_rays == 0 || !marches_as_box(rays.grid, rays.settings)) {
     Cuda::for_each(origins, num_rays, body, kRays);
   } else {
     const int64_t at_once = int64_t(Cuda::num_processors(origins)) * kMarchWarps;
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
-    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays, 0, num_rays, body,
-                 rays_of_warp);
+    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays,
+                 kRays * sizeof(WaitingRay), num_rays, body, rays_of_warp);
   }
-  return {counts, ends, windows, nums, reached};
+  return {counts, ends, runs, nums, reached};
 }
 
-std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& windows,
+std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& jitter, const Tensor& runs,
                                               const Tensor& nums, double step, double cone_angle, int64_t max_steps,
                                               const Tensor& offsets, int64_t num_samples) {
   Tensor t_starts = make(near, {num_samples}), t_ends = make(near, {num_samples});
@@ -253,15 +301,20 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
                        near.size(0),
                        read<float>(near),
                        read<float>(jitter),
-                       read<int64_t>(windows),
+                       read<int64_t>(runs),
                        read<int32_t>(nums),
-                       windows.size(1),
+                       runs.size(1),
                        read<int64_t>(offsets),
                        write<float>(t_starts),
                        write<float>(t_ends),
                        write<int64_t>(ray_indices)};
   const auto kernel = cone_angle > 0 ? march_fill_kernel<Lattice> : march_fill_kernel<EvenLattice>;
-  Cuda::for_each_warp(near, blocks_for(near.size(0), kTeams), kernel, body);
+  const int64_t num_rays = near.size(0), enough = int64_t(Cuda::num_processors(near)) * kFillEnough;
+  int rays_of_warp = kWarp;
+  while (num_rays / rays_of_warp < enough && rays_of_warp > 4) rays_of_warp /= 2;
+  if (num_rays)
+    Cuda::launch(near, kernel, Cuda::grid_of(blocks_for(num_rays, rays_of_warp) * kWarp, 1, kFillWarps * kWarp),
+                 kFillWarps * kWarp, kFillWarps * kWarp * sizeof(RunOfRows), num_rays, body, rays_of_warp);
   return {t_starts, t_ends, ray_indices};
 }
 
@@ -303,7 +356,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("visible_cells", TORCH_BOX(&nerftrain::visible_cells<nerftrain::Cuda>));
   m.impl("march_count", TORCH_BOX(&nerftrain::march_count<nerftrain::Cuda>));
   m.impl("march_write", TORCH_BOX(&nerftrain::march_write<nerftrain::Cuda>));
-  m.impl("march_windows", TORCH_BOX(&nerftrain::march_windows));
+  m.impl("march_runs", TORCH_BOX(&nerftrain::find_runs));
   m.impl("march_fill", TORCH_BOX(&nerftrain::march_fill));
   m.impl("visible_samples", TORCH_BOX(&nerftrain::visible_samples<nerftrain::CudaMarch>));
   m.impl("alpha_shares", TORCH_BOX(&nerftrain::alpha_shares<nerftrain::Cuda>));

@@ -14,6 +14,36 @@ constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ int lane_of_warp() { return int(threadIdx.x) % kWarp; }
 
+// Over all lanes of a warp. GPUs since sm_80 have them as an instruction.
+#if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+__device__ __forceinline__ unsigned any_of_warp(unsigned bits) { return __reduce_or_sync(kAll, bits); }
+__device__ __forceinline__ int least_of_warp(int n) { return __reduce_min_sync(kAll, n); }
+__device__ __forceinline__ int greatest_of_warp(int n) { return __reduce_max_sync(kAll, n); }
+#else
+template <class T, class Of>
+__device__ __forceinline__ T reduce_warp(T n, Of of) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) n = of(n, __shfl_xor_sync(kAll, n, step));
+  return n;
+}
+__device__ __forceinline__ unsigned any_of_warp(unsigned bits) {
+  return reduce_warp(bits, [](unsigned a, unsigned b) { return a | b; });
+}
+__device__ __forceinline__ int least_of_warp(int n) { return reduce_warp(n, min_of<int>); }
+__device__ __forceinline__ int greatest_of_warp(int n) { return reduce_warp(n, max_of<int>); }
+#endif
+
+// The sum of a warp's numbers on lanes before this one.
+__device__ __forceinline__ int sum_before(int n) {
+  int sum = n;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int before = __shfl_up_sync(kAll, sum, step);
+    sum += lane_of_warp() >= step ? before : 0;
+  }
+  return sum - n;
+}
+
 // Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it, and
 // NaN stays NaN.
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {

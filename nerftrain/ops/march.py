@@ -418,9 +418,12 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
     return make(num_samples), make(num_samples), make(num_samples, dtype=torch.int64)
 
 
-@library.fake("march_windows")
-def _march_windows_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    num_rays, make, most = origins.shape[0], origins.new_empty, rest[-3] // 32 + 1
+@library.fake("march_runs")
+def _march_runs_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    boxes, resolution, max_steps = rest[-8], rest[-7], rest[-3]
+    num_rays, make, num_levels = origins.shape[0], origins.new_empty, len(boxes) // 6
+    # most_runs of csrc/cuda/march.cu
+    most = min(max_steps, num_levels * (sum(resolution) + num_levels + 1)) // 2 + 1
     return (
         make(num_rays, dtype=torch.int64),
         make(num_rays),
@@ -624,7 +627,7 @@ def march_to(
         samples = Samples(*packed)
         return samples if room is None else padded(samples, room), ends
     if settings.step > 0:
-        found = _windows(rays, Marching(jitter, grid, settings), None)
+        found = _runs(rays, Marching(jitter, grid, settings), None)
         return _fill(rays, jitter, found, settings, room), found.ends
     counts, ends = torch.ops.nerftrain.march_count(*lines, *arguments)
     offsets, whole, num_samples = _fitting(counts, room)
@@ -633,31 +636,31 @@ def march_to(
     return Samples(t_starts, t_ends, ray_indices, offsets, whole), ends
 
 
-class _Windows(NamedTuple):
-    """Which steps of R rays are samples, 32 steps at a time: so rays are marched once."""
+class _Runs(NamedTuple):
+    """Which steps of R rays are samples, as runs of steps: so rays are marched once."""
 
     counts: Tensor  # [R] int64, samples
     ends: Tensor  # [R]
-    windows: Tensor  # [R, W] int64: the first of 32 steps, and a bit for each
-    nums: Tensor  # [R] int32, windows
+    runs: Tensor  # [R, M] int64: the first step, and how many samples are before it
+    nums: Tensor  # [R] int32, runs
     reached: Tensor  # [R] int32, the step at which a march goes on
 
 
-def _windows(rays: Rays, marching: Marching, begin: Tensor | None) -> _Windows:
+def _runs(rays: Rays, marching: Marching, begin: Tensor | None) -> _Runs:
     lines = rays.origins.contiguous(), rays.directions.contiguous()
     told = lines[0].new_empty(0, dtype=torch.int32) if begin is None else begin
-    found = torch.ops.nerftrain.march_windows(*lines, *marching.arguments(rays), told)
-    return _Windows(*found)
+    found = torch.ops.nerftrain.march_runs(*lines, *marching.arguments(rays), told)
+    return _Runs(*found)
 
 
 def _fill(
-    rays: Rays, jitter: Tensor, found: _Windows, settings: March, room: int | None
+    rays: Rays, jitter: Tensor, found: _Runs, settings: March, room: int | None
 ) -> Samples:
     offsets, whole, num_samples = _fitting(found.counts, room)
     stepping = settings.step, settings.cone_angle, settings.max_steps
     starts = rays.near.contiguous(), jitter.contiguous()
     t_starts, t_ends, ray_indices = torch.ops.nerftrain.march_fill(
-        *starts, found.windows, found.nums, *stepping, offsets, num_samples
+        *starts, found.runs, found.nums, *stepping, offsets, num_samples
     )
     return Samples(t_starts, t_ends, ray_indices, offsets, whole)
 
@@ -690,7 +693,7 @@ def march_on(
     if library.on_cpu(rays.origins) or settings.step <= 0 or not library.native(rays.origins):
         return march(rays, *marching, room), None
     most = min(most, settings.max_samples)
-    found = _windows(rays, marching._replace(settings=replace(settings, max_samples=most)), begin)
+    found = _runs(rays, marching._replace(settings=replace(settings, max_samples=most)), begin)
     return _fill(rays, marching.jitter, found, settings, room), found.reached
 
 

@@ -197,10 +197,12 @@ int64_t check_box_march(const MarchRays& rays, int64_t num_rays) {
   if (rays.slices) blocks = OccupiedBlocks::all(g);
   int64_t total = 0;
   for (int64_t r = 0; r < num_rays; ++r) {
-    BoxMarch ray;
+    BoxRay way;
     const int begin = int(r % 3 ? 0 : r % (m.max_steps + 1));
-    const bool meets = ray.enter(g, rays.bits(r), blocks, m, rays.origins + 3 * r, rays.directions + 3 * r,
-                                 rays.near[r], rays.far[r], rays.jitter[r], begin);
+    const bool meets = way.enter(g, blocks, m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r], rays.far[r],
+                                 rays.jitter[r], begin);
+    BoxMarch ray;
+    ray.begin(way, rays.bits(r), g.side);
     CHECK(meets || (ray.next == ray.last && ray.last == ray.behind));
     CHECK(ray.next >= ray.last || ray.next >= kNumber + begin);
     CHECK(ray.last <= ray.behind && ray.behind <= kNumber + m.max_steps);

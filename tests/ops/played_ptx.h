@@ -448,6 +448,17 @@ inline void ballot(Warp& warp, const Instruction& i, uint32_t mask) {
     if (has(mask, lane)) set<uint32_t>(warp, i.out[0], lane, bits);
 }
 
+// Of all lanes that take part.
+template <class T, auto kOf>
+void reduce(Warp& warp, const Instruction& i, uint32_t mask) {
+  const int first = std::countr_zero(mask);
+  T all = get<T>(warp, i.in[0], first);
+  for (int lane = first + 1; lane < kLanes; ++lane)
+    if (has(mask, lane)) all = kOf(all, get<T>(warp, i.in[0], lane));
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (has(mask, lane)) set<T>(warp, i.out[0], lane, all);
+}
+
 inline void barrier_of_warp(Warp& warp, const Instruction&, uint32_t) { ++warp.barriers; }
 
 // D = A B + C of 16 x 8 numbers over 16 (PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type").
@@ -558,6 +569,9 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["shfl.sync.up.b32"] = shuffle<[](int lane, int by) { return lane - by; }>;
   table["shfl.sync.down.b32"] = shuffle<[](int lane, int by) { return lane + by; }>;
   table["vote.sync.ballot.b32"] = ballot;
+  table["redux.sync.or.b32"] = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a | b; }>;
+  table["redux.sync.min.s32"] = reduce<int32_t, [](int32_t a, int32_t b) { return std::min(a, b); }>;
+  table["redux.sync.max.s32"] = reduce<int32_t, [](int32_t a, int32_t b) { return std::max(a, b); }>;
   table["bar.warp.sync"] = barrier_of_warp;
   table["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_matrices;
   return table;

@@ -515,14 +515,11 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         for name, sets in more.items():
             arguments[name] = arguments.get(name, []) + sets
     if not library.on_cpu(flags):
-        windows, nums = (
-            torch.tensor([[(7 << 32) + 5]] * 5, device=device),
-            ray_offsets[:5].int() + 1,
-        )
+        runs, nums = torch.tensor([[7 << 32]] * 5, device=device), ray_offsets[:5].int() + 1
         ends = 2 * torch.arange(6, device=device)
         none = ray_offsets[:0]
-        arguments["march_windows"] = [(*march, first) for first in (none.int(), nums)]
-        arguments["march_fill"] = [(march[2], march[4], windows, nums, 0.1, 0.0, 50, ends, 12)]
+        arguments["march_runs"] = [(*march, first) for first in (none.int(), nums)]
+        arguments["march_fill"] = [(march[2], march[4], runs, nums, 0.1, 0.0, 50, ends, 12)]
         half = random(157, 2).half(), [4, 4, 4, 9, 9, 9], [0, 125, 157]
         arguments["hash_encode_half"] = [(random(7, 3), *half, none)]
         features, networks = random(7, 24).half(), (random(64 * 32), random(64 * (15 + 8)))
@@ -587,7 +584,7 @@ CPU_ONLY = (
 
 
 GPU_ONLY = (
-    "march_windows",
+    "march_runs",
     "march_fill",
     "hash_encode_half",
     "ngp_half_density",
@@ -611,7 +608,7 @@ def test_every_op_keeps_its_promises_to_torch(device, name):
     if name in (GPU_ONLY if on_cpu else CPU_ONLY):
         pytest.skip(f"its kernels are for {'a GPU' if on_cpu else 'the CPU'}")
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    if name != "march_windows":  # which leaves the windows that a ray does not need as they are
+    if name != "march_runs":  # which leaves the runs that a ray does not need as they are
         checks = (*checks, "test_aot_dispatch_dynamic")
     for arguments in op_arguments(device)[name]:
         op = getattr(torch.ops.nerftrain, name).default

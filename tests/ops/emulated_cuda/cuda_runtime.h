@@ -255,6 +255,21 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return bits;
   });
 }
+template <class T, class Of>
+T reduced(T value, Of each) {
+  return emulated::exchange(value, [&](auto of) {
+    T all = of(0);
+    for (int i = 1; i < 32; ++i) all = each(all, of(i));
+    return all;
+  });
+}
+inline unsigned __reduce_or_sync(unsigned, unsigned value) { return reduced(value, std::bit_or<unsigned>()); }
+inline int __reduce_min_sync(unsigned, int value) {
+  return reduced(value, [](int a, int b) { return std::min(a, b); });
+}
+inline int __reduce_max_sync(unsigned, int value) {
+  return reduced(value, [](int a, int b) { return std::max(a, b); });
+}
 inline float __sinf(float x) { return std::sin(x); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
