@@ -11,7 +11,7 @@ namespace nerftrain {
 
 constexpr int kNumber = 0x4b000000;    // the bits of 2^23
 constexpr int kMaxNumbered = 1 << 22;  // steps, and more than any grid has cells
-constexpr float kBesideWall = 0.05f;   // of a step: what is so near may lie on either side and is looked at
+constexpr float kBesideWall = 0.02f;   // of a step: what is so near may lie on either side and is looked at
 
 union NumberBits {
   float number;
@@ -153,79 +153,91 @@ struct BoxRay {
   };
 };
 
-// What looks along a ray. Places of words are numbered from that which cells 2^23 would have, so that a cell's bits
-// need not be taken for what they number.
+// Where a grid's words are among those that cells of any number would have: so a cell's bits need not be taken for
+// what they number.
+struct BoxWords {
+  uint32_t words;  // along an axis
+  uint32_t first;  // the place of the first
+
+  NT_HD BoxWords(int side, int power) : words(uint32_t(side) >> power), first(0) {
+    const int origin[3] = {kNumber, kNumber, kNumber};
+    first = place(origin, power);
+  }
+  NT_HD uint32_t place(const int* at, int power) const {
+    return ((uint32_t(at[0]) >> power) * words + (uint32_t(at[1]) >> power)) * words + (uint32_t(at[2]) >> power);
+  }
+  NT_HD uint64_t word_at(const uint64_t* all, uint32_t place) const {
+#if defined(__CUDA_ARCH__)
+    return __ldg(reinterpret_cast<const unsigned long long*>(all) + (place - first));
+#else
+    return all[place - first];
+#endif
+  }
+};
+
+struct BoxGrid {
+  BoxWords blocks, groups;  // of 4^3 cells, and of as many blocks
+
+  NT_HD explicit BoxGrid(int side) : blocks(side, 2), groups(side, 4) {}
+};
+
+// What looks along a ray.
 struct BoxMarch : BoxRay {
   OccupancyBits bits;
   int ahead[3];           // all bits where it goes up an axis, else none
   uint32_t group, block;  // of which the words are those below
   uint64_t group_word, block_word;
 
-  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, int side) {
+  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, const BoxGrid& grid) {
     static_cast<BoxRay&>(*this) = ray;
     bits = cells;
     for (int a = 0; a < 3; ++a) ahead[a] = per_cell[a] > 0.f ? -1 : 0;
-    group = first_place(side, 4) - 1;
-    block = first_place(side, 2) - 1;
+    group = grid.groups.first - 1;
+    block = grid.blocks.first - 1;
   }
 
   // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube whose cells are all
   // occupied or all empty.
   struct Look {
-    bool occupied;
+    uint32_t occupied;
     int until;
   };
 
-  // The bits of a word of 4^3 that one of its units shares half of it with, and the unit's place among them.
+  // The half of a word of 4^3 bits that one of its units is in, and the unit's place there.
   struct Unit {
     uint32_t half;
     int place;
 
     NT_HD Unit(uint64_t word, int x, int y, int z)
         : half(x & 2 ? uint32_t(word >> 32) : uint32_t(word)), place((x & 1) << 4 | (y & 3) << 2 | (z & 3)) {}
-    NT_HD bool bit() const { return half >> place & 1; }
+    NT_HD uint32_t bit() const { return half >> place & 1; }
     // Of the aligned cube of 2^3 units around it.
-    NT_HD uint32_t mask() const { return 0x330033u << (place & 10); }
+    static constexpr uint32_t kFullCube = 0x330033;
+    NT_HD uint32_t cube() const { return half >> (place & 10) & kFullCube; }
   };
 
-  // Where in the grid's words the one is that these cells lie in, of so many to the power of two along an axis.
-  NT_HD static uint32_t place(int side, int power, const int* at) {
-    const uint32_t words = uint32_t(side) >> power;
-    return ((uint32_t(at[0]) >> power) * words + (uint32_t(at[1]) >> power)) * words + (uint32_t(at[2]) >> power);
-  }
-  NT_HD static uint32_t first_place(int side, int power) {
-    const int first[3] = {kNumber, kNumber, kNumber};
-    return place(side, power, first);
-  }
-  NT_HD static uint64_t word_at(const uint64_t* words, uint32_t place) {
-#if defined(__CUDA_ARCH__)
-    return __ldg(reinterpret_cast<const unsigned long long*>(words) + place);
-#else
-    return words[place];
-#endif
-  }
-
-  NT_HD Look look(int side) {
+  NT_HD Look look(const BoxGrid& grid) {
     const float k = number_of(next);
     int at[3];
     for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + k * per_step[a]);
-    const uint32_t its_group = place(side, 4, at);
+    const uint32_t its_group = grid.groups.place(at, 4);
     if (its_group != group) {
       group = its_group;
-      group_word = word_at(bits.blocks, group - first_place(side, 4));
+      group_word = grid.groups.word_at(bits.blocks, group);
     }
     const Unit in_group(group_word, at[0] >> 2, at[1] >> 2, at[2] >> 2);
-    int within = in_group.half & in_group.mask() ? 3 : group_word ? 7 : 15;  // one less than the side of the cube
-    bool occupied = false;
+    const bool any = (uint32_t(group_word) | uint32_t(group_word >> 32)) != 0;
+    int within = in_group.cube() ? 3 : any ? 7 : 15;  // one less than the side of the cube
+    uint32_t occupied = 0;
     if (in_group.bit()) {
-      const uint32_t its_block = place(side, 2, at);
+      const uint32_t its_block = grid.blocks.place(at, 2);
       if (its_block != block) {
         block = its_block;
-        block_word = word_at(bits.cells, block - first_place(side, 2));
+        block_word = grid.blocks.word_at(bits.cells, block);
       }
       const Unit in_block(block_word, at[0], at[1], at[2]);
-      const uint32_t cube = in_block.half & in_block.mask();
-      within = cube == 0 || cube == in_block.mask() ? 1 : 0;
+      const uint32_t cube = in_block.cube();
+      within = cube == 0 || cube == Unit::kFullCube ? 1 : 0;
       occupied = in_block.bit();
     }
     float exit[3];

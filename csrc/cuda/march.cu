@@ -11,13 +11,14 @@ namespace nerftrain {
 // What a ray has found: runs of steps that are samples. Of each the first step is in the upper 32 bits, and in the
 // lower how many samples its ray has before it.
 struct RunsOfRay {
-  int64_t* next = nullptr;
-  int end = -1;  // the step behind the last run
-  int count = 0;
+  int64_t* runs = nullptr;
+  int num = 0;
+  int end = -1;   // the step behind the last run
+  int count = 0;  // samples
 
   // Of n steps from k on, behind all before them.
   __device__ __forceinline__ void add(int k, int n) {
-    if (k != end) *next++ = int64_t(uint64_t(uint32_t(k)) << 32 | uint32_t(count));
+    if (k != end) runs[num++] = int64_t(uint64_t(uint32_t(k)) << 32 | uint32_t(count));
     end = k + n;
     count += n;
   }
@@ -45,7 +46,7 @@ struct MarchRuns {
   __device__ __forceinline__ void tell(int64_t r, const RunsOfRay& found, int next, float end) const {
     counts[r] = found.count;
     ends[r] = end;
-    nums[r] = int(found.next - (runs + r * most));
+    nums[r] = found.num;
     reached[r] = found.count == rays.settings.max_samples ? next : rays.settings.max_steps;
   }
 
@@ -66,9 +67,8 @@ struct MarchRuns {
     if (near < far && line.clip(g, t0, t1)) {
       const Lattice steps(near, rays.jitter[r], m);
       const int first = max_of(steps.first_after(t0, 0, m.max_steps), first_step(r));
-      const auto no_room = found.next + most;
       next = march_runs(g, rays.bits(r), m, line, steps, first, t1, far, [&](int k, int n) {
-               if (k == found.end || found.next < no_room) found.add(k, n);
+               if (k == found.end || found.num < most) found.add(k, n);
              }).next;
       end = steps.start(next);
     }
@@ -78,7 +78,7 @@ struct MarchRuns {
 
 constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
 // Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
-constexpr int kFewGoing = 20;    // lanes: no more of a warp go on before others take new rays
+constexpr int kFewGoing = 26;    // lanes: no more of a warp go on before others take new rays
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp
@@ -95,7 +95,7 @@ __device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays)
   const int by_x = kWarp / (n * n), by_y = kWarp / n % n, by_z = kWarp % n;
 #pragma unroll 1
   for (int i = lane_of_warp(); i < num; i += kWarp) {
-    found.add(BoxMarch::word_at(g.bits.blocks, i), x, y, z);
+    found.add(g.bits.blocks[i], x, y, z);
     z += by_z;
     y += by_y + (z >= n);
     x += by_x + (y >= n);
@@ -120,7 +120,8 @@ struct alignas(16) WaitingRay {
 // Through a single box by equal steps. A warp has some rays. It prepares 32 at a time, of which those that may meet
 // anything wait for a lane, and lanes take them as they end: the mean of random rays has looked long before the last of
 // 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
-__global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, MarchRuns body, int rays_of_warp) {
+__global__ void __launch_bounds__(kRays)
+    march_box_kernel(int64_t num_rays, MarchRuns body, BoxGrid grid, int rays_of_warp) {
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
   WaitingRay* waiting = reinterpret_cast<WaitingRay*>(dynamic_shared) + int(threadIdx.x) / kWarp * kWarp;
@@ -170,15 +171,17 @@ __global__ void __launch_bounds__(kRays) march_box_kernel(int64_t num_rays, Marc
       if (!going && from_last <= num_waiting) {
         const WaitingRay& taken = waiting[num_waiting - from_last];
         place = taken.place;
-        ray.begin(taken.ray, rays.bits(first + place), rays.grid.side);
+        ray.begin(taken.ray, rays.bits(first + place), grid);
         found = body.none_yet(first + place);
         going = true;
       }
       num_waiting = max_of(num_waiting - __popc(idle), 0);
       __syncwarp();
     }
-    for (int i = 0; i < kLooksAtOnce && going; ++i) {
-      const auto [is_sample, until] = ray.look(rays.grid.side);
+#pragma unroll
+    for (int i = 0; i < kLooksAtOnce; ++i) {
+      if (!going) break;
+      const auto [is_sample, until] = ray.look(grid);
       if (is_sample) found.add(ray.next - kNumber, min_of(until - ray.next, m.max_samples - found.count));
       ray.next = until;
       going = until < ray.last && found.count < m.max_samples;
@@ -286,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
     Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays,
-                 kRays * sizeof(WaitingRay), num_rays, body, rays_of_warp);
+                 kRays * sizeof(WaitingRay), num_rays, body, BoxGrid(rays.grid.side), rays_of_warp);
   }
   return {counts, ends, runs, nums, reached};
 }

@@ -202,12 +202,12 @@ int64_t check_box_march(const MarchRays& rays, int64_t num_rays) {
     const bool meets = way.enter(g, blocks, m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r], rays.far[r],
                                  rays.jitter[r], begin);
     BoxMarch ray;
-    ray.begin(way, rays.bits(r), g.side);
+    ray.begin(way, rays.bits(r), BoxGrid(g.side));
     CHECK(meets || (ray.next == ray.last && ray.last == ray.behind));
     CHECK(ray.next >= ray.last || ray.next >= kNumber + begin);
     CHECK(ray.last <= ray.behind && ray.behind <= kNumber + m.max_steps);
     while (ray.next < ray.last) {
-      const auto [occupied, until] = ray.look(g.side);
+      const auto [occupied, until] = ray.look(BoxGrid(g.side));
       CHECK(until > ray.next && until <= ray.last);
       if (occupied) total += until - ray.next;
       ray.next = until;
