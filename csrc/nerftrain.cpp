@@ -3,8 +3,8 @@
 
 STABLE_TORCH_LIBRARY(nerftrain, m) {
   // Occupancy grids: bits from flags, and those of slices of time; which cells the cameras leave open.
-  m.def("pack_grid(Tensor occupied) -> (Tensor, Tensor)");
-  m.def("slice_grid(Tensor cells, Tensor live) -> (Tensor, Tensor)");
+  m.def("pack_grid(Tensor occupied) -> (Tensor, Tensor, Tensor)");
+  m.def("slice_grid(Tensor cells, Tensor live) -> (Tensor, Tensor, Tensor)");
   m.def(
       "visible_cells(Tensor poses, Tensor intrinsics, Tensor sizes, Tensor counts, float mask_scale, float[] boxes, "
       "int[] resolution, float near) -> Tensor");
@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def(
       "march_runs(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor jitter, Tensor slices, "
       "Tensor cells, Tensor blocks, float[] boxes, int[] resolution, int side, float step, float cone_angle, "
-      "int max_steps, int max_samples, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int max_steps, int max_samples, Tensor empty, Tensor begin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "march_fill(Tensor near, Tensor jitter, Tensor runs, Tensor nums, float step, float cone_angle, "
       "int max_steps, Tensor offsets, SymInt num_samples) -> (Tensor, Tensor, Tensor)");

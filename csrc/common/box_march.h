@@ -153,47 +153,42 @@ struct BoxRay {
   };
 };
 
-// Where a grid's words are among those that cells of any number would have: so a cell's bits need not be taken for
+// Where blocks of 4^3 cells are among those that cells of any number would have: so a cell's bits need not be taken for
 // what they number.
-struct BoxWords {
-  uint32_t words;  // along an axis
+struct BoxBlocks {
+  uint32_t along;  // an axis
   uint32_t first;  // the place of the first
 
-  NT_HD BoxWords(int side, int power) : words(uint32_t(side) >> power), first(0) {
+  NT_HD explicit BoxBlocks(int side) : along(uint32_t(side) >> 2), first(0) {
     const int origin[3] = {kNumber, kNumber, kNumber};
-    first = place(origin, power);
+    first = place(origin);
   }
-  NT_HD uint32_t place(const int* at, int power) const {
-    return ((uint32_t(at[0]) >> power) * words + (uint32_t(at[1]) >> power)) * words + (uint32_t(at[2]) >> power);
+  NT_HD uint32_t place(const int* at) const {
+    return ((uint32_t(at[0]) >> 2) * along + (uint32_t(at[1]) >> 2)) * along + (uint32_t(at[2]) >> 2);
   }
-  NT_HD uint64_t word_at(const uint64_t* all, uint32_t place) const {
+};
+
+template <class T>
+NT_HD T read_only(const T* from) {
 #if defined(__CUDA_ARCH__)
-    return __ldg(reinterpret_cast<const unsigned long long*>(all) + (place - first));
+  return __ldg(from);
 #else
-    return all[place - first];
+  return *from;
 #endif
-  }
-};
-
-struct BoxGrid {
-  BoxWords blocks, groups;  // of 4^3 cells, and of as many blocks
-
-  NT_HD explicit BoxGrid(int side) : blocks(side, 2), groups(side, 4) {}
-};
+}
 
 // What looks along a ray.
 struct BoxMarch : BoxRay {
   OccupancyBits bits;
-  int ahead[3];           // all bits where it goes up an axis, else none
-  uint32_t group, block;  // of which the words are those below
-  uint64_t group_word, block_word;
+  int ahead[3];  // all bits where it goes up an axis, else none
+  uint32_t block;
+  uint64_t cells_of_block;
 
-  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, const BoxGrid& grid) {
+  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, const BoxBlocks& blocks) {
     static_cast<BoxRay&>(*this) = ray;
     bits = cells;
     for (int a = 0; a < 3; ++a) ahead[a] = per_cell[a] > 0.f ? -1 : 0;
-    group = grid.groups.first - 1;
-    block = grid.blocks.first - 1;
+    block = blocks.first - 1;
   }
 
   // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube whose cells are all
@@ -203,42 +198,25 @@ struct BoxMarch : BoxRay {
     int until;
   };
 
-  // The half of a word of 4^3 bits that one of its units is in, and the unit's place there.
-  struct Unit {
-    uint32_t half;
-    int place;
-
-    NT_HD Unit(uint64_t word, int x, int y, int z)
-        : half(x & 2 ? uint32_t(word >> 32) : uint32_t(word)), place((x & 1) << 4 | (y & 3) << 2 | (z & 3)) {}
-    NT_HD uint32_t bit() const { return half >> place & 1; }
-    // Of the aligned cube of 2^3 units around it.
-    static constexpr uint32_t kFullCube = 0x330033;
-    NT_HD uint32_t cube() const { return half >> (place & 10) & kFullCube; }
-  };
-
-  NT_HD Look look(const BoxGrid& grid) {
+  NT_HD Look look(const BoxBlocks& blocks) {
     const float k = number_of(next);
     int at[3];
     for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + k * per_step[a]);
-    const uint32_t its_group = grid.groups.place(at, 4);
-    if (its_group != group) {
-      group = its_group;
-      group_word = grid.groups.word_at(bits.blocks, group);
-    }
-    const Unit in_group(group_word, at[0] >> 2, at[1] >> 2, at[2] >> 2);
-    const bool any = (uint32_t(group_word) | uint32_t(group_word >> 32)) != 0;
-    int within = in_group.cube() ? 3 : any ? 7 : 15;  // one less than the side of the cube
+    const uint32_t its_block = blocks.place(at);
+    int within = read_only(bits.empty + (its_block - blocks.first));  // one less than the side of the cube
     uint32_t occupied = 0;
-    if (in_group.bit()) {
-      const uint32_t its_block = grid.blocks.place(at, 2);
+    if (within == 0) {
       if (its_block != block) {
         block = its_block;
-        block_word = grid.blocks.word_at(bits.cells, block);
+        cells_of_block = read_only(bits.cells + (block - blocks.first));
       }
-      const Unit in_block(block_word, at[0], at[1], at[2]);
-      const uint32_t cube = in_block.cube();
-      within = cube == 0 || cube == Unit::kFullCube ? 1 : 0;
-      occupied = in_block.bit();
+      // The half of them that the cell is in, and its place there; of the aligned cube of 2^3 cells around it.
+      const uint32_t half = at[0] & 2 ? uint32_t(cells_of_block >> 32) : uint32_t(cells_of_block);
+      const int place = (at[0] & 1) << 4 | (at[1] & 3) << 2 | (at[2] & 3);
+      constexpr uint32_t kFull = 0x330033;
+      const uint32_t cube = half >> (place & 10) & kFull;
+      within = cube == 0 || cube == kFull ? 1 : 0;
+      occupied = half >> place & 1;
     }
     float exit[3];
     for (int a = 0; a < 3; ++a) exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];

@@ -15,6 +15,7 @@ NT_HD int64_t cubed(int64_t n) { return n * n * n; }
 struct OccupancyBits {
   const uint64_t* cells;   // [L][(side / 4)^3] a bit per cell of a 4^3 block
   const uint64_t* blocks;  // [L][(side / 16)^3] a bit per 4^3 block that has an occupied cell
+  const uint8_t* empty;    // [L][(side / 4)^3] see PackBlocks; null where nobody asks
 };
 
 struct OccupancyGrid {
@@ -29,7 +30,8 @@ struct OccupancyGrid {
   NT_HD int64_t words_of_slice() const { return num_levels * cubed(side / 4); }
   NT_HD int64_t groups_of_slice() const { return num_levels * cubed(side / 16); }
   NT_HD OccupancyBits slice(int64_t s) const {
-    return {bits.cells + s * words_of_slice(), bits.blocks + s * groups_of_slice()};
+    return {bits.cells + s * words_of_slice(), bits.blocks + s * groups_of_slice(),
+            bits.empty ? bits.empty + s * words_of_slice() : nullptr};
   }
 };
 
@@ -44,28 +46,55 @@ NT_HD BitPlace bit_place(int x, int y, int z, int side) {
   return {(int64_t(x >> 2) * words + (y >> 2)) * words + (z >> 2), (((x & 3) << 2) | (y & 3)) << 2 | (z & 3)};
 }
 
-// Gathers 4^3 flags into one word of the next level of detail.
-struct PackBits {
-  const bool* flags;  // [L][side^3]
-  uint64_t* words;    // [L][(side / 4)^3]
-  bool* any;          // [L][(side / 4)^3] whether the word has a bit set
+// 4^3 flags of [L][side^3] that make one word of the next level of detail, [L][(side / 4)^3].
+struct FlagsOfWord {
+  const bool* flags;
   int side;
+  int64_t first;
+
+  NT_HD FlagsOfWord(const bool* flags_, int side_, int64_t word) : flags(flags_), side(side_) {
+    const int words = side / 4;
+    const int64_t level = word / cubed(words), place = word % cubed(words);
+    const int64_t x = place / (int64_t(words) * words), y = place / words % words, z = place % words;
+    first = level * cubed(side) + ((4 * x * side) + 4 * y) * side + 4 * z;
+  }
+  NT_HD int64_t place(int bit) const { return first + (int64_t(bit >> 4) * side + (bit >> 2 & 3)) * side + (bit & 3); }
+  NT_HD uint64_t word() const {
+    uint64_t bits = 0;
+    for (int bit = 0; bit < 64; ++bit) bits |= uint64_t(flags[place(bit)]) << bit;
+    return bits;
+  }
+};
+
+struct PackCells {
+  const bool* flags;  // [L][side^3]
+  int side;
+  uint64_t* words;  // [L][(side / 4)^3]
+  bool* any;        // [L][(side / 4)^3] whether the word has a bit set
 
   NT_HD void operator()(int64_t i) const {
-    const int words_per_side = side / 4;
-    const int64_t per_level = int64_t(words_per_side) * words_per_side * words_per_side;
-    const int64_t level = i / per_level, place = i % per_level;
-    const int x = int(place / (words_per_side * words_per_side)) * 4;
-    const int y = int(place / words_per_side % words_per_side) * 4;
-    const int z = int(place % words_per_side) * 4;
-    const bool* cube = flags + level * side * side * side;
-    uint64_t word = 0;
-    for (int bit = 0; bit < 64; ++bit) {
-      const int64_t cell = (int64_t(x + (bit >> 4)) * side + y + (bit >> 2 & 3)) * side + z + (bit & 3);
-      word |= uint64_t(cube[cell]) << bit;
-    }
+    const uint64_t word = FlagsOfWord(flags, side, i).word();
     words[i] = word;
     any[i] = word != 0;
+  }
+};
+
+// Of each block the bit, and how large an aligned cube of empty cells lies around it: one less than its side, 3, 7 or
+// 15; 0 where the block has an occupied cell.
+struct PackBlocks {
+  const bool* any;  // [L][side^3]
+  int side;         // in blocks
+  uint64_t* words;  // [L][(side / 4)^3]
+  uint8_t* empty;   // [L][side^3]
+
+  NT_HD void operator()(int64_t i) const {
+    const FlagsOfWord blocks(any, side, i);
+    const uint64_t word = blocks.word();
+    words[i] = word;
+    for (int bit = 0; bit < 64; ++bit) {
+      const uint64_t around = word & 0x330033ull << (bit & 0b101010);
+      empty[blocks.place(bit)] = word >> bit & 1 ? 0 : around ? 3 : word ? 7 : 15;
+    }
   }
 };
 

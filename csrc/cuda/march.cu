@@ -121,7 +121,7 @@ struct alignas(16) WaitingRay {
 // anything wait for a lane, and lanes take them as they end: the mean of random rays has looked long before the last of
 // 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
 __global__ void __launch_bounds__(kRays)
-    march_box_kernel(int64_t num_rays, MarchRuns body, BoxGrid grid, int rays_of_warp) {
+    march_box_kernel(int64_t num_rays, MarchRuns body, BoxBlocks blocks, int rays_of_warp) {
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
   WaitingRay* waiting = reinterpret_cast<WaitingRay*>(dynamic_shared) + int(threadIdx.x) / kWarp * kWarp;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kRays)
       if (!going && from_last <= num_waiting) {
         const WaitingRay& taken = waiting[num_waiting - from_last];
         place = taken.place;
-        ray.begin(taken.ray, rays.bits(first + place), grid);
+        ray.begin(taken.ray, rays.bits(first + place), blocks);
         found = body.none_yet(first + place);
         going = true;
       }
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kRays)
 #pragma unroll
     for (int i = 0; i < kLooksAtOnce; ++i) {
       if (!going) break;
-      const auto [is_sample, until] = ray.look(grid);
+      const auto [is_sample, until] = ray.look(blocks);
       if (is_sample) found.add(ray.next - kNumber, min_of(until - ray.next, m.max_samples - found.count));
       ray.next = until;
       going = until < ray.last && found.count < m.max_samples;
@@ -267,9 +267,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far, const Tensor& jitter,
     const Tensor& slices, const Tensor& cells, const Tensor& blocks, std::vector<double> boxes,
     std::vector<int64_t> resolution, int64_t side, double step, double cone_angle, int64_t max_steps,
-    int64_t max_samples, const Tensor& begin) {
-  const MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution,
-                                    side, step, cone_angle, max_steps, max_samples);
+    int64_t max_samples, const Tensor& empty, const Tensor& begin) {
+  MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution, side,
+                              step, cone_angle, max_steps, max_samples);
+  rays.grid.bits.empty = read<uint8_t>(empty);
   const int64_t num_rays = origins.size(0), most = most_runs(rays.grid, max_steps);
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor runs = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
@@ -289,7 +290,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
     Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays,
-                 kRays * sizeof(WaitingRay), num_rays, body, BoxGrid(rays.grid.side), rays_of_warp);
+                 kRays * sizeof(WaitingRay), num_rays, body, BoxBlocks(rays.grid.side), rays_of_warp);
   }
   return {counts, ends, runs, nums, reached};
 }

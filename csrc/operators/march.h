@@ -20,40 +20,43 @@ inline OccupancyGrid grid_of(const std::vector<double>& boxes, const std::vector
   return grid;
 }
 
+using GridBits = std::tuple<Tensor, Tensor, Tensor>;  // of OccupancyBits
+
+// What follows from the words of cells [L, (side / 4)^3], and which of them have any.
 template <class Backend>
-std::tuple<Tensor, Tensor> pack_grid(const Tensor& occupied) {
-  const int64_t levels = occupied.size(0), side = occupied.size(1), words = side / 4, groups = side / 16;
-  Tensor cells = make(occupied, {levels, words * words * words}, ScalarType::Long);
-  Tensor blocks = make(occupied, {levels, groups * groups * groups}, ScalarType::Long);
-  Tensor any_cell = make(occupied, {levels, words * words * words});
-  Tensor any_block = make(occupied, {levels, groups * groups * groups});
-  const auto pack = [&](const Tensor& flags, Tensor& bits, Tensor& any, int64_t n) {
-    const PackBits body{read<bool>(flags), reinterpret_cast<uint64_t*>(write<int64_t>(bits)), write<bool>(any), int(n)};
-    Backend::for_each(occupied, bits.size(0) * bits.size(1), body);
-  };
-  pack(occupied, cells, any_cell, side);
-  pack(any_cell, blocks, any_block, words);
-  return {cells, blocks};
+GridBits pack_blocks(const Tensor& cells, const Tensor& any, int64_t side) {
+  Tensor blocks = make(cells, {any.size(0), cubed(side / 16)});
+  Tensor empty = make(cells, {any.size(0), any.size(1)}, ScalarType::Byte);
+  Backend::for_each(cells, blocks.size(0) * blocks.size(1),
+                    PackBlocks{read<bool>(any), int(side / 4), reinterpret_cast<uint64_t*>(write<int64_t>(blocks)),
+                               write<uint8_t>(empty)});
+  return {cells, blocks, empty};
+}
+
+template <class Backend>
+GridBits pack_grid(const Tensor& occupied) {
+  const int64_t levels = occupied.size(0), side = occupied.size(1);
+  Tensor cells = make(occupied, {levels, cubed(side / 4)}, ScalarType::Long);
+  Tensor any = make(occupied, {levels, cubed(side / 4)});
+  Backend::for_each(
+      occupied, cells.size(0) * cells.size(1),
+      PackCells{read<bool>(occupied), int(side), reinterpret_cast<uint64_t*>(write<int64_t>(cells)), write<bool>(any)});
+  return pack_blocks<Backend>(cells, any, side);
 }
 
 // The bits of each slice of time, from those of all time [L, ...] and which cubes of 2^3 cells [T, L, (side / 2)^3]
 // hold anything in it.
 template <class Backend>
-std::tuple<Tensor, Tensor> slice_grid(const Tensor& cells, const Tensor& live) {
-  const int64_t slices = live.size(0), levels = live.size(1), side = 2 * live.size(2), n = side / 4, groups = side / 16;
-  if (cells.size(0) != levels || cells.size(1) != n * n * n || side % 16)
+GridBits slice_grid(const Tensor& cells, const Tensor& live) {
+  const int64_t slices = live.size(0), levels = live.size(1), side = 2 * live.size(2);
+  if (cells.size(0) != levels || cells.size(1) != cubed(side / 4) || side % 16)
     throw std::runtime_error("slice_grid: cubes of 2^3 cells of the grid itself");
-  Tensor words = make(cells, {slices * levels, n * n * n});
-  Tensor blocks = make(cells, {slices * levels, groups * groups * groups});
-  Tensor any_cell = make(live, {slices * levels, n * n * n}), any_block = make(live, {blocks.size(0), blocks.size(1)});
-  const SliceBits slice{
-      reinterpret_cast<const uint64_t*>(read<int64_t>(cells)), read<bool>(live),     levels, int(side),
-      reinterpret_cast<uint64_t*>(write<int64_t>(words)),      write<bool>(any_cell)};
+  Tensor words = make(cells, {slices * levels, cubed(side / 4)});
+  Tensor any = make(live, {words.size(0), words.size(1)});
+  const SliceBits slice{reinterpret_cast<const uint64_t*>(read<int64_t>(cells)), read<bool>(live), levels, int(side),
+                        reinterpret_cast<uint64_t*>(write<int64_t>(words)),      write<bool>(any)};
   Backend::for_each(cells, words.size(0) * words.size(1), slice);
-  const PackBits pack{read<bool>(any_cell), reinterpret_cast<uint64_t*>(write<int64_t>(blocks)), write<bool>(any_block),
-                      int(n)};
-  Backend::for_each(cells, blocks.size(0) * blocks.size(1), pack);
-  return {words, blocks};
+  return pack_blocks<Backend>(words, any, side);
 }
 
 // counts is [C][mask height + 1][mask width + 1], or empty where there are no masks.
@@ -84,7 +87,7 @@ inline MarchRays march_rays(const Tensor& origins, const Tensor& directions, con
                             double step, double cone_angle, int64_t max_steps, int64_t max_samples) {
   OccupancyGrid grid = grid_of(boxes, resolution, side);
   grid.bits = {reinterpret_cast<const uint64_t*>(read<int64_t>(cells)),
-               reinterpret_cast<const uint64_t*>(read<int64_t>(blocks))};
+               reinterpret_cast<const uint64_t*>(read<int64_t>(blocks)), nullptr};
   if (slices.numel() != 0 && slices.numel() != origins.size(0))
     throw std::runtime_error("march: a slice of time for each ray, or none");
   const MarchSettings settings{float(step), float(cone_angle), int(max_steps), int(max_samples)};

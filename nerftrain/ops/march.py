@@ -39,6 +39,9 @@ class Grid:
 
     cells: Tensor  # [T L, (side / 4)**3] int64, a bit per cell
     blocks: Tensor  # [T L, (side / 16)**3] int64, a bit per 4**3 cells
+    # [T L, (side / 4)**3] uint8, of each 4**3 cells: one less than the side of an aligned cube of
+    # empty cells around them, 3, 7 or 15; 0 where one of them is occupied
+    empty: Tensor
     boxes: tuple[float, ...]  # [6 L], of each level: min xyz, max xyz
     resolution: tuple[int, int, int]  # cells along each axis
     side: int  # of the cube of bits, a multiple of 16
@@ -139,14 +142,19 @@ def _pack_bits(flags: Tensor) -> Tensor:
     return (bits << torch.arange(64, device=flags.device)).sum(-1)
 
 
-def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor]:
+def pack_grid_reference(occupied: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pack flags into words by torch (see `pack_grid`)."""
     cells = _pack_bits(occupied)
     words = occupied.shape[1] // 4
-    return cells, _pack_bits((cells != 0).view(-1, words, words, words))
+    blocks = (cells != 0).view(-1, 1, words, words, words)
+    empty = torch.full_like(blocks, 15, dtype=torch.uint8)
+    for side, within in ((4, 7), (2, 3), (1, 0)):  # cubes of blocks that are not empty
+        around = functional.max_pool3d(blocks.float(), side)
+        empty[functional.interpolate(around, scale_factor=side) > 0] = within
+    return cells, _pack_bits(blocks[:, 0]), empty.flatten(1)
 
 
-def slice_grid_reference(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+def slice_grid_reference(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Leave cells out by torch (see `slice_grid`)."""
     for axis in (2, 3, 4):
         live = live.repeat_interleave(2, axis)
@@ -386,17 +394,19 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 @library.fake("pack_grid")
-def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor]:
+def _pack_grid_fake(occupied: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     levels, side = occupied.shape[:2]
-    words, groups = side // 4, side // 16
-    make = occupied.new_empty
-    return make(levels, words**3, dtype=torch.int64), make(levels, groups**3, dtype=torch.int64)
+    return _grid_bits_fake(occupied.new_empty(levels, (side // 4) ** 3, dtype=torch.int64))
+
+
+def _grid_bits_fake(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    num, words = cells.shape
+    return cells, cells.new_empty(num, words // 64), cells.new_empty(num, words, dtype=torch.uint8)
 
 
 @library.fake("slice_grid")
-def _slice_grid_fake(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    num = live.shape[0] * live.shape[1]
-    return cells.new_empty(num, cells.shape[1]), cells.new_empty(num, cells.shape[1] // 64)
+def _slice_grid_fake(cells: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _grid_bits_fake(cells.new_empty(live.shape[0] * live.shape[1], cells.shape[1]))
 
 
 @library.fake("visible_cells")
@@ -420,7 +430,7 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
 
 @library.fake("march_runs")
 def _march_runs_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    boxes, resolution, max_steps = rest[-8], rest[-7], rest[-3]
+    boxes, resolution, max_steps = rest[-9], rest[-8], rest[-4]
     num_rays, make, num_levels = origins.shape[0], origins.new_empty, len(boxes) // 6
     # most_runs of csrc/cuda/march.cu
     most = min(max_steps, num_levels * (sum(resolution) + num_levels + 1)) // 2 + 1
@@ -498,10 +508,10 @@ def pack_grid(occupied: Tensor, boxes: Sequence[float]) -> Grid:
         x, y, z = missing
         occupied = functional.pad(occupied, (0, z, 0, y, 0, x))
     pack = torch.ops.nerftrain.pack_grid if library.native(occupied) else pack_grid_reference
-    cells, blocks = pack(occupied.contiguous())
+    bits = pack(occupied.contiguous())
     boxes = nested_boxes(boxes, levels) if len(boxes) == 6 else tuple(boxes)
     x, y, z = resolution
-    return Grid(cells, blocks, boxes, (x, y, z), side)
+    return Grid(*bits, boxes, (x, y, z), side)
 
 
 def slice_grid(grid: Grid, live: Tensor) -> Grid:
@@ -514,8 +524,8 @@ def slice_grid(grid: Grid, live: Tensor) -> Grid:
         live: [T, L, side / 2, side / 2, side / 2] bool, which cubes hold anything in which slice.
     """
     slice_bits = torch.ops.nerftrain.slice_grid if library.native(live) else slice_grid_reference
-    cells, blocks = slice_bits(grid.cells, live.contiguous())
-    return replace(grid, cells=cells, blocks=blocks)
+    cells, blocks, empty = slice_bits(grid.cells, live.contiguous())
+    return replace(grid, cells=cells, blocks=blocks, empty=empty)
 
 
 def visible_cells(
@@ -649,7 +659,8 @@ class _Runs(NamedTuple):
 def _runs(rays: Rays, marching: Marching, begin: Tensor | None) -> _Runs:
     lines = rays.origins.contiguous(), rays.directions.contiguous()
     told = lines[0].new_empty(0, dtype=torch.int32) if begin is None else begin
-    found = torch.ops.nerftrain.march_runs(*lines, *marching.arguments(rays), told)
+    arguments = *lines, *marching.arguments(rays), marching.grid.empty
+    found = torch.ops.nerftrain.march_runs(*arguments, told)
     return _Runs(*found)
 
 

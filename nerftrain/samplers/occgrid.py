@@ -203,7 +203,8 @@ class OccGrid(Sampler):
             return
         last.cells.copy_(grid.cells)
         last.blocks.copy_(grid.blocks)
-        self.grid = replace(grid, cells=last.cells, blocks=last.blocks)
+        last.empty.copy_(grid.empty)
+        self.grid = replace(grid, cells=last.cells, blocks=last.blocks, empty=last.empty)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the buffers and bring what is derived from them up to date."""

@@ -74,6 +74,7 @@ struct Box {
 struct Grid {
   OccupancyGrid grid{};
   std::vector<uint64_t> cells, blocks;
+  std::vector<uint8_t> empty;
 
   // Boxes one around the other; a bit is set where its cell's number is no multiple of `sparsity`.
   Grid(const std::vector<Box>& boxes, const int (&resolution)[3], int side, int64_t sparsity) {
@@ -87,10 +88,11 @@ struct Grid {
     }
     cells.resize(levels * cubes / 64);
     blocks.resize(cells.size() / 64);
-    const auto any = std::make_unique<bool[]>(cells.size()), any_block = std::make_unique<bool[]>(blocks.size());
-    for_each(int64_t(cells.size()), PackBits{flags.get(), cells.data(), any.get(), side});
-    for_each(int64_t(blocks.size()), PackBits{any.get(), blocks.data(), any_block.get(), side / 4});
-    grid.bits = {cells.data(), blocks.data()};
+    empty.resize(cells.size());
+    const auto any = std::make_unique<bool[]>(cells.size());
+    for_each(int64_t(cells.size()), PackCells{flags.get(), side, cells.data(), any.get()});
+    for_each(int64_t(blocks.size()), PackBlocks{any.get(), side / 4, blocks.data(), empty.data()});
+    grid.bits = {cells.data(), blocks.data(), empty.data()};
     grid.num_levels = int(levels);
     grid.side = side;
     for (int a = 0; a < 3; ++a) {
@@ -109,17 +111,17 @@ struct Slices {
   static constexpr int kNum = 3;
   OccupancyGrid grid;
   std::vector<uint64_t> cells, blocks;
+  std::vector<uint8_t> empty;
 
   explicit Slices(const Grid& whole)
-      : grid(whole.grid), cells(kNum * whole.cells.size()), blocks(kNum * whole.blocks.size()) {
+      : grid(whole.grid), cells(kNum * whole.cells.size()), blocks(kNum * whole.blocks.size()), empty(cells.size()) {
     const int64_t cubes = 8 * int64_t(cells.size());
     const auto live = std::make_unique<bool[]>(cubes), any = std::make_unique<bool[]>(cells.size());
-    const auto any_block = std::make_unique<bool[]>(blocks.size());
     for (int64_t i = 0; i < cubes; ++i) live[i] = i % 5 < 2;
     const SliceBits slice{whole.cells.data(), live.get(), grid.num_levels, grid.side, cells.data(), any.get()};
     for_each(int64_t(cells.size()), slice);
-    for_each(int64_t(blocks.size()), PackBits{any.get(), blocks.data(), any_block.get(), grid.side / 4});
-    grid.bits = {cells.data(), blocks.data()};
+    for_each(int64_t(blocks.size()), PackBlocks{any.get(), grid.side / 4, blocks.data(), empty.data()});
+    grid.bits = {cells.data(), blocks.data(), empty.data()};
   }
 };
 
@@ -202,12 +204,12 @@ int64_t check_box_march(const MarchRays& rays, int64_t num_rays) {
     const bool meets = way.enter(g, blocks, m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r], rays.far[r],
                                  rays.jitter[r], begin);
     BoxMarch ray;
-    ray.begin(way, rays.bits(r), BoxGrid(g.side));
+    ray.begin(way, rays.bits(r), BoxBlocks(g.side));
     CHECK(meets || (ray.next == ray.last && ray.last == ray.behind));
     CHECK(ray.next >= ray.last || ray.next >= kNumber + begin);
     CHECK(ray.last <= ray.behind && ray.behind <= kNumber + m.max_steps);
     while (ray.next < ray.last) {
-      const auto [occupied, until] = ray.look(BoxGrid(g.side));
+      const auto [occupied, until] = ray.look(BoxBlocks(g.side));
       CHECK(until > ray.next && until <= ray.last);
       if (occupied) total += until - ray.next;
       ray.next = until;

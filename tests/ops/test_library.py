@@ -518,7 +518,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         runs, nums = torch.tensor([[7 << 32]] * 5, device=device), ray_offsets[:5].int() + 1
         ends = 2 * torch.arange(6, device=device)
         none = ray_offsets[:0]
-        arguments["march_runs"] = [(*march, first) for first in (none.int(), nums)]
+        empty = torch.zeros_like(cells, dtype=torch.uint8)
+        arguments["march_runs"] = [(*march, empty, first) for first in (none.int(), nums)]
         arguments["march_fill"] = [(march[2], march[4], runs, nums, 0.1, 0.0, 50, ends, 12)]
         half = random(157, 2).half(), [4, 4, 4, 9, 9, 9], [0, 125, 157]
         arguments["hash_encode_half"] = [(random(7, 3), *half, none)]

@@ -251,8 +251,9 @@ def sliced(grid: Grid, num_slices: int, share: float = 0.5) -> tuple[Grid, list[
     generator = torch.Generator().manual_seed(7)
     live = torch.rand(num_slices, levels, half, half, half, generator=generator) < share
     whole = slice_grid(grid, live.to(grid.cells.device))
-    bits = zip(whole.cells.split(levels), whole.blocks.split(levels), strict=True)
-    return whole, [replace(grid, cells=cells, blocks=blocks) for cells, blocks in bits]
+    names = "cells", "blocks", "empty"
+    parts = zip(*(getattr(whole, name).split(levels) for name in names), strict=True)
+    return whole, [replace(grid, **dict(zip(names, bits, strict=True))) for bits in parts]
 
 
 def in_slices(rays: Rays, num_slices: int) -> tuple[Rays, Tensor]:
@@ -269,9 +270,9 @@ def test_slices_of_a_grid_equal_their_reference(make_grid, num_levels, side):
     live = torch.rand(5, num_levels, *[side // 2] * 3) < 0.3
     live[1], live[2] = False, True
     actual = slice_grid(grid, live.to(grid.cells.device))
-    cells, blocks = slice_grid_reference(grid.cells, live.to(grid.cells.device))
-    assert torch.equal(actual.cells, cells)
-    assert torch.equal(actual.blocks, blocks)
+    expected = slice_grid_reference(grid.cells, live.to(grid.cells.device))
+    for bits, its in zip((actual.cells, actual.blocks, actual.empty), expected, strict=True):
+        assert torch.equal(bits, its)
     occupied = actual.occupied.view(5, num_levels, side, side, side)
     assert not occupied[1].any()
     assert torch.equal(occupied[2], grid.occupied)
@@ -599,9 +600,9 @@ def test_a_grid_keeps_the_flags_that_it_was_made_of(device, num_levels, resoluti
     flags = torch.rand(num_levels, *[resolution] * 3, generator=generator).to(device) < share
     grid = pack_grid(flags, BOX)
     assert torch.equal(grid.occupied, flags)
-    cells, blocks = pack_grid_reference(flags)
-    assert torch.equal(grid.cells, cells)
-    assert torch.equal(grid.blocks, blocks)
+    expected = pack_grid_reference(flags)
+    for bits, its in zip((grid.cells, grid.blocks, grid.empty), expected, strict=True):
+        assert torch.equal(bits, its)
 
 
 def test_strided_flags_are_taken(make_grid):
