@@ -37,6 +37,15 @@ NT_HD int ceil_bits(float x) {
 #endif
 }
 
+// One over x, which is not tiny, to the last bit or two.
+NT_HD float inverse_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.f, x);
+#else
+  return 1.f / x;
+#endif
+}
+
 NT_HD int lowest_bit(uint64_t bits) {
 #if defined(__CUDA_ARCH__)
   return __ffsll(int64_t(bits)) - 1;
@@ -94,7 +103,7 @@ struct OccupiedBlocks {
 // A ray on its way through the box. Steps are told by their bits.
 struct BoxRay {
   float from[3], per_step[3];  // cells
-  float per_cell[3];           // steps; zero along an axis by which the ray never leaves its cell
+  float per_cell[3];           // steps; very many along an axis by which the ray never leaves its cell
   float exits[3];              // the step at which a ray leaves cell 0 along an axis
   int next, last;              // the step to look at, and that behind all that may be samples
   int behind;                  // that behind all in the box
@@ -104,37 +113,40 @@ struct BoxRay {
                    const float* d, float near, float far, float jitter, int begin) {
     next = last = behind = kNumber;
     if (!(near < far)) return false;
-    const EvenLattice lattice(near, jitter, m);
     const float first_middle = near + (0.5f + jitter) * m.step;
-    Stretch box{-3.4e38f, (far - first_middle) * lattice.inverse_step}, blocks = box;
+    Stretch box{-3.4e38f, (far - first_middle) * inverse_of(m.step)}, blocks = box;
     for (int a = 0; a < 3; ++a) {
       const float size = float(g.resolution[a]), cells_per_unit = 0.5f * size * g.inverse[0][a];
       from[a] = (o[a] + first_middle * d[a] - (g.center[0][a] - g.half[0][a])) * cells_per_unit;
       per_step[a] = m.step * d[a] * cells_per_unit;
-      const bool moves = fabsf(per_step[a]) > 1e-30f;
-      per_cell[a] = moves ? 1.f / per_step[a] : 0.f;
+      per_cell[a] = fabsf(per_step[a]) > 1e-30f ? inverse_of(per_step[a]) : 1e30f;
+      exits[a] = max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - kBesideWall;
       box.clip(*this, a, 0.f, size);
       blocks.clip(*this, a, 4.f * float(occupied.low[a]), 4.f * float(occupied.high[a] + 1));
-      exits[a] = moves ? max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - kBesideWall : 3.4e38f;
     }
     if (!(box.enters < box.leaves && box.leaves > -0.5f - jitter)) return false;
-    const auto inside = [&](int k) {
-      bool in = true;
-      for (int a = 0; a < 3; ++a) {
-        const int cell = floor_bits(from[a] + float(k) * per_step[a]);
-        in = in && cell >= kNumber && cell < kNumber + g.resolution[a];
-      }
-      return in;
-    };
-    int first = ceil_clamped(box.enters - kBesideWall, max_of(begin, 0), m.max_steps);
-    int end = ceil_clamped(box.leaves + kBesideWall, 0, m.max_steps);
-    while (first < end && !inside(first)) ++first;
-    while (end > first && !(lattice.middle(end - 1) < far && inside(end - 1))) --end;
-    end = max_of(first, end);
-    next = kNumber + ceil_clamped(blocks.enters - kBesideWall, first, end);
-    last = kNumber + ceil_clamped(blocks.leaves + kBesideWall, first, end);
-    behind = kNumber + end;
+    const float most = float(m.max_steps);
+    int first = ceil_bits(between(float(max_of(begin, 0)), box.enters - kBesideWall, most));
+    int end = ceil_bits(between(0.f, box.leaves + kBesideWall, most));
+    const EvenLattice lattice(near, jitter, m);
+    while (first < end && !inside(g, first)) ++first;
+    while (end > first && !(lattice.middle(end - 1 - kNumber) < far && inside(g, end - 1))) --end;
+    behind = max_of(first, end);
+    next = ceil_bits(between(number_of(first), blocks.enters - kBesideWall, number_of(behind)));
+    last = ceil_bits(between(number_of(first), blocks.leaves + kBesideWall, number_of(behind)));
     return true;
+  }
+
+ private:
+  NT_HD static float between(float low, float x, float high) { return fminf(fmaxf(x, low), high); }
+
+  NT_HD bool inside(const OccupancyGrid& g, int step) const {
+    bool in = true;
+    for (int a = 0; a < 3; ++a) {
+      const int cell = floor_bits(from[a] + number_of(step) * per_step[a]) - kNumber;
+      in = in && uint32_t(cell) < uint32_t(g.resolution[a]);
+    }
+    return in;
   }
 
   // Where a ray is between walls, in steps.
@@ -142,10 +154,6 @@ struct BoxRay {
     float enters, leaves;
 
     NT_HD void clip(const BoxRay& ray, int a, float low, float high) {
-      if (ray.per_cell[a] == 0.f) {
-        if (!(ray.from[a] >= low && ray.from[a] < high)) leaves = -3.4e38f;
-        return;
-      }
       const float at_low = (low - ray.from[a]) * ray.per_cell[a], at_high = (high - ray.from[a]) * ray.per_cell[a];
       enters = max_of(enters, min_of(at_low, at_high));
       leaves = min_of(leaves, max_of(at_low, at_high));

@@ -78,7 +78,7 @@ struct MarchRuns {
 
 constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
 // Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
-constexpr int kFewGoing = 26;    // lanes: no more of a warp go on before others take new rays
+constexpr int kFewGoing = 28;    // lanes: no more of a warp go on before others take new rays
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp

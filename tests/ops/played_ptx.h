@@ -540,6 +540,7 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["fma.rm.f32"] = Each<float, float, float, float>::run<[](float a, float b, float c) {
     return directed(double(a) * b, c, -1);  // the product is exact
   }>;
+  table["div.approx.f32"] = Each<float, float, float>::run<[](float a, float b) { return a / b; }>;
   table["cvt.sat.f32.f32"] = Each<float, float>::run<[](float a) { return (a > 0) ? std::fmin(a, 1.f) : 0.f; }>;
   table["cvt.rni.f32.f32"] = Each<float, float>::run<[](float a) { return std::nearbyintf(a); }>;
   table["cvt.f32.f16"] = Each<float, uint16_t>::run<of_half>;
