@@ -326,7 +326,7 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
 __global__ void __launch_bounds__(kStagedThreads)
     visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body) {
   const StagedRays rays(num_rays, rays_of_warp, body.offsets);
-  float* kept = staged_rows<1>();  // then whether samples are seen
+  float* kept = staged_rows<1>();  // of the light; less than none of it where the sample is seen
   const auto at = body.thresholds();
   float light = rays.there ? body.arriving_at(rays.ray) : 0;
   for (int64_t base = rays.begin; base < rays.end; base += kStaged) {
@@ -336,9 +336,14 @@ __global__ void __launch_bounds__(kStagedThreads)
       kept[place] = exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i]));
     });
     __syncwarp();
-    for (int place = part.from; place < part.to; ++place) kept[place] = body.pass(kept[place], at, light) ? 1 : 0;
+    float next = part.from < part.to ? kept[part.from] : 0;
+    for (int place = part.from; place < part.to && !(light < body.early_stop_eps); ++place) {
+      const float of_this = next;
+      next = kept[min_of(place + 1, part.to - 1)];  // on its way meanwhile
+      if (body.pass(of_this, at, light)) kept[place] = -1;
+    }
     __syncwarp();
-    side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] != 0; });
+    side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] < 0; });
     __syncwarp();
   }
   if (rays.there) body.leaving[rays.ray] = light;
