@@ -76,25 +76,36 @@ struct MarchRuns {
   }
 };
 
-constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlike times
+constexpr int kRays = 64;         // of a block: rays are few for a GPU, and take unlike times
+constexpr int kBoxThreads = 128;  // of one that goes through a single box
 // Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
 constexpr int kFewGoing = 28;    // lanes: no more of a warp go on before others take new rays
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp
 
-constexpr int kMostGroups = 4096;  // that a warp looks through for where its rays need not go
+constexpr int kMostGroups = 4096;  // that a block looks through for where its rays need not go
 
-// Where the blocks are that any ray may meet.
+__device__ __forceinline__ OccupiedBlocks over_warp(const OccupiedBlocks& of_lane) {
+  OccupiedBlocks all;
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    all.low[a] = least_of_warp(of_lane.low[a]);
+    all.high[a] = greatest_of_warp(of_lane.high[a]);
+  }
+  return all;
+}
+
+// Where the blocks are that any ray may meet. All threads of a block look for them.
 __device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays) {
   const OccupancyGrid& g = rays.grid;
   const int n = g.side >> 4, num = n * n * n;
   if (rays.slices || num > kMostGroups) return OccupiedBlocks::all(g);
   OccupiedBlocks found = OccupiedBlocks::none();
-  int x = lane_of_warp() / (n * n), y = lane_of_warp() / n % n, z = lane_of_warp() % n;
-  const int by_x = kWarp / (n * n), by_y = kWarp / n % n, by_z = kWarp % n;
-#pragma unroll 1
-  for (int i = lane_of_warp(); i < num; i += kWarp) {
+  int i = int(threadIdx.x), x = i / (n * n), y = i / n % n, z = i % n;
+  const int by_x = kBoxThreads / (n * n), by_y = kBoxThreads / n % n, by_z = kBoxThreads % n;
+#pragma unroll 4
+  for (; i < num; i += kBoxThreads) {
     found.add(g.bits.blocks[i], x, y, z);
     z += by_z;
     y += by_y + (z >= n);
@@ -102,11 +113,12 @@ __device__ __forceinline__ OccupiedBlocks occupied_blocks(const MarchRays& rays)
     z -= z >= n ? n : 0;
     y -= y >= n ? n : 0;
   }
-#pragma unroll
-  for (int a = 0; a < 3; ++a) {
-    found.low[a] = least_of_warp(found.low[a]);
-    found.high[a] = greatest_of_warp(found.high[a]);
-  }
+  OccupiedBlocks* of_warps = reinterpret_cast<OccupiedBlocks*>(dynamic_shared);
+  if (const OccupiedBlocks of_warp = over_warp(found); lane_of_warp() == 0)
+    of_warps[int(threadIdx.x) / kWarp] = of_warp;
+  __syncthreads();
+  found = over_warp(of_warps[lane_of_warp() % (kBoxThreads / kWarp)]);
+  __syncthreads();  // before others take the room
   return found;
 }
 
@@ -120,7 +132,7 @@ struct alignas(16) WaitingRay {
 // Through a single box by equal steps. A warp has some rays. It prepares 32 at a time, of which those that may meet
 // anything wait for a lane, and lanes take them as they end: the mean of random rays has looked long before the last of
 // 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
-__global__ void __launch_bounds__(kRays)
+__global__ void __launch_bounds__(kBoxThreads)
     march_box_kernel(int64_t num_rays, MarchRuns body, BoxBlocks blocks, int rays_of_warp) {
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
@@ -289,8 +301,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
     const int64_t at_once = int64_t(Cuda::num_processors(origins)) * kMarchWarps;
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
-    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kRays), kRays,
-                 kRays * sizeof(WaitingRay), num_rays, body, BoxBlocks(rays.grid.side), rays_of_warp);
+    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kBoxThreads), kBoxThreads,
+                 kBoxThreads * sizeof(WaitingRay), num_rays, body, BoxBlocks(rays.grid.side), rays_of_warp);
   }
   return {counts, ends, runs, nums, reached};
 }
