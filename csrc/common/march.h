@@ -331,10 +331,10 @@ struct VisibleSamples {
 
   // Whether the next sample is seen by the light that is left of its ray's; takes away what it absorbs.
   NT_HD bool pass(T kept, const Least& at, T& light) const {
-    if (light < early_stop_eps) return false;  // and so it stays: what lies behind need not be known
+    const bool goes_on = !(light < early_stop_eps);  // else it stays: what lies behind need not be known
     const T alpha = T(1) - kept;
-    const bool seen = light >= early_stop_eps && alpha >= at.alpha && light * alpha >= at.weight;
-    light *= kept;
+    const bool seen = goes_on & (alpha >= at.alpha) & (light * alpha >= at.weight);
+    light = goes_on ? light * kept : light;
     return seen;
   }
 

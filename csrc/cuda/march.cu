@@ -334,6 +334,8 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
+constexpr int kPassedAtOnce = 4;  // samples of a ray
+
 // Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU. Float64 goes ray by ray.
 __global__ void __launch_bounds__(kStagedThreads)
     visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body) {
@@ -348,11 +350,13 @@ __global__ void __launch_bounds__(kStagedThreads)
       kept[place] = exp_of(-body.density[i] * (body.t_ends[i] - body.t_starts[i]));
     });
     __syncwarp();
-    float next = part.from < part.to ? kept[part.from] : 0;
-    for (int place = part.from; place < part.to && !(light < body.early_stop_eps); ++place) {
-      const float of_this = next;
-      next = kept[min_of(place + 1, part.to - 1)];  // on its way meanwhile
-      if (body.pass(of_this, at, light)) kept[place] = -1;
+    for (int place = part.from; place < part.to && !(light < body.early_stop_eps); place += kPassedAtOnce) {
+      float of_each[kPassedAtOnce];
+#pragma unroll
+      for (int i = 0; i < kPassedAtOnce; ++i) of_each[i] = place + i < part.to ? kept[place + i] : 1;
+#pragma unroll
+      for (int i = 0; i < kPassedAtOnce; ++i)
+        if (body.pass(of_each[i], at, light) & (place + i < part.to)) kept[place + i] = -1;
     }
     __syncwarp();
     side_by_side(part.num, [&](int place) { body.visible[base + place] = kept[place] < 0; });
