@@ -1,9 +1,11 @@
-// Marching by equal steps through a single box (march.h), counted in steps and in cells, as GPUs do it.
+// Marching through a box, or through boxes each within the next (march.h), counted in steps and in cells, as GPUs do
+// it.
 //
-// The middle of step k lies at from + k per_step, in cells along each axis, and the wall w of an axis is passed at step
-// (w - from) / per_step. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n:
-// additions that round down or up make them, so that no number is converted, and all that there is for integers serves
-// on them. Which steps are samples is decided as in march.h, but for midpoints within rounding of a wall.
+// A number x tells where on a ray the middle of a step is: for equal steps the step's own number, else the distance. A
+// middle lies at from + x per_x, in cells along each axis, and the wall w of an axis is passed at x = (w - from) /
+// per_x. Walls, cells and steps are kept as the bits of floats 2^23 + n, whose low bits are n: additions that round
+// down or up make them, so that no number is converted, and all that there is for integers serves on them. Which steps
+// are samples is decided as in march.h, but for midpoints within rounding of a wall.
 #pragma once
 #include "march.h"
 
@@ -12,6 +14,7 @@ namespace nerftrain {
 constexpr int kNumber = 0x4b000000;    // the bits of 2^23
 constexpr int kMaxNumbered = 1 << 22;  // steps, and more than any grid has cells
 constexpr float kBesideWall = 0.02f;   // of a step: what is so near may lie on either side and is looked at
+constexpr float kMostCone = 0.05f;
 
 union NumberBits {
   float number;
@@ -46,6 +49,14 @@ NT_HD float inverse_of(float x) {
 #endif
 }
 
+NT_HD float log2_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return __log2f(x);
+#else
+  return log2f(x);
+#endif
+}
+
 NT_HD int lowest_bit(uint64_t bits) {
 #if defined(__CUDA_ARCH__)
   return __ffsll(int64_t(bits)) - 1;
@@ -68,10 +79,85 @@ NT_HD float number_of(int bits) {
   return number.number - 8388608.f;
 }
 
-// Whether equal steps through these boxes can be numbered so.
-inline bool marches_as_box(const OccupancyGrid& g, const MarchSettings& m) {
-  return g.num_levels == 1 && m.step > 0.f && !(m.cone_angle > 0.f) && m.max_steps < kMaxNumbered;
+// Whether a march can be counted so: boxes must lie within each other, from the first to the last.
+inline bool marches_by_boxes(const OccupancyGrid& g, const MarchSettings& m) {
+  bool nested = g.num_levels > 0;
+  for (int level = 1; level < g.num_levels; ++level)
+    for (int a = 0; a < 3; ++a) {
+      const float apart = fabsf(g.center[level][a] - g.center[level - 1][a]);
+      nested = nested && apart + g.half[level - 1][a] <= g.half[level][a];
+    }
+  return nested && m.step > 0.f && !(m.cone_angle > kMostCone) && m.max_steps < kMaxNumbered;
 }
+
+// Steps of one length, told by their numbers.
+struct EvenSteps {
+  static constexpr float kBeforeWall = kBesideWall;  // of an exit's x
+  float step, inverse_step;
+
+  struct OfRay {
+    EvenLattice lattice;
+    float first_middle;
+  };
+
+  explicit EvenSteps(const MarchSettings& m) : step(m.step), inverse_step(1.f / m.step) {}
+  NT_HD OfRay of(float near, float jitter, const MarchSettings& m) const {
+    return {{near, jitter, m}, near + (0.5f + jitter) * step};
+  }
+  NT_HD static float distance_at_zero(const OfRay& ray) { return ray.first_middle; }
+  NT_HD float distance_per_x() const { return step; }
+  NT_HD float x_of(const OfRay& ray, float t) const { return (t - ray.first_middle) * inverse_step; }
+  NT_HD static float middle(const OfRay&, int step) { return number_of(step); }
+  NT_HD static float distance(const OfRay& ray, int step) { return ray.lattice.middle(step - kNumber); }
+  NT_HD static float start(const OfRay& ray, float k) { return ray.lattice.start(k); }
+  NT_HD static float step_of(const OfRay&, float x) { return x; }
+  NT_HD static int until(const OfRay&, float exit) { return ceil_bits(exit); }
+};
+
+// Steps that grow with the distance, told by that of their middles.
+struct GrowingSteps {
+  static constexpr float kBeforeWall = 0;
+  float step, inverse_step, first_knee, shrink, doublings, per_doubling;  // of a step
+
+  struct OfRay {
+    float first;            // the start of step 0, if all were as long as the first
+    float knee, knee_step;  // where they begin to grow
+    float even, growing;    // what steps are told by there: step 0, and that at distance 1
+  };
+
+  explicit GrowingSteps(const MarchSettings& m)
+      : step(m.step),
+        inverse_step(1.f / m.step),
+        first_knee(m.step / m.cone_angle),
+        shrink(1.f / (1.f + m.cone_angle)),
+        doublings(log1pf(m.cone_angle) / logf(2.f)),
+        per_doubling(1.f / doublings) {}
+  NT_HD OfRay of(float near, float jitter, const MarchSettings&) const {
+    const float knee = fmaxf(near, first_knee), knee_step = (knee - near) * inverse_step - jitter;
+    const float half = 0.5f + jitter;
+    return {near + jitter * step, knee, knee_step, -near * inverse_step - half,
+            knee_step - log2_of(knee) * per_doubling - 0.5f};
+  }
+  NT_HD static float distance_at_zero(const OfRay&) { return 0; }
+  NT_HD static float distance_per_x() { return 1; }
+  NT_HD static float x_of(const OfRay&, float t) { return t; }
+  NT_HD float start(const OfRay& ray, float k) const {
+    return k <= ray.knee_step ? ray.first + k * step : grown(ray, k);
+  }
+  NT_HD float middle(const OfRay& ray, int of) const {
+    const float k = number_of(of), next = k + 1.f, even = ray.first + k * step, end = grown(ray, next);
+    return 0.5f * ((k <= ray.knee_step ? even : end * shrink) + (next <= ray.knee_step ? even + step : end));
+  }
+  NT_HD float distance(const OfRay& ray, int step) const { return middle(ray, step); }
+  // The middle of a step that grows is not quite half a step from its start: kMostCone^2 / 8 of the distance.
+  NT_HD float step_of(const OfRay& ray, float t) const {
+    return t <= ray.knee ? t * inverse_step + ray.even : log2_of(t) * per_doubling + ray.growing;
+  }
+  NT_HD int until(const OfRay& ray, float exit) const { return ceil_bits(step_of(ray, exit) - kBesideWall); }
+
+ private:
+  NT_HD float grown(const OfRay& ray, float k) const { return ray.knee * exp2f((k - ray.knee_step) * doublings); }
+};
 
 // The blocks of 4^3 cells that are occupied lie between these, inclusive.
 struct OccupiedBlocks {
@@ -100,56 +186,85 @@ struct OccupiedBlocks {
   }
 };
 
-// A ray on its way through the box. Steps are told by their bits.
+// A ray on its way through a box. Steps are told by their bits.
 struct BoxRay {
-  float from[3], per_step[3];  // cells
-  float per_cell[3];           // steps; very many along an axis by which the ray never leaves its cell
-  float exits[3];              // the step at which a ray leaves cell 0 along an axis
-  int next, last;              // the step to look at, and that behind all that may be samples
-  int behind;                  // that behind all in the box
+  float from[3], per_x[3];  // cells
+  float per_cell[3];        // x; very much along an axis by which the ray never leaves its cell
+  float exits[3];           // the x at which a ray leaves cell 0 along an axis
+  int next, last;           // the step to look at, and that behind all that may be samples
+  int behind;               // that behind all in any box
 
-  // From step `begin` on. False where the ray does not meet the box; then it has no steps.
-  NT_HD bool enter(const OccupancyGrid& g, const OccupiedBlocks& occupied, const MarchSettings& m, const float* o,
-                   const float* d, float near, float far, float jitter, int begin) {
+  // Comes to the outermost box, to step `begin` or a later one. False where it does not; then there are no steps.
+  template <class Steps>
+  NT_HD bool enter(const OccupancyGrid& g, const MarchSettings& m, const Steps& steps, const typename Steps::OfRay& on,
+                   const float* o, const float* d, float near, float far, int begin) {
     next = last = behind = kNumber;
     if (!(near < far)) return false;
-    const float first_middle = near + (0.5f + jitter) * m.step;
-    Stretch box{-3.4e38f, (far - first_middle) * inverse_of(m.step)}, blocks = box;
-    for (int a = 0; a < 3; ++a) {
-      const float size = float(g.resolution[a]), cells_per_unit = 0.5f * size * g.inverse[0][a];
-      from[a] = (o[a] + first_middle * d[a] - (g.center[0][a] - g.half[0][a])) * cells_per_unit;
-      per_step[a] = m.step * d[a] * cells_per_unit;
-      per_cell[a] = fabsf(per_step[a]) > 1e-30f ? inverse_of(per_step[a]) : 1e30f;
-      exits[a] = max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - kBesideWall;
-      box.clip(*this, a, 0.f, size);
-      blocks.clip(*this, a, 4.f * float(occupied.low[a]), 4.f * float(occupied.high[a] + 1));
-    }
-    if (!(box.enters < box.leaves && box.leaves > -0.5f - jitter)) return false;
+    lie_in(g, g.num_levels - 1, steps, on, o, d);
+    measure<Steps>();
+    const Stretch box = clipped_to(g, {-3.4e38f, steps.x_of(on, far)});
+    if (!(box.enters < box.leaves && box.leaves > steps.x_of(on, near))) return false;
     const float most = float(m.max_steps);
-    int first = ceil_bits(between(float(max_of(begin, 0)), box.enters - kBesideWall, most));
-    int end = ceil_bits(between(0.f, box.leaves + kBesideWall, most));
-    const EvenLattice lattice(near, jitter, m);
-    while (first < end && !inside(g, first)) ++first;
-    while (end > first && !(lattice.middle(end - 1 - kNumber) < far && inside(g, end - 1))) --end;
-    behind = max_of(first, end);
-    next = ceil_bits(between(number_of(first), blocks.enters - kBesideWall, number_of(behind)));
-    last = ceil_bits(between(number_of(first), blocks.leaves + kBesideWall, number_of(behind)));
+    int end = ceil_bits(between(0.f, steps.step_of(on, box.leaves) + kBesideWall, most));
+    next = ceil_bits(between(float(max_of(begin, 0)), steps.step_of(on, box.enters) - kBesideWall, most));
+    while (next < end && !holds(g, steps.middle(on, next))) ++next;
+    while (end > next && !(steps.distance(on, end - 1) < far && holds(g, steps.middle(on, end - 1)))) --end;
+    last = behind = max_of(next, end);
     return true;
   }
 
- private:
-  NT_HD static float between(float low, float x, float high) { return fminf(fmaxf(x, low), high); }
-
-  NT_HD bool inside(const OccupancyGrid& g, int step) const {
-    bool in = true;
-    for (int a = 0; a < 3; ++a) {
-      const int cell = floor_bits(from[a] + number_of(step) * per_step[a]) - kNumber;
-      in = in && uint32_t(cell) < uint32_t(g.resolution[a]);
-    }
-    return in;
+  // Leaves out what lies before and behind all blocks that are occupied.
+  template <class Steps>
+  NT_HD void keep_to(const OccupiedBlocks& occupied, const Steps& steps, const typename Steps::OfRay& on) {
+    Stretch blocks{-3.4e38f, 3.4e38f};
+    for (int a = 0; a < 3; ++a) blocks.clip(*this, a, 4.f * float(occupied.low[a]), 4.f * float(occupied.high[a] + 1));
+    const float low = number_of(next), high = number_of(behind);
+    next = ceil_bits(between(low, steps.step_of(on, blocks.enters) - kBesideWall, high));
+    last = ceil_bits(between(low, steps.step_of(on, blocks.leaves) + kBesideWall, high));
+    if (!(blocks.enters < blocks.leaves)) last = next;
   }
 
-  // Where a ray is between walls, in steps.
+  // Goes on from step `next` in the first box that holds it, as far as it is the first. Takes the number of the box
+  // before, of the last one at first, and leaves that of this one. False where nothing is left.
+  template <class Steps>
+  NT_HD bool go_on(const OccupancyGrid& g, const MarchSettings& m, const Steps& steps, const typename Steps::OfRay& on,
+                   const float* o, const float* d, int& level) {
+    for (; next < behind; ++next) {
+      const float x = steps.middle(on, next);
+      for (; level < g.num_levels; ++level) {
+        lie_in(g, level, steps, on, o, d);
+        if (holds(g, x)) break;
+      }
+      if (level == g.num_levels) {  // by rounding
+        --level;
+        continue;
+      }
+      BoxRay inner;
+      for (; level > 0; --level) {
+        inner.lie_in(g, level - 1, steps, on, o, d);
+        if (!inner.holds(g, x)) break;
+        for (int a = 0; a < 3; ++a) {
+          from[a] = inner.from[a];
+          per_x[a] = inner.per_x[a];
+        }
+      }
+      measure<Steps>();
+      float until = clipped_to(g, {-3.4e38f, 3.4e38f}).leaves;
+      if (level > 0) {
+        inner.measure<Steps>();
+        const Stretch ahead = inner.clipped_to(g, {-3.4e38f, 3.4e38f});
+        if (ahead.enters < ahead.leaves && ahead.leaves > x) until = fminf(until, fmaxf(ahead.enters, x));
+      }
+      last = ceil_bits(between(0.f, steps.step_of(on, until) - kBesideWall, float(m.max_steps)));
+      last = min_of(max_of(last, next + 1), behind);
+      while (last > next + 1 && !holds(g, steps.middle(on, last - 1))) --last;
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  // Where a ray is between walls.
   struct Stretch {
     float enters, leaves;
 
@@ -159,6 +274,41 @@ struct BoxRay {
       leaves = min_of(leaves, max_of(at_low, at_high));
     }
   };
+
+  template <class Steps>
+  NT_HD void lie_in(const OccupancyGrid& g, int level, const Steps& steps, const typename Steps::OfRay& on,
+                    const float* o, const float* d) {
+    for (int a = 0; a < 3; ++a) {
+      const float cells_per_unit = 0.5f * float(g.resolution[a]) * g.inverse[level][a];
+      const float low = g.center[level][a] - g.half[level][a];
+      from[a] = (o[a] + steps.distance_at_zero(on) * d[a] - low) * cells_per_unit;
+      per_x[a] = steps.distance_per_x() * d[a] * cells_per_unit;
+    }
+  }
+
+  template <class Steps>
+  NT_HD void measure() {
+    for (int a = 0; a < 3; ++a) {
+      per_cell[a] = fabsf(per_x[a]) > 1e-30f ? inverse_of(per_x[a]) : 1e30f;
+      exits[a] = max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - Steps::kBeforeWall;
+    }
+  }
+
+  NT_HD Stretch clipped_to(const OccupancyGrid& g, Stretch stretch) const {
+    for (int a = 0; a < 3; ++a) stretch.clip(*this, a, 0.f, float(g.resolution[a]));
+    return stretch;
+  }
+
+  NT_HD bool holds(const OccupancyGrid& g, float x) const {
+    bool in = true;
+    for (int a = 0; a < 3; ++a) {
+      const int cell = floor_bits(from[a] + x * per_x[a]) - kNumber;
+      in = in && uint32_t(cell) < uint32_t(g.resolution[a]);
+    }
+    return in;
+  }
+
+  NT_HD static float between(float low, float x, float high) { return fminf(fmaxf(x, low), high); }
 };
 
 // Where blocks of 4^3 cells are among those that cells of any number would have: so a cell's bits need not be taken for
@@ -192,9 +342,10 @@ struct BoxMarch : BoxRay {
   uint32_t block;
   uint64_t cells_of_block;
 
-  NT_HD void begin(const BoxRay& ray, const OccupancyBits& cells, const BoxBlocks& blocks) {
-    static_cast<BoxRay&>(*this) = ray;
-    bits = cells;
+  // Before looks: of all bits those of the box that it is in.
+  NT_HD void look_from_here(const OccupancyBits& all, int level, const BoxBlocks& blocks) {
+    const int64_t words = level * cubed(blocks.along);
+    bits = {all.cells + words, nullptr, all.empty + words};
     for (int a = 0; a < 3; ++a) ahead[a] = per_cell[a] > 0.f ? -1 : 0;
     block = blocks.first - 1;
   }
@@ -206,10 +357,11 @@ struct BoxMarch : BoxRay {
     int until;
   };
 
-  NT_HD Look look(const BoxBlocks& blocks) {
-    const float k = number_of(next);
+  template <class Steps>
+  NT_HD Look look(const BoxBlocks& blocks, const Steps& steps, const typename Steps::OfRay& on) {
+    const float x = steps.middle(on, next);
     int at[3];
-    for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + k * per_step[a]);
+    for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + x * per_x[a]);
     const uint32_t its_block = blocks.place(at);
     int within = read_only(bits.empty + (its_block - blocks.first));  // one less than the side of the cube
     uint32_t occupied = 0;
@@ -228,7 +380,7 @@ struct BoxMarch : BoxRay {
     }
     float exit[3];
     for (int a = 0; a < 3; ++a) exit[a] = number_of((at[a] & ~within) | (ahead[a] & within)) * per_cell[a] + exits[a];
-    const int until = ceil_bits(fminf(fminf(exit[0], exit[1]), exit[2]));
+    const int until = steps.until(on, fminf(fminf(exit[0], exit[1]), exit[2]));
     return {occupied, min_of(max_of(until, next + 1), last)};
   }
 };

@@ -24,11 +24,12 @@ struct RunsOfRay {
   }
 };
 
-// More runs than a ray can have: there is another cell between two of them, or what is outside of all boxes. A ray is
-// once in each cell of a box, but for those that another box cuts in two.
-int64_t most_runs(const OccupancyGrid& g, int64_t max_steps) {
+// As many runs as a ray can have, or more: there is another cell between two of them, or what is outside of all boxes.
+// A ray is once in each cell of a box, but for those that another box cuts in two.
+int64_t most_runs(const OccupancyGrid& g, const MarchSettings& m) {
   const int64_t of_box = g.resolution[0] + g.resolution[1] + g.resolution[2];
-  return min_of(max_steps, g.num_levels * (of_box + g.num_levels + 1)) / 2 + 1;
+  const int64_t pieces = min_of(int64_t(m.max_steps), g.num_levels * (of_box + g.num_levels + 1));
+  return max_of(min_of(pieces / 2 + 1, int64_t(m.max_samples)), int64_t(1));
 }
 
 struct MarchRuns {
@@ -80,6 +81,7 @@ constexpr int kRays = 64;         // of a block: rays are few for a GPU, and tak
 constexpr int kBoxThreads = 128;  // of one that goes through a single box
 // Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
 constexpr int kFewGoing = 28;    // lanes: no more of a warp go on before others take new rays
+constexpr int kFewInBox = 20;    // the same where rays go from box to box
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp
@@ -129,49 +131,61 @@ struct alignas(16) WaitingRay {
   int unused[4];
 };
 
-// Through a single box by equal steps. A warp has some rays. It prepares 32 at a time, of which those that may meet
+// Through boxes within each other. A warp has some rays. It prepares 32 at a time, of which those that may meet
 // anything wait for a lane, and lanes take them as they end: the mean of random rays has looked long before the last of
-// 32 has (docs/benchmarks/gpu.md, "Counted, not timed").
+// 32 has (docs/benchmarks/gpu.md, "Counted, not timed"). Where there are several boxes lanes go on to the next then,
+// too.
+template <class Steps, bool kSeveral>
 __global__ void __launch_bounds__(kBoxThreads)
-    march_box_kernel(int64_t num_rays, MarchRuns body, BoxBlocks blocks, int rays_of_warp) {
+    march_boxes_kernel(int64_t num_rays, MarchRuns body, BoxBlocks blocks, Steps steps, int rays_of_warp) {
+  constexpr int kEnoughIdle = kWarp - (kSeveral ? kFewInBox : kFewGoing);
   const MarchRays& rays = body.rays;
   const MarchSettings& m = rays.settings;
   WaitingRay* waiting = reinterpret_cast<WaitingRay*>(dynamic_shared) + int(threadIdx.x) / kWarp * kWarp;
   const unsigned lanes_before = (1u << lane_of_warp()) - 1;
   const int64_t first = piece_of_warp() * rays_of_warp;
   const int num = int(max_of(min_of(num_rays - first, int64_t(rays_of_warp)), int64_t(0)));
-  const OccupiedBlocks occupied = occupied_blocks(rays);
+  const OccupiedBlocks occupied = kSeveral ? OccupiedBlocks::none() : occupied_blocks(rays);
+  const auto steps_of = [&](int64_t r) { return steps.of(rays.near[r], rays.jitter[r], m); };
+  const auto start_of = [&](int64_t r, int step) { return steps.start(steps_of(r), number_of(step)); };
   BoxMarch ray;
   RunsOfRay found;
   int place = -1;  // of the lane's ray; none
+  int level = 0;
+  typename Steps::OfRay on = steps.of(0.f, 0.f, m);
   int num_prepared = 0, num_waiting = 0;
   bool going = false;
   while (true) {
     const unsigned idle = ~__ballot_sync(kAll, going);
     const bool more = num_waiting > 0 || num_prepared < num;
-    if (idle == kAll || (__popc(idle) >= kWarp - kFewGoing && more)) {
+    if (idle == kAll || (__popc(idle) >= kEnoughIdle && (more || kSeveral))) {
       if (!going && place >= 0) {
-        const int64_t r = first + place;
-        const int next = found.count == m.max_samples ? found.end : ray.behind - kNumber;
-        body.tell(r, found, next, EvenLattice(rays.near[r], rays.jitter[r], m).start(next));
-        place = -1;
+        const bool is_full = found.count == m.max_samples;
+        if (!kSeveral || is_full || ray.next >= ray.behind) {
+          const int64_t r = first + place;
+          const int next = is_full ? found.end + kNumber : ray.behind;
+          body.tell(r, found, next - kNumber, start_of(r, next));
+          place = -1;
+        }
       }
-      if (!more) break;  // and so for the whole warp
-      if (num_waiting == 0) {
+      const unsigned free = __ballot_sync(kAll, place < 0);
+      if (!more && free == kAll) break;
+      if (num_waiting == 0 && num_prepared < num) {
         const int its = num_prepared + lane_of_warp();
         WaitingRay prepared{{}, its, {}};
         bool goes = false;
         if (its < num) {
           const int64_t r = first + its;
-          const float near = rays.near[r], jitter = rays.jitter[r];
+          const float near = rays.near[r];
+          const auto its_steps = steps_of(r);
           BoxRay& way = prepared.ray;
-          const bool meets = way.enter(rays.grid, occupied, m, rays.origins + 3 * r, rays.directions + 3 * r, near,
-                                       rays.far[r], jitter, body.first_step(r));
+          const bool meets = way.enter(rays.grid, m, steps, its_steps, rays.origins + 3 * r, rays.directions + 3 * r,
+                                       near, rays.far[r], body.first_step(r));
+          if (!kSeveral && meets) way.keep_to(occupied, steps, its_steps);
           goes = way.next < way.last && m.max_samples > 0;
-          const int next = (m.max_samples > 0 ? way.behind : way.next) - kNumber;
+          const int next = m.max_samples > 0 ? way.behind : way.next;
           if (!goes)
-            body.tell(r, body.none_yet(r), meets ? next : m.max_steps,
-                      meets ? EvenLattice(near, jitter, m).start(next) : near);
+            body.tell(r, body.none_yet(r), meets ? next - kNumber : m.max_steps, meets ? start_of(r, next) : near);
         }
         const unsigned going_on = __ballot_sync(kAll, goes);
         if (goes) waiting[__popc(going_on & lanes_before)] = prepared;
@@ -179,21 +193,29 @@ __global__ void __launch_bounds__(kBoxThreads)
         num_prepared += kWarp;
         __syncwarp();
       }
-      const int from_last = __popc(idle & lanes_before) + 1;
-      if (!going && from_last <= num_waiting) {
+      const int from_last = __popc(free & lanes_before) + 1;
+      if (place < 0 && from_last <= num_waiting) {
         const WaitingRay& taken = waiting[num_waiting - from_last];
         place = taken.place;
-        ray.begin(taken.ray, rays.bits(first + place), blocks);
+        static_cast<BoxRay&>(ray) = taken.ray;
         found = body.none_yet(first + place);
-        going = true;
+        going = !kSeveral;
+        level = rays.grid.num_levels - 1;
+        if (!kSeveral) ray.look_from_here(rays.bits(first + place), 0, blocks);
       }
-      num_waiting = max_of(num_waiting - __popc(idle), 0);
+      num_waiting = max_of(num_waiting - __popc(free), 0);
       __syncwarp();
+      if (kSeveral && !going && place >= 0) {
+        const int64_t r = first + place;
+        on = steps_of(r);
+        going = ray.go_on(rays.grid, m, steps, on, rays.origins + 3 * r, rays.directions + 3 * r, level);
+        if (going) ray.look_from_here(rays.bits(r), level, blocks);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kLooksAtOnce; ++i) {
       if (!going) break;
-      const auto [is_sample, until] = ray.look(blocks);
+      const auto [is_sample, until] = ray.look(blocks, steps, on);
       if (is_sample) found.add(ray.next - kNumber, min_of(until - ray.next, m.max_samples - found.count));
       ray.next = until;
       going = until < ray.last && found.count < m.max_samples;
@@ -228,7 +250,7 @@ constexpr int kFillEnough = 16;  // of a processor
 // A warp for some neighbouring rays, whose samples lie one behind the other. Lanes read a run each; then they write row
 // by row, side by side, and tell by the rows at which runs begin which of them is theirs.
 template <class Steps>
-__global__ void march_fill_kernel(int64_t num_rays, MarchFill body, int rays_of_warp) {
+__global__ void march_fill_kernel(int64_t num_rays, MarchFill body, Steps steps, int rays_of_warp) {
   const int64_t first_ray = piece_of_warp() * rays_of_warp;
   if (first_ray >= num_rays) return;
   const int lane = lane_of_warp();
@@ -264,10 +286,10 @@ __global__ void march_fill_kernel(int64_t num_rays, MarchFill body, int rays_of_
       begun += __popc(marks);
       if (i < to) {
         const RunOfRows its = runs[of_run];
-        const Steps lattice(its.near, its.jitter, body.settings);
+        const auto on = steps.of(its.near, its.jitter, body.settings);
         const float k = float(i + its.to_step);
-        body.t_starts[first_row + i] = lattice.start(k);
-        body.t_ends[first_row + i] = lattice.start(k + 1.f);
+        body.t_starts[first_row + i] = steps.start(on, k);
+        body.t_ends[first_row + i] = steps.start(on, k + 1.f);
         body.ray_indices[first_row + i] = first_ray + its.ray;
       }
     }
@@ -283,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
   MarchRays rays = march_rays(origins, directions, near, far, jitter, slices, cells, blocks, boxes, resolution, side,
                               step, cone_angle, max_steps, max_samples);
   rays.grid.bits.empty = read<uint8_t>(empty);
-  const int64_t num_rays = origins.size(0), most = most_runs(rays.grid, max_steps);
+  const int64_t num_rays = origins.size(0), most = most_runs(rays.grid, rays.settings);
   Tensor counts = make(origins, {num_rays}, ScalarType::Long), ends = make(origins, {num_rays});
   Tensor runs = make(origins, {num_rays, most}, ScalarType::Long), nums = make(origins, {num_rays}, ScalarType::Int);
   Tensor reached = make(origins, {num_rays}, ScalarType::Int);
@@ -295,14 +317,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> find_runs(
                        write<int32_t>(nums),
                        read_or_none<int32_t>(begin),
                        write<int32_t>(reached)};
-  if (num_rays == 0 || !marches_as_box(rays.grid, rays.settings)) {
+  if (num_rays == 0 || !marches_by_boxes(rays.grid, rays.settings)) {
     Cuda::for_each(origins, num_rays, body, kRays);
   } else {
     const int64_t at_once = int64_t(Cuda::num_processors(origins)) * kMarchWarps;
     const int rays_of_warp = int(max_of(int64_t(kWarp), min_of(num_rays / at_once, int64_t(kMostRays))));
     const int64_t num_warps = blocks_for(num_rays, rays_of_warp);
-    Cuda::launch(origins, march_box_kernel, Cuda::grid_of(num_warps * kWarp, 1, kBoxThreads), kBoxThreads,
-                 kBoxThreads * sizeof(WaitingRay), num_rays, body, BoxBlocks(rays.grid.side), rays_of_warp);
+    const auto launch = [&](auto steps, auto kernel) {
+      Cuda::launch(origins, kernel, Cuda::grid_of(num_warps * kWarp, 1, kBoxThreads), kBoxThreads,
+                   kBoxThreads * sizeof(WaitingRay), num_rays, body, BoxBlocks(rays.grid.side), steps, rays_of_warp);
+    };
+    if (rays.settings.cone_angle > 0.f)
+      launch(GrowingSteps(rays.settings), march_boxes_kernel<GrowingSteps, true>);
+    else if (rays.grid.num_levels > 1)
+      launch(EvenSteps(rays.settings), march_boxes_kernel<EvenSteps, true>);
+    else
+      launch(EvenSteps(rays.settings), march_boxes_kernel<EvenSteps, false>);
   }
   return {counts, ends, runs, nums, reached};
 }
@@ -324,13 +354,19 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
                        write<float>(t_starts),
                        write<float>(t_ends),
                        write<int64_t>(ray_indices)};
-  const auto kernel = cone_angle > 0 ? march_fill_kernel<Lattice> : march_fill_kernel<EvenLattice>;
   const int64_t num_rays = near.size(0), enough = int64_t(Cuda::num_processors(near)) * kFillEnough;
   int rays_of_warp = kWarp;
   while (num_rays / rays_of_warp < enough && rays_of_warp > 4) rays_of_warp /= 2;
-  if (num_rays)
-    Cuda::launch(near, kernel, Cuda::grid_of(blocks_for(num_rays, rays_of_warp) * kWarp, 1, kFillWarps * kWarp),
-                 kFillWarps * kWarp, kFillWarps * kWarp * sizeof(RunOfRows), num_rays, body, rays_of_warp);
+  const auto launch = [&](auto steps, auto kernel) {
+    constexpr int kThreads = kFillWarps * kWarp;
+    if (num_rays)
+      Cuda::launch(near, kernel, Cuda::grid_of(blocks_for(num_rays, rays_of_warp) * kWarp, 1, kThreads), kThreads,
+                   kThreads * sizeof(RunOfRows), num_rays, body, steps, rays_of_warp);
+  };
+  if (cone_angle > 0)
+    launch(GrowingSteps(body.settings), march_fill_kernel<GrowingSteps>);
+  else
+    launch(EvenSteps(body.settings), march_fill_kernel<EvenSteps>);
   return {t_starts, t_ends, ray_indices};
 }
 

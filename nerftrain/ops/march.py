@@ -430,10 +430,11 @@ def _march_write_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
 
 @library.fake("march_runs")
 def _march_runs_fake(origins: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    boxes, resolution, max_steps = rest[-9], rest[-8], rest[-4]
+    boxes, resolution, max_steps, max_samples = rest[-9], rest[-8], rest[-4], rest[-3]
     num_rays, make, num_levels = origins.shape[0], origins.new_empty, len(boxes) // 6
     # most_runs of csrc/cuda/march.cu
-    most = min(max_steps, num_levels * (sum(resolution) + num_levels + 1)) // 2 + 1
+    pieces = min(max_steps, num_levels * (sum(resolution) + num_levels + 1))
+    most = max(min(pieces // 2 + 1, max_samples), 1)
     return (
         make(num_rays, dtype=torch.int64),
         make(num_rays),

@@ -188,31 +188,41 @@ int64_t check_march(const MarchRays& rays, int64_t num_rays) {
   return total;
 }
 
-// The way that a GPU goes through a single box by equal steps, which reads no bits but the grid's. Returns how many
-// samples there were.
-int64_t check_box_march(const MarchRays& rays, int64_t num_rays) {
+// The way that a GPU goes through boxes within each other, which reads no bits but the grid's. Returns how many samples
+// there were.
+template <class Steps>
+int64_t check_box_march(const MarchRays& rays, int64_t num_rays, bool several) {
   const MarchSettings& m = rays.settings;
   const OccupancyGrid& g = rays.grid;
   const int n = g.side / 16;
-  OccupiedBlocks blocks = OccupiedBlocks::none();
-  for (int i = 0; i < n * n * n; ++i) blocks.add(g.bits.blocks[i], i / (n * n), i / n % n, i % n);
-  if (rays.slices) blocks = OccupiedBlocks::all(g);
+  const BoxBlocks blocks(g.side);
+  const Steps steps(m);
+  OccupiedBlocks occupied = OccupiedBlocks::none();
+  for (int i = 0; i < n * n * n; ++i) occupied.add(g.bits.blocks[i], i / (n * n), i / n % n, i % n);
+  if (rays.slices) occupied = OccupiedBlocks::all(g);
   int64_t total = 0;
   for (int64_t r = 0; r < num_rays; ++r) {
-    BoxRay way;
-    const int begin = int(r % 3 ? 0 : r % (m.max_steps + 1));
-    const bool meets = way.enter(g, blocks, m, rays.origins + 3 * r, rays.directions + 3 * r, rays.near[r], rays.far[r],
-                                 rays.jitter[r], begin);
     BoxMarch ray;
-    ray.begin(way, rays.bits(r), BoxBlocks(g.side));
+    const auto on = steps.of(rays.near[r], rays.jitter[r], m);
+    const float *o = rays.origins + 3 * r, *d = rays.directions + 3 * r;
+    const int begin = int(r % 3 ? 0 : r % (m.max_steps + 1));
+    const bool meets = ray.enter(g, m, steps, on, o, d, rays.near[r], rays.far[r], begin);
     CHECK(meets || (ray.next == ray.last && ray.last == ray.behind));
+    if (meets && !several) ray.keep_to(occupied, steps, on);
     CHECK(ray.next >= ray.last || ray.next >= kNumber + begin);
     CHECK(ray.last <= ray.behind && ray.behind <= kNumber + m.max_steps);
-    while (ray.next < ray.last) {
-      const auto [occupied, until] = ray.look(BoxBlocks(g.side));
-      CHECK(until > ray.next && until <= ray.last);
-      if (occupied) total += until - ray.next;
-      ray.next = until;
+    int level = several ? g.num_levels - 1 : 0;
+    while (meets && ray.next < ray.last) {
+      if (several && !ray.go_on(g, m, steps, on, o, d, level)) break;
+      CHECK(ray.next < ray.last && ray.last <= ray.behind);
+      ray.look_from_here(rays.bits(r), level, blocks);
+      while (ray.next < ray.last) {
+        const auto [occupied_there, until] = ray.look(blocks, steps, on);
+        CHECK(until > ray.next && until <= ray.last);
+        if (occupied_there) total += until - ray.next;
+        ray.next = until;
+      }
+      if (several) ray.last = ray.behind;
     }
   }
   return total;
@@ -242,7 +252,13 @@ void march_hostile_rays() {
                               sliced ? in_turn.data() : nullptr,
                               sliced ? Slices::kNum : 1};
         num_samples += check_march(march, num_rays);
-        if (marches_as_box(whole.grid, how)) num_in_box += check_box_march(march, num_rays);
+        if (!marches_by_boxes(whole.grid, how)) continue;
+        if (how.cone_angle > 0)
+          num_in_box += check_box_march<GrowingSteps>(march, num_rays, true);
+        else
+          for (const bool several : {false, true})
+            if (several || whole.grid.num_levels == 1)
+              num_in_box += check_box_march<EvenSteps>(march, num_rays, several);
       }
   }
   CHECK(num_samples > 10000 && num_in_box > 1000);  // not all of it is nonsense

@@ -181,6 +181,7 @@ void add_arithmetic(std::map<std::string, Instruction::Run>& table, const std::s
     set("rcp.rn", Each<T, T>::template run<[](T a) { return 1 / a; }>);
     set("rcp.approx.ftz", Each<T, T>::template run<[](T a) { return 1 / a; }>);
     set("sqrt.rn", Each<T, T>::template run<[](T a) { return std::sqrt(a); }>);
+    set("lg2.approx", Each<T, T>::template run<[](T a) { return std::log2(a); }>);
     set("ex2.approx", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
     set("ex2.approx.ftz", Each<T, T>::template run<[](T a) { return std::exp2(a); }>);
     set("sin.approx", Each<T, T>::template run<[](T a) { return std::sin(a); }>);

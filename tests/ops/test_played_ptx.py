@@ -120,7 +120,7 @@ def test_what_kernels_do_for_many_rays(
     def of(start: str) -> Counts:
         return next(counts for name, counts in kernels.items() if name.startswith(start))
 
-    box = of("march_box_kernel")
+    box = of("march_boxes_kernel")
     assert box.of_lanes / box.instructions > 13  # of 32
     for start, most in (("composite_forward", 36), ("composite_backward", 48)):
         # Little more than each number once.
