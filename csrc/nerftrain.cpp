@@ -150,6 +150,9 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   // on are nobody's, unless `used` is empty.
   m.def("ngp_half_density(Tensor features, Tensor weights, int[] widths, Tensor used) -> Tensor");
   m.def(
+      "ngp_half_density_bwd(Tensor features, Tensor weights, Tensor v_density, int[] widths, Tensor used, float scale) "
+      "-> (Tensor, Tensor)");
+  m.def(
       "ngp_half_fwd(Tensor features, Tensor directions, Tensor density_weights, Tensor color_weights, "
       "int[] density_widths, int[] color_widths, int degree, Tensor used) -> (Tensor, Tensor)");
   m.def(

@@ -310,6 +310,9 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     if sampler == "occgrid":
         assert {"march_runs", "march_fill", "select_pick", "select_more_", "fit"} <= called
         assert not {"march_count", "visit_count", "hash_encode_fwd"} & called
+    else:  # proposals' fields too
+        assert "ngp_half_density_bwd" in called
+        assert "hash_encode_fwd" not in called
     if sampler == "occgrid":
         assert "gather_rows" in called  # kept samples find their features again
     if motion == "warp":

@@ -2,8 +2,9 @@
 // tiny-cuda-nn's fully fused MLPs (Mueller et al., arXiv:2106.12372) weights stay in shared memory and activations in
 // registers (layers.h).
 //
-// Widths are padded with zeros: features to kIn, hidden layers are 64 wide, the density MLP gives 16 numbers of which
-// the first is the raw density, the colour MLP takes those (a zero in the density's place) and 16 harmonics.
+// Widths are padded with zeros: features to kIn, hidden layers to 64 (those of the colour have as many), the density
+// MLP gives 16 numbers of which the first is the raw density, the colour MLP takes those (a zero in the density's
+// place) and 16 harmonics.
 #include <stdexcept>
 
 #include "../common/spherical_harmonics.h"
@@ -18,10 +19,10 @@ constexpr int kLogistic = 3;  // channels, the colour, that pass the logistic fu
 
 struct NgpHalf {
   int64_t num;  // N
-  int num_features, num_geometry, num_harmonics, num_channels, degree;
+  int num_features, width, num_geometry, num_harmonics, num_channels, degree;
   const uint32_t* features;      // [N][num_features / 2] pairs in half precision
   const float* directions;       // [N][3]
-  const float* density_weights;  // [64][num_features], [1 + num_geometry][64]
+  const float* density_weights;  // [width][num_features], [1 + num_geometry][width]
   const float* color_weights;    // [64][num_geometry + num_harmonics], [64][64] for each further layer, [channels][64]
   float* channels;               // [N][num_channels]
   float* density;                // [N]
@@ -39,10 +40,10 @@ struct NgpHalf {
   __device__ int color_in() const { return num_geometry + num_harmonics; }
   // Where a padded matrix's number lies among its network's weights; below zero where it is padding.
   __device__ int density_hidden(int row, int column) const {
-    return column < num_features ? row * num_features + column : -1;
+    return row < width && column < num_features ? row * num_features + column : -1;
   }
   __device__ int density_out(int row, int column) const {
-    return row <= num_geometry ? kWidth * (num_features + row) + column : -1;
+    return row <= num_geometry && column < width ? width * (num_features + row) + column : -1;
   }
   __device__ int color_first(int row, int column) const {
     const int harmonic = column - kGeometry;
@@ -78,14 +79,16 @@ struct ColorBackwardPlaces : ForwardPlaces<kIn, kLayers> {
   static constexpr int end = deltas + kWidth * stride_of(kTile);
 };
 
-template <int kIn>
+// Alone it has the raw density to find again.
+template <int kIn, bool kAlone>
 struct DensityBackwardPlaces {
   static constexpr int density_hidden = 0;
   static constexpr int density_hidden_t = density_hidden + kWidth * stride_of(kIn);
   static constexpr int density_out_t = density_hidden_t + kIn * stride_of(kWidth);
   static constexpr int inputs = density_out_t + kWidth * stride_of(kGeometry);
   static constexpr int deltas = inputs + kWidth * stride_of(kTile);
-  static constexpr int end = deltas + kWidth * stride_of(kTile);
+  static constexpr int density_out = deltas + kWidth * stride_of(kTile);
+  static constexpr int end = density_out + (kAlone ? kGeometry * stride_of(kWidth) : 0);
 };
 
 // The numbers of the padded matrices by row and column.
@@ -213,6 +216,11 @@ __global__ void __launch_bounds__(kThreads) ngp_half_forward_kernel(NgpHalf net)
   }
 }
 
+// Back from a density, by exp with the gradient that Instant-NGP's code clamps at exp(15).
+__device__ __forceinline__ float v_of_raw_density(const NgpHalf& net, int64_t row, float raw) {
+  return net.scale * net.v_density[row] * expf(min_of(raw - 1, 15.f));
+}
+
 // Back through the colour MLP, to what the density MLP gave. In two passes, this and the next, a thread's registers
 // suffice for two blocks on a processor.
 template <int kIn, int kLayers>
@@ -248,9 +256,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + lane.group + 8 * half;
       const bool there = row < num;
-      // exp with the gradient that Instant-NGP's code clamps at exp(15).
-      if (there && lane.place == 0)
-        v_raw_density[half] = net.scale * net.v_density[row] * expf(min_of(now.raw_density[half] - 1, 15.f));
+      if (there && lane.place == 0) v_raw_density[half] = v_of_raw_density(net, row, now.raw_density[half]);
       float v[2] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -291,14 +297,17 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
   v_color_out.give(net.v_color_weights, factor, [&](int r, int c) { return net.color_out(kLayers, r, c); });
 }
 
-template <int kIn>
+// Back through the density MLP: from what the pass before has left, or alone, from densities.
+template <int kIn, bool kAlone>
 __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(NgpHalf net) {
-  using At = DensityBackwardPlaces<kIn>;
+  using At = DensityBackwardPlaces<kIn, kAlone>;
   uint32_t *shared = dynamic_shared, *inputs = shared + At::inputs, *deltas = shared + At::deltas;
   const Numbers numbers{net};
   fill<kWidth, kIn>(shared + At::density_hidden, [&](int r, int c) { return numbers.density_hidden(r, c); });
   fill<kIn, kWidth>(shared + At::density_hidden_t, [&](int r, int c) { return numbers.density_hidden(c, r); });
   fill<kWidth, kGeometry>(shared + At::density_out_t, [&](int r, int c) { return numbers.density_out(c, r); });
+  if (kAlone)
+    fill<kGeometry, kWidth>(shared + At::density_out, [&](int r, int c) { return numbers.density_out(r, c); });
   __syncthreads();
 
   const Lane lane;
@@ -320,10 +329,22 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
     uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4], v_out[1][4], v_hidden[kHiddenTiles][4];
     read_features<kIn>(features, net, num, first);
     apply_packed(hidden, features, shared + At::density_hidden, Rectified{});
+    if constexpr (kAlone) {
+      float geometry[2][4];
+      apply(geometry, hidden, shared + At::density_out);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t row = first + lane.group + j % 2 * 8;
-      v_out[0][j] = row < num ? net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] : 0u;
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = first + lane.group + 8 * half;
+        const bool is_density = row < num && lane.place == 0;
+        v_out[0][half] = is_density ? pack_halves(v_of_raw_density(net, row, geometry[0][2 * half]), 0) : 0u;
+        v_out[0][2 + half] = 0u;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int64_t row = first + lane.group + j % 2 * 8;
+        v_out[0][j] = row < num ? net.v_geometry[row * (kGeometry / 2) + lane.place + j / 2 * 4] : 0u;
+      }
     }
     learn(v_density_out, inputs, deltas, hidden, v_out);
     apply_packed(v_hidden, v_out, shared + At::density_out_t, Masked<kHiddenTiles>{hidden});
@@ -354,11 +375,12 @@ inline NgpHalf describe(const Tensor& features, const Tensor& density_weights,
   const auto fits = [](bool yes) {
     if (!yes) throw std::runtime_error("ngp on tensor cores: these widths are for others to evaluate");
   };
-  fits(density_widths.size() == 3 && density_widths[1] == kWidth && density_widths[2] <= kGeometry);
+  fits(density_widths.size() == 3 && density_widths[1] <= kWidth && density_widths[2] <= kGeometry);
   fits(density_widths[0] % 2 == 0 && density_widths[0] <= 64 && features.size(1) == density_widths[0]);
   NgpHalf net{};
   net.num = features.size(0);
   net.num_features = int(density_widths[0]);
+  net.width = int(density_widths[1]);
   net.num_geometry = int(density_widths[2]) - 1;
   net.num_harmonics = int(degree * degree);
   net.degree = int(degree);
@@ -390,9 +412,17 @@ void run_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
   const dim3 grid = Cuda::standing_grid(like, net.num, kTile, 2);
   const size_t color = ColorBackwardPlaces<kIn, kLayers>::end * sizeof(uint32_t);
-  const size_t density = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
+  const size_t density = DensityBackwardPlaces<kIn, false>::end * sizeof(uint32_t);
   Cuda::launch(like, ngp_half_color_backward_kernel<kIn, kLayers>, grid, kThreads, color, net);
-  Cuda::launch(like, ngp_half_density_backward_kernel<kIn>, grid, kThreads, density, net);
+  Cuda::launch(like, ngp_half_density_backward_kernel<kIn, false>, grid, kThreads, density, net);
+}
+
+template <int kIn>
+void run_density_backward(const Tensor& like, const NgpHalf& net) {
+  if (net.num == 0) return;
+  const size_t shared = DensityBackwardPlaces<kIn, true>::end * sizeof(uint32_t);
+  Cuda::launch(like, ngp_half_density_backward_kernel<kIn, true>, Cuda::standing_grid(like, net.num, kTile, 2),
+               kThreads, shared, net);
 }
 
 // Calls run(kIn, kLayers) with the padded number of features and the colour's hidden layers as constants.
@@ -416,6 +446,22 @@ Tensor ngp_half_density(const Tensor& features, const Tensor& weights, std::vect
     run_forward<kIn, kLayers>(weights, net, false);
   });
   return density;
+}
+
+std::tuple<Tensor, Tensor> ngp_half_density_bwd(const Tensor& features, const Tensor& weights, const Tensor& v_density,
+                                                std::vector<int64_t> widths, const Tensor& used, double scale) {
+  NgpHalf net = describe(features, weights, widths, {}, 0);
+  net.used = last_of(used);
+  Tensor v_features = make(weights, {net.num, net.num_features});
+  Tensor v_weights = torch::stable::new_zeros(weights, {weights.numel()});
+  net.v_density = read<float>(v_density);
+  net.v_features = write<float>(v_features);
+  net.v_density_weights = write<float>(v_weights);
+  net.scale = float(scale);
+  with_shape(net, 1, [&]<int kIn, int kLayers>(std::integral_constant<int, kIn>, std::integral_constant<int, kLayers>) {
+    run_density_backward<kIn>(weights, net);
+  });
+  return {v_features, v_weights};
 }
 
 std::tuple<Tensor, Tensor> ngp_half_fwd(const Tensor& features, const Tensor& directions, const Tensor& density_weights,
@@ -465,6 +511,7 @@ std::tuple<Tensor, Tensor, Tensor> ngp_half_bwd(const Tensor& features, const Te
 
 STABLE_TORCH_LIBRARY_IMPL(nerftrain, CUDA, m) {
   m.impl("ngp_half_density", TORCH_BOX(&nerftrain::ngp_half_density));
+  m.impl("ngp_half_density_bwd", TORCH_BOX(&nerftrain::ngp_half_density_bwd));
   m.impl("ngp_half_fwd", TORCH_BOX(&nerftrain::ngp_half_fwd));
   m.impl("ngp_half_bwd", TORCH_BOX(&nerftrain::ngp_half_bwd));
 }

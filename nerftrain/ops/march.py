@@ -665,9 +665,7 @@ def _runs(rays: Rays, marching: Marching, begin: Tensor | None) -> _Runs:
     return _Runs(*found)
 
 
-def _fill(
-    rays: Rays, jitter: Tensor, found: _Runs, settings: March, room: int | None
-) -> Samples:
+def _fill(rays: Rays, jitter: Tensor, found: _Runs, settings: March, room: int | None) -> Samples:
     offsets, whole, num_samples = _fitting(found.counts, room)
     stepping = settings.step, settings.cone_angle, settings.max_steps
     starts = rays.near.contiguous(), jitter.contiguous()

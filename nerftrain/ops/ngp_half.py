@@ -101,6 +101,13 @@ def _ngp_half_density_fake(features: Tensor, weights: Tensor, *_: object) -> Ten
     return weights.new_empty(features.shape[0])
 
 
+@library.fake("ngp_half_density_bwd")
+def _ngp_half_density_bwd_fake(
+    features: Tensor, weights: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
+    return weights.new_empty(features.shape), torch.empty_like(weights)
+
+
 @library.fake("ngp_half_fwd")
 def _ngp_half_fwd_fake(features: Tensor, directions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     num, make = features.shape[0], directions.new_empty
@@ -129,6 +136,52 @@ def _placed(encoded: Encoded) -> Encoded:
     return encoded._replace(positions=encoded.positions.float().contiguous())
 
 
+def _listed(grids: Sequence[Tensor], levels: Sequence[HashLevels]) -> list[Encoded]:
+    by_three = zip(grids[0::3], grids[1::3], grids[2::3], levels, strict=True)
+    return [Encoded(*grid) for grid in by_three]
+
+
+def _back_to_grids(
+    ctx: Any, v_features: Tensor, grids: Sequence[Tensor], first_input: int
+) -> list[Tensor | None]:
+    """Lead gradients of features back to positions and tables, which are three inputs each."""
+    v_grids: list[Tensor | None] = []
+    first = 0
+    for number, shape in enumerate(ctx.grids):
+        positions, table = grids[2 * number : 2 * number + 2]
+        last = first + (len(shape[1]) - 1) * table.shape[1]
+        own = v_features[:, first:last].contiguous()
+        first = last
+        to_positions = ctx.needs_input_grad[first_input + 3 * number]
+        v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
+            positions, table, own, *shape, to_positions
+        )
+        v_grids += [v_positions if to_positions else None, v_table, None]
+    return v_grids
+
+
+class _DensityHalf(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, shape: list[int], levels: Sequence[HashLevels], weights: Tensor, *grids: Tensor
+    ) -> Tensor:
+        encoded = _listed(grids, levels)
+        used = _told(None, weights)
+        features = _features(encoded, used)
+        ctx.save_for_backward(features, weights, used, *(t for e in encoded for t in e[:2]))
+        ctx.shape, ctx.grids = shape, [e.levels.as_arguments for e in encoded]
+        return torch.ops.nerftrain.ngp_half_density(features, weights, shape, used)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        features, weights, used, *grids = ctx.saved_tensors
+        v_features, v_weights = torch.ops.nerftrain.ngp_half_density_bwd(
+            features, weights, grad.contiguous(), ctx.shape, used, SCALE
+        )
+        return None, None, v_weights, *_back_to_grids(ctx, v_features, grids, 3)
+
+
 class _NgpHalf(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -142,8 +195,7 @@ class _NgpHalf(torch.autograd.Function):
         color_weights: Tensor,
         *grids: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        by_three = zip(grids[0::3], grids[1::3], grids[2::3], levels, strict=True)
-        encoded = [Encoded(*grid) for grid in by_three]
+        encoded = _listed(grids, levels)
         features = _features(encoded, used) if known is None else known
         arguments = features, directions, density_weights, color_weights
         ctx.save_for_backward(*arguments, used, *(t for e in encoded for t in e[:2]))
@@ -158,18 +210,6 @@ class _NgpHalf(torch.autograd.Function):
         v_features, *v_weights = torch.ops.nerftrain.ngp_half_bwd(
             *arguments, *v, *ctx.shape, used, SCALE
         )
-        v_grids: list[Tensor | None] = []
-        first = 0
-        for number, shape in enumerate(ctx.grids):
-            positions, table = grids[2 * number : 2 * number + 2]
-            last = first + (len(shape[1]) - 1) * table.shape[1]
-            own = v_features[:, first:last].contiguous()
-            first = last
-            to_positions = ctx.needs_input_grad[7 + 3 * number]
-            v_table, v_positions = torch.ops.nerftrain.hash_encode_bwd(
-                positions, table, own, *shape, to_positions
-            )
-            v_grids += [v_positions if to_positions else None, v_table, None]
         return (
             None,  # shape
             None,  # levels
@@ -177,7 +217,7 @@ class _NgpHalf(torch.autograd.Function):
             None,  # used
             None,  # directions
             *v_weights,
-            *v_grids,
+            *_back_to_grids(ctx, v_features, grids, 7),
         )
 
 
@@ -188,22 +228,31 @@ def can_do(
     tables: Sequence[Tensor], density_weights: Sequence[Tensor], color_weights: Sequence[Tensor]
 ) -> bool:
     """Tell whether the kernels are made for a field: its device, its number types, its widths."""
-    numbers = [*density_weights, *color_weights, *tables]
-    if not library.has_tensor_cores(numbers[0]) or any(t.dtype != torch.float32 for t in numbers):
-        return False
-    if any(table.shape[1] not in (2, 4, 8) for table in tables):
-        return False
-    if len(density_weights) != 2:
-        return False
-    features, hidden, geometry = widths(density_weights)
     _, *layers, channels = widths(color_weights)
     return (
-        {hidden, *layers} == {WIDTH}
+        density_weights[0].shape[0] == WIDTH
+        and set(layers) == {WIDTH}
         and 1 <= len(layers) <= MAX_COLOR_LAYERS
+        and channels <= MAX_CHANNELS
+        and library.native(*color_weights)
+        and all(weight.dtype == torch.float32 for weight in color_weights)
+        and can_do_density(tables, density_weights)
+    )
+
+
+def can_do_density(tables: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Tell the same for a density alone, whose hidden layer may be narrower."""
+    numbers = [*weights, *tables]
+    if not library.has_tensor_cores(numbers[0]) or any(t.dtype != torch.float32 for t in numbers):
+        return False
+    if any(table.shape[1] not in (2, 4, 8) for table in tables) or len(weights) != 2:
+        return False
+    features, hidden, geometry = widths(weights)
+    return (
+        hidden <= WIDTH
         and features % 2 == 0
         and features <= MAX_FEATURES
         and geometry <= MAX_GEOMETRY
-        and channels <= MAX_CHANNELS
         and library.native(*numbers)
         and is_trusted(numbers[0].device, agrees)
     )
@@ -234,18 +283,18 @@ def agrees(device: torch.device) -> bool:
     table, places = random(levels.offsets[-1], 4), torch.rand(150, 3, generator=generator)
     encoded = [Encoded(places.to(device), table, table.detach().half(), levels)]
     networks = [random(64, 32), random(16, 64)], [random(64, 31), random(64, 64), random(3, 64)]
+    alone = [random(16, 32), random(1, 16)]
     directions = torch.nn.functional.normalize(random(150, 3).detach(), dim=1)
+    leaves = [table, *networks[0], *networks[1], *alone]
     figures = []
-    for evaluate in (ngp_half, ngp_half_reference):
-        channels, density = evaluate(encoded, directions, *networks, 4)
-        leaves = [table, *networks[0], *networks[1]]
-        figures.append(
-            [
-                channels.detach(),
-                density.detach(),
-                *torch.autograd.grad([channels.sum() + density.sum()], leaves),
-            ]
-        )
+    for field, density_of in (
+        (ngp_half, density_half),
+        (ngp_half_reference, ngp_half_density_reference),
+    ):
+        outputs = *field(encoded, directions, *networks, 4), density_of(encoded, alone)
+        total = torch.stack([output.sum() for output in outputs]).sum()
+        grads = torch.autograd.grad(total, leaves)
+        figures.append([*(output.detach() for output in outputs), *grads])
     return are_near(*figures)
 
 
@@ -279,6 +328,16 @@ def ngp_half_density(
     features = look_up(encoded, used) if known is None else known
     told = _told(used, features)
     return torch.ops.nerftrain.ngp_half_density(features, flat(weights), widths(weights), told)
+
+
+def density_half(encoded: Sequence[Encoded], weights: Sequence[Tensor]) -> Tensor:
+    """Evaluate densities [N] of a field without colours where `can_do_density` says that it can.
+
+    `weights` are [out, in] of its MLP; gradients flow to these, to tables and to positions.
+    """
+    grids = [t for e in map(_placed, encoded) for t in e[:3]]
+    levels = [e.levels for e in encoded]
+    return _DensityHalf.apply(widths(weights), levels, flat(weights), *grids)
 
 
 def ngp_half(

@@ -23,6 +23,7 @@ from nerftrain.ops.composite import composite
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.histogram import interlevel_loss, invert_cdf
 from nerftrain.ops.march import visible_samples
+from nerftrain.ops.ngp_half import can_do_density, density_half
 from nerftrain.ops.visit import select
 from nerftrain.samplers import Sampler, Ways, at_middles, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
@@ -94,6 +95,9 @@ class ProposalField(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Evaluate the density at positions [N, 3] in world units: [N]."""
         unit = unit_positions(positions, self.aabb, self.contraction)
+        weights = list(self.mlp.weights)
+        if can_do_density([self.encoding.table], weights):
+            return density_half([self.encoding.at(unit)], weights)
         return truncated_exp(self.mlp(self.encoding(unit))[:, 0] - 1)
 
 

@@ -525,6 +525,8 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         arguments["hash_encode_half"] = [(random(7, 3), *half, none)]
         features, networks = random(7, 24).half(), (random(64 * 32), random(64 * (15 + 8)))
         arguments["ngp_half_density"] = [(features, networks[0], [24, 64, 8], none)]
+        alone = features, random(16 * 25), random(7), [24, 16, 1], none, 4096.0
+        arguments["ngp_half_density_bwd"] = [alone]
         shape = [24, 64, 8], [7 + 9, 64, 7], 3
         arguments["ngp_half_fwd"] = [(features, random(7, 3), *networks, *shape, none)]
         v = random(7, 7), random(7)
@@ -589,6 +591,7 @@ GPU_ONLY = (
     "march_fill",
     "hash_encode_half",
     "ngp_half_density",
+    "ngp_half_density_bwd",
     "ngp_half_fwd",
     "ngp_half_bwd",
     "warp_half_fwd",

@@ -15,6 +15,8 @@ from nerftrain.ops.ngp_half import (
     Encoded,
     agrees,
     can_do,
+    can_do_density,
+    density_half,
     look_up,
     ngp_half,
     ngp_half_density,
@@ -117,6 +119,32 @@ def test_half_precision_is_what_torch_makes_of_the_same_roundings(
     torch.testing.assert_close(density, expected_density, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("num", "width", "grid"), [(300, 16, (3, 2, 3)), (1, 1, (1, 2, 3)), (150, 64, (5, 8, 3))]
+)
+def test_a_density_alone_may_be_of_a_narrow_network(
+    device: torch.device, num: int, width: int, grid: tuple[int, int, int]
+) -> None:
+    encoded, _, networks = make(device, num, 1, 1, 3, 1, grids=(grid,))
+    weights = [networks[0][0][:width], networks[0][1][:1, :width]]
+    parts = [*(t for e in encoded for t in e[:2]), *networks[0]]
+    v = torch.randn(num, generator=torch.Generator().manual_seed(1)).mul(1e-6).to(device)
+    assert can_do_density(tables_of(encoded), weights)
+
+    def run(function: object) -> tuple[Tensor, ...]:
+        density = function(encoded, weights)  # type: ignore[operator]
+        return density, *torch.autograd.grad(density, parts, v)
+
+    (actual, *grads), (expected, *expected_grads) = (
+        run(density_half),
+        run(ngp_half_density_reference),
+    )
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4)
+    assert torch.equal(actual, ngp_half_density(encoded, weights))
+    for a, e in zip(grads, expected_grads, strict=True):
+        assert float((a - e).abs().mean()) <= 3e-3 * float(e.abs().mean())
+
+
 def test_rows_of_nobody_are_left_alone_and_learn_nothing(device: torch.device) -> None:
     encoded, directions, networks = make(device, 300, 15, 2, 3, 4)
     num = 161  # rows that count: the last of them in the middle of a tile
@@ -197,14 +225,15 @@ def test_other_networks_are_for_other_kernels(device: torch.device) -> None:
 
 def test_other_widths_are_refused_by_the_op_itself(device: torch.device) -> None:
     features = torch.zeros(3, 16, dtype=torch.float16, device=device)
-    weights = torch.zeros(32 * 16 + 32, device=device)
+    weights = torch.zeros(72 * 16 + 72, device=device)
     none = torch.zeros(0, dtype=torch.int64, device=device)
     with pytest.raises(RuntimeError, match="these widths are for others"):
-        torch.ops.nerftrain.ngp_half_density(features, weights, [16, 32, 1], none)
+        torch.ops.nerftrain.ngp_half_density(features, weights, [16, 72, 1], none)
 
 
+@pytest.mark.parametrize("wrong", ["ngp_half_bwd", "ngp_half_density_bwd"])
 def test_kernels_that_give_wrong_numbers_are_found_out(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     assert agrees(device)
     right = torch.ops.nerftrain
@@ -212,7 +241,7 @@ def test_kernels_that_give_wrong_numbers_are_found_out(
     class Wrong:
         def __getattr__(self, name: str) -> object:
             op = getattr(right, name)
-            if name != "ngp_half_bwd":
+            if name != wrong:
                 return op
             return lambda *a: [v.flip(0) for v in op(*a)]
 
