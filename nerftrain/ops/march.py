@@ -509,10 +509,10 @@ def pack_grid(occupied: Tensor, boxes: Sequence[float]) -> Grid:
         x, y, z = missing
         occupied = functional.pad(occupied, (0, z, 0, y, 0, x))
     pack = torch.ops.nerftrain.pack_grid if library.native(occupied) else pack_grid_reference
-    bits = pack(occupied.contiguous())
+    cells, blocks, empty = pack(occupied.contiguous())
     boxes = nested_boxes(boxes, levels) if len(boxes) == 6 else tuple(boxes)
     x, y, z = resolution
-    return Grid(*bits, boxes, (x, y, z), side)
+    return Grid(cells, blocks, empty, boxes, (x, y, z), side)
 
 
 def slice_grid(grid: Grid, live: Tensor) -> Grid:
