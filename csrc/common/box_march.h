@@ -8,37 +8,12 @@
 // are samples is decided as in march.h, but for midpoints within rounding of a wall.
 #pragma once
 #include "march.h"
+#include "number_bits.h"
 
 namespace nerftrain {
 
-constexpr int kNumber = 0x4b000000;    // the bits of 2^23
-constexpr int kMaxNumbered = 1 << 22;  // steps, and more than any grid has cells
-constexpr float kBesideWall = 0.02f;   // of a step: what is so near may lie on either side and is looked at
+constexpr float kBesideWall = 0.02f;  // of a step: what is so near may lie on either side and is looked at
 constexpr float kMostCone = 0.05f;
-
-union NumberBits {
-  float number;
-  int bits;
-};
-
-// The bits of the greatest or the least integer of 0 ... kMaxNumbered on this side of x; beyond these, less or more.
-NT_HD int floor_bits(float x) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_int(__fadd_rd(x, 8388608.f));
-#else
-  const NumberBits sum{x + 8388608.f};
-  return sum.bits - (sum.number - 8388608.f > x);
-#endif
-}
-
-NT_HD int ceil_bits(float x) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_int(__fadd_ru(x, 8388608.f));
-#else
-  const NumberBits sum{x + 8388608.f};
-  return sum.bits + (sum.number - 8388608.f < x);
-#endif
-}
 
 // One over x, which is not tiny, to the last bit or two.
 NT_HD float inverse_of(float x) {
@@ -71,12 +46,6 @@ NT_HD int highest_bit(uint64_t bits) {
 #else
   return 63 - __builtin_clzll(bits);
 #endif
-}
-
-NT_HD float number_of(int bits) {
-  NumberBits number;
-  number.bits = bits;
-  return number.number - 8388608.f;
 }
 
 // Whether a march can be counted so: boxes must lie within each other, from the first to the last.

@@ -1,8 +1,33 @@
+#include "../common/number_bits.h"
 #include "../operators/hash_encoding.h"
 #include "backend.h"
 #include "warp.h"
 
 namespace nerftrain {
+
+// What all samples need of a level. A cell's vertex comes as the bits of a number (number_bits.h).
+template <int D>
+struct HalfLevel {
+  float cells[D];               // along each axis
+  float last[D];                // the number of the last of them
+  uint32_t factor[D], bias[D];  // its share in the entry is its bits times the factor, and the bias
+  uint32_t mask;                // of the hash; 0 where the level is stored in order
+  int64_t offset;               // of its first entry
+
+  HalfLevel() = default;
+  HalfLevel(const HashLevels& levels, int level) {
+    const VertexFactors<D> vertex(levels.resolution[level], levels.size[level]);
+    for (int a = 0; a < D; ++a) {
+      const uint32_t resolution = levels.resolution[level][a];
+      cells[a] = float(resolution);
+      last[a] = 8388608.f + float(resolution - 1);
+      factor[a] = vertex.factor[a];
+      bias[a] = 0u - uint32_t(kNumber) * factor[a];
+    }
+    mask = vertex.mask;
+    offset = levels.offset[level];
+  }
+};
 
 // Features in half precision from a table in half precision, sums in float32. A thread takes as many levels of a sample
 // as fill the 32 bytes that memory moves at once; groups of levels come one after the other, so that those in flight
@@ -10,14 +35,14 @@ namespace nerftrain {
 template <int F, int D>
 struct HashEncodeHalf {
   static constexpr int kNumbers = 16, kLevels = kNumbers / F;
-  HashLevels levels;
+  int num_levels;
+  HalfLevel<D> levels[kMaxLevels];
   const float* positions;  // [N][D]
   const uint32_t* table;   // [entries][F / 2] pairs
   uint32_t* features;      // [N][L * F / 2]
-  bool even;               // whether two entries from an even one on can be read at once
   const int64_t* used;     // [] how many positions count; null: all
 
-  NT_HD int num_groups() const { return (levels.num_levels + kLevels - 1) / kLevels; }
+  NT_HD int num_groups() const { return (num_levels + kLevels - 1) / kLevels; }
 };
 
 template <int kPairs>
@@ -34,60 +59,106 @@ __device__ __forceinline__ void read_pairs(const uint32_t* row, uint32_t (&pairs
 }
 
 // The rows of two corners that are neighbours along x. Where they are neighbours in memory too, as every other such
-// pair is, hashed or not, they are read at once.
-template <int kPairs>
-__device__ __forceinline__ void read_two(const uint32_t* table, int64_t first, int64_t second, bool even,
-                                         uint32_t (&a)[kPairs], uint32_t (&b)[kPairs]) {
-  if constexpr (kPairs > 2) {
-    read_pairs(table + first * kPairs, a);
-    read_pairs(table + second * kPairs, b);
-  } else {
-    const bool together = even && (first ^ second) == 1;
-    if (together) {
-      uint32_t both[2 * kPairs];
-      read_pairs(table + (first & ~int64_t(1)) * kPairs, both);
+// pair is, hashed or not, they are read at once, if an even row begins where that can be.
+template <int kPairs, bool kEven>
+struct TwoRows {
+  static constexpr bool kTogether = kEven && kPairs <= 2;
+  uint32_t first[kTogether ? 2 * kPairs : kPairs], second[kPairs];
+  bool is_odd, apart;
+
+  __device__ __forceinline__ void read(const uint32_t* table, uint32_t low, uint32_t high) {
+    is_odd = low & 1;
+    apart = !kTogether || (low ^ high) != 1;
+    if constexpr (kTogether)
+      read_pairs(table + uint64_t(low >> 1) * (2 * kPairs), first);
+    else
+      read_pairs(table + uint64_t(low) * kPairs, first);
+    if (apart) read_pairs(table + uint64_t(high) * kPairs, second);
+  }
+  __device__ __forceinline__ uint32_t low(int k) const {
+    if constexpr (!kTogether) return first[k];
+    return is_odd ? first[kPairs + k] : first[k];
+  }
+  __device__ __forceinline__ uint32_t high(int k) const {
+    if constexpr (!kTogether) return second[k];
+    return apart ? second[k] : is_odd ? first[k] : first[kPairs + k];
+  }
+};
+
+// The features of one level at a place in [0, 1]^D.
+template <int F, int D, bool kEven>
+__device__ __forceinline__ void encode_half(const HalfLevel<D>& level, const uint32_t* table, const float (&place)[D],
+                                            float (&sum)[F]) {
+  constexpr int kPairs = F / 2, kLines = 1 << (D - 1);  // pairs of features; corners but for x
+  float f[D];
+  uint32_t key[D][2];
 #pragma unroll
-      for (int k = 0; k < kPairs; ++k) {
-        a[k] = first & 1 ? both[kPairs + k] : both[k];
-        b[k] = first & 1 ? both[k] : both[kPairs + k];
-      }
-    } else {
-      read_pairs(table + first * kPairs, a);
-      read_pairs(table + second * kPairs, b);
+  for (int a = 0; a < D; ++a) {
+    const float x = place[a] * level.cells[a];
+    const NumberBits vertex{fminf(with_bits(floor_bits(x)), level.last[a])};
+    f[a] = x - (vertex.number - 8388608.f);
+    key[a][0] = uint32_t(vertex.bits) * level.factor[a] + level.bias[a];
+    key[a][1] = key[a][0] + level.factor[a];
+  }
+  uint32_t first[kLines], second[kLines];
+  float weight[kLines];
+#pragma unroll
+  for (int line = 0; line < kLines; ++line) {
+    uint32_t hash = 0, sum_of_keys = 0;
+    weight[line] = 1;
+#pragma unroll
+    for (int a = D - 1; a >= 1; --a) {
+      const int side = line >> (a - 1) & 1;
+      hash ^= key[a][side];
+      sum_of_keys += key[a][side];
+      weight[line] *= side ? f[a] : 1 - f[a];
+    }
+    first[line] = level.mask ? hash & level.mask : sum_of_keys;
+  }
+  if (level.mask) {
+    const uint32_t low = key[0][0] & level.mask, high = key[0][1] & level.mask;
+#pragma unroll
+    for (int line = 0; line < kLines; ++line) {
+      second[line] = first[line] ^ high;
+      first[line] ^= low;
+    }
+  } else {
+#pragma unroll
+    for (int line = 0; line < kLines; ++line) {
+      second[line] = first[line] + key[0][1];
+      first[line] += key[0][0];
+    }
+  }
+  const uint32_t* its_table = table + level.offset * kPairs;
+  TwoRows<kPairs, kEven> rows[kLines];
+#pragma unroll
+  for (int line = 0; line < kLines; ++line) rows[line].read(its_table, first[line], second[line]);
+#pragma unroll
+  for (int line = 0; line < kLines; ++line) {
+    const float of_high = f[0] * weight[line], of_low = (1 - f[0]) * weight[line];
+#pragma unroll
+    for (int k = 0; k < kPairs; ++k) {
+      const float2 low = unpack_halves(rows[line].low(k)), high = unpack_halves(rows[line].high(k));
+      sum[2 * k] = sum[2 * k] + of_low * low.x + of_high * high.x;
+      sum[2 * k + 1] = sum[2 * k + 1] + of_low * low.y + of_high * high.y;
     }
   }
 }
 
-template <int F, int D>
+template <int F, int D, bool kEven>
 __global__ void hash_encode_half_kernel(int64_t n, HashEncodeHalf<F, D> body) {
   constexpr int kPairs = F / 2, kLevels = HashEncodeHalf<F, D>::kLevels;
   const int64_t i = piece_of(blockIdx.x, blockDim.x, threadIdx.x);
   if (i >= n || (body.used && i >= *body.used)) return;
-  const int first = int(blockIdx.y) * kLevels, num_levels = body.levels.num_levels;
+  const int first = int(blockIdx.y) * kLevels, num_levels = body.num_levels;
+  float place[D];  // NaN counts as 0
+#pragma unroll
+  for (int a = 0; a < D; ++a) place[a] = fminf(fmaxf(body.positions[D * i + a], 0.f), 1.f);
   uint32_t out[kLevels * kPairs];
 #pragma unroll
   for (int l = 0; l < kLevels; ++l) {
-    const int level = first + l;
     float sum[F] = {};
-    if (level < num_levels) {
-      const CellCorners<float, D> cell(body.positions + D * i, body.levels.resolution[level], body.levels.size[level]);
-      const int64_t begin = body.levels.offset[level];
-#pragma unroll
-      for (int corner = 0; corner < 1 << D; corner += 2) {
-        uint32_t rows[2][kPairs];
-        read_two(body.table, begin + cell.entry(corner), begin + cell.entry(corner + 1), body.even, rows[0], rows[1]);
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const float w = cell.weight(corner + side);
-#pragma unroll
-          for (int k = 0; k < kPairs; ++k) {
-            const float2 pair = unpack_halves(rows[side][k]);
-            sum[2 * k] += w * pair.x;
-            sum[2 * k + 1] += w * pair.y;
-          }
-        }
-      }
-    }
+    if (first + l < num_levels) encode_half<F, D, kEven>(body.levels[first + l], body.table, place, sum);
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) out[l * kPairs + k] = pack_halves(sum[2 * k], sum[2 * k + 1]);
   }
@@ -197,19 +268,22 @@ Tensor hash_encode_half(const Tensor& positions, const Tensor& table, std::vecto
                         std::vector<int64_t> offsets, const Tensor& used) {
   const HashLevels levels = hash_levels(positions.size(1), resolutions, offsets);
   const int64_t num = positions.size(0), num_features = table.size(1);
+  for (const int64_t resolution : resolutions)
+    if (resolution > kMaxNumbered)
+      throw std::runtime_error("hash encoding in half precision: at most 2^22 cells an axis");
   Tensor features = make(table, {num, levels.num_levels * num_features});
-  const bool even =
-      table.size(0) % 2 == 0 && reinterpret_cast<uintptr_t>(table.const_data_ptr()) % (4 * num_features) == 0;
+  bool even = reinterpret_cast<uintptr_t>(table.const_data_ptr()) % (4 * num_features) == 0;
+  for (const int64_t offset : offsets) even = even && offset % 2 == 0;
   const auto run = [&]<int F, int D>(Constant<F>, Constant<D>) {
-    const HashEncodeHalf<F, D> body{levels,
-                                    read<float>(positions),
-                                    static_cast<const uint32_t*>(table.const_data_ptr()),
-                                    static_cast<uint32_t*>(features.mutable_data_ptr()),
-                                    even,
-                                    last_of(used)};
-    if (num)
-      Cuda::launch(positions, hash_encode_half_kernel<F, D>, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0,
-                   num, body);
+    HashEncodeHalf<F, D> body{levels.num_levels,
+                              {},
+                              read<float>(positions),
+                              static_cast<const uint32_t*>(table.const_data_ptr()),
+                              static_cast<uint32_t*>(features.mutable_data_ptr()),
+                              last_of(used)};
+    for (int level = 0; level < levels.num_levels; ++level) body.levels[level] = HalfLevel<D>(levels, level);
+    const auto kernel = even ? hash_encode_half_kernel<F, D, true> : hash_encode_half_kernel<F, D, false>;
+    if (num) Cuda::launch(positions, kernel, Cuda::grid_of(num, body.num_groups()), Cuda::kThreads, 0, num, body);
   };
   const auto with_axes = [&](auto features) {
     levels.num_axes == 4 ? run(features, Constant<4>{}) : run(features, Constant<3>{});

@@ -42,14 +42,16 @@ class HashLevels:
     ) -> HashLevels:
         """Space resolutions geometrically from `base` to `finest` (eq. 2 and 3).
 
-        Coarse levels, whose vertices all fit 2**log2_table_size entries, are stored densely. `time`
+        Coarse levels, whose vertices all fit 2**log2_table_size entries, are stored densely. All
+        begin at multiples of 8 entries: neighbours from an even one on can be read at once. `time`
         is base and finest of a fourth axis.
         """
         resolutions = _geometric(num_levels, base, finest)
         times = _geometric(num_levels, *time) if time else ()
         layout = cls(resolutions, (), times)
-        sizes = [math.prod(c + 1 for c in cells) for cells in layout.cells]
-        offsets = itertools.accumulate((min(n, 2**log2_table_size) for n in sizes), initial=0)
+        vertices = (math.prod(c + 1 for c in cells) for cells in layout.cells)
+        sizes = (min(-(-n // 8) * 8, 2**log2_table_size) for n in vertices)
+        offsets = itertools.accumulate(sizes, initial=0)
         return cls(resolutions, tuple(offsets), times)
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.ops import library
-from nerftrain.ops.hash_encoding import HashLevels
+from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
 from nerftrain.ops.ngp import ngp_reference
 from nerftrain.ops.ngp_half import (
     Encoded,
@@ -81,7 +81,7 @@ def _needs_tensor_cores(device: torch.device) -> None:
 SHAPES = {
     "default": (300, 15, 2, 3, 4),
     "one colour layer": (40, 7, 1, 3, 4),
-    "extra channels": (130, 15, 2, 5, 3),
+    "extra channels": (129, 15, 2, 5, 3),
     "one sample": (1, 1, 1, 1, 1),
 }
 
@@ -247,3 +247,20 @@ def test_kernels_that_give_wrong_numbers_are_found_out(
 
     monkeypatch.setattr(torch.ops, "nerftrain", Wrong())
     assert not agrees(device)
+
+
+@pytest.mark.parametrize("features", [2, 4, 8])
+@pytest.mark.parametrize("axes", [3, 4])
+@pytest.mark.parametrize("offset", [0, 1])  # of hashed levels: neighbours are read at once, or not
+def test_features_are_looked_up_wherever_levels_begin(
+    device: torch.device, features: int, axes: int, offset: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    times = (3, 5) if axes == 4 else ()
+    levels = HashLevels((3, 9), (0, 320 + offset, 320 + offset + 128), times)
+    table = torch.randn(levels.offsets[-1], features, generator=generator).to(device)
+    places = torch.rand(200, axes, generator=generator) * 1.2 - 0.1  # some of them outside
+    places[0], places[1] = 1.0, torch.nan
+    encoded = Encoded(places.to(device), table, table.half(), levels)
+    expected = hash_encode_reference(places.nan_to_num(0).to(device), table.half().float(), levels)
+    torch.testing.assert_close(look_up([encoded]).float(), expected, rtol=1e-3, atol=2e-3)
