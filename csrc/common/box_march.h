@@ -13,7 +13,9 @@
 namespace nerftrain {
 
 constexpr float kBesideWall = 0.02f;  // of a step: what is so near may lie on either side and is looked at
-constexpr float kMostCone = 0.05f;
+// Steps that grow by less could not be told apart by fast exponentials, and of those that grow by more the middle is
+// too far from half a step.
+constexpr float kLeastCone = 1e-4f, kMostCone = 0.05f;
 
 // One over x, which is not tiny, to the last bit or two.
 NT_HD float inverse_of(float x) {
@@ -56,7 +58,8 @@ inline bool marches_by_boxes(const OccupancyGrid& g, const MarchSettings& m) {
       const float apart = fabsf(g.center[level][a] - g.center[level - 1][a]);
       nested = nested && apart + g.half[level - 1][a] <= g.half[level][a];
     }
-  return nested && m.step > 0.f && !(m.cone_angle > kMostCone) && m.max_steps < kMaxNumbered;
+  const bool grows_well = !(m.cone_angle > 0.f) || (m.cone_angle >= kLeastCone && m.cone_angle <= kMostCone);
+  return nested && m.step > 0.f && grows_well && m.max_steps < kMaxNumbered;
 }
 
 // Steps of one length, told by their numbers.
