@@ -230,13 +230,17 @@ def test_rays_that_march_in_rounds_find_what_one_march_finds(
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize(("num_levels", "cone_angle"), [(1, 0.0), (3, 0.0), (3, 0.01)])
 @pytest.mark.parametrize("max_samples", [1, 6, 1000])
-def test_rays_that_are_many_find_what_each_finds_alone(make_rays, make_grid, max_samples):
+def test_rays_that_are_many_find_what_each_finds_alone(
+    make_rays, make_grid, max_samples, num_levels, cone_angle
+):
     """A GPU's threads take one ray after the other where there are many."""
-    rays, grid = make_rays(9001), make_grid()
-    jitter, steps = random_jitter(rays), replace(STEPS, max_samples=max_samples)
+    rays, grid = make_rays(2501, reach=2.0 * num_levels), make_grid(num_levels)
+    jitter = random_jitter(rays)
+    steps = replace(STEPS, max_samples=max_samples, cone_angle=cone_angle)
     samples, ends = march_to(rays, jitter, grid, steps)
-    assert len(samples) > 3000
+    assert len(samples) > len(rays) // 3
     for few in torch.arange(len(rays)).split(900):
         part, part_ends = march_to(rays[few], jitter[few], grid, steps)
         first, last = samples.offsets[few[0]], samples.offsets[few[-1] + 1]
