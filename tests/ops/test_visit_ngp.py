@@ -121,7 +121,7 @@ def test_rays_end_where_they_are_opaque_and_not_before(
     # More than a pool of rays, and more samples of a ray than a round.
     grid = make_grid(share=0.95)
     dense = field(num_features=num_features)
-    dense.weights[1][0] *= 2
+    dense.weights[1][0] *= 4  # so that rays of any field meet something opaque
     what = make_rays(1200), marching(1200, grid), dense
     whole = find_ngp(*what, NONE)
     _, left = transmittance(whole)
