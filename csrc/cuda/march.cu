@@ -78,10 +78,10 @@ struct MarchRuns {
 };
 
 constexpr int kRays = 64;         // of a block: rays are few for a GPU, and take unlike times
-constexpr int kBoxThreads = 128;  // of one that goes through a single box
+constexpr int kBoxThreads = 128;  // of one whose rays go through boxes within each other
 // Of all thresholds and steps of four, those by which a march issues the fewest instructions (tests/ops/played_ptx.h).
 constexpr int kFewGoing = 28;    // lanes: no more of a warp go on before others take new rays
-constexpr int kFewInBox = 20;    // the same where rays go from box to box
+constexpr int kFewInBox = 16;    // the same where rays go from box to box
 constexpr int kLooksAtOnce = 4;  // before the warp counts them again
 constexpr int kMarchWarps = 16;  // of a processor, when they take so many rays one after the other
 constexpr int kMostRays = 256;   // of a warp
