@@ -235,6 +235,15 @@ struct BoxRay {
     return false;
   }
 
+  // From where it lies and how it moves: how far one cell is, and the walls of cell 0.
+  template <class Steps>
+  NT_HD void measure() {
+    for (int a = 0; a < 3; ++a) {
+      per_cell[a] = fabsf(per_x[a]) > 1e-30f ? inverse_of(per_x[a]) : 1e30f;
+      exits[a] = max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - Steps::kBeforeWall;
+    }
+  }
+
  private:
   // Where a ray is between walls.
   struct Stretch {
@@ -255,14 +264,6 @@ struct BoxRay {
       const float low = g.center[level][a] - g.half[level][a];
       from[a] = (o[a] + steps.distance_at_zero(on) * d[a] - low) * cells_per_unit;
       per_x[a] = steps.distance_per_x() * d[a] * cells_per_unit;
-    }
-  }
-
-  template <class Steps>
-  NT_HD void measure() {
-    for (int a = 0; a < 3; ++a) {
-      per_cell[a] = fabsf(per_x[a]) > 1e-30f ? inverse_of(per_x[a]) : 1e30f;
-      exits[a] = max_of(per_cell[a], 0.f) - from[a] * per_cell[a] - Steps::kBeforeWall;
     }
   }
 
@@ -307,19 +308,25 @@ NT_HD T read_only(const T* from) {
 #endif
 }
 
+// The cells of a block in its lower or upper half along x, a bit each.
+NT_HD uint32_t half_of_block(const uint64_t* cells, uint32_t block, uint32_t upper) {
+#if defined(__CUDA_ARCH__)
+  return read_only(reinterpret_cast<const uint32_t*>(cells) + (2 * block + upper));
+#else
+  return uint32_t(cells[block] >> 32 * upper);
+#endif
+}
+
 // What looks along a ray.
 struct BoxMarch : BoxRay {
   OccupancyBits bits;
   int ahead[3];  // all bits where it goes up an axis, else none
-  uint32_t block;
-  uint64_t cells_of_block;
 
   // Before looks: of all bits those of the box that it is in.
   NT_HD void look_from_here(const OccupancyBits& all, int level, const BoxBlocks& blocks) {
     const int64_t words = level * cubed(blocks.along);
     bits = {all.cells + words, nullptr, all.empty + words};
     for (int a = 0; a < 3; ++a) ahead[a] = per_cell[a] > 0.f ? -1 : 0;
-    block = blocks.first - 1;
   }
 
   // Steps from `next` to `until`, of which there is at least one, lie in one cell, or in a cube whose cells are all
@@ -329,21 +336,18 @@ struct BoxMarch : BoxRay {
     int until;
   };
 
-  template <class Steps>
-  NT_HD Look look(const BoxBlocks& blocks, const Steps& steps, const typename Steps::OfRay& on) {
+  // empty(place) tells what `bits.empty` does; it may have been brought nearer.
+  template <class Steps, class Empty>
+  NT_HD Look look(const BoxBlocks& blocks, const Steps& steps, const typename Steps::OfRay& on, Empty empty) const {
     const float x = steps.middle(on, next);
     int at[3];
     for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + x * per_x[a]);
-    const uint32_t its_block = blocks.place(at);
-    int within = read_only(bits.empty + (its_block - blocks.first));  // one less than the side of the cube
+    const uint32_t block = blocks.place(at) - blocks.first;
+    int within = empty(block);  // one less than the side of the cube
     uint32_t occupied = 0;
     if (within == 0) {
-      if (its_block != block) {
-        block = its_block;
-        cells_of_block = read_only(bits.cells + (block - blocks.first));
-      }
-      // The half of them that the cell is in, and its place there; of the aligned cube of 2^3 cells around it.
-      const uint32_t half = at[0] & 2 ? uint32_t(cells_of_block >> 32) : uint32_t(cells_of_block);
+      const uint32_t half = half_of_block(bits.cells, block, uint32_t(at[0]) >> 1 & 1);
+      // Of the cell its place there; of the aligned cube of 2^3 cells around it the bits.
       const int place = (at[0] & 1) << 4 | (at[1] & 3) << 2 | (at[2] & 3);
       constexpr uint32_t kFull = 0x330033;
       const uint32_t cube = half >> (place & 10) & kFull;

@@ -155,14 +155,19 @@ struct FitRays {
   bool* whole;       // [R]
 
   NT_HD void operator()(int64_t i) const {
+    const int64_t before = i > 0 ? ends[i - 1] : 0;
+    offsets[i] = before > room ? used() : before;
+    if (i < num_rays) whole[i] = ends[i] <= room;
+  }
+
+ private:
+  NT_HD int64_t used() const {
     int64_t low = 0, high = num_rays;  // the first ray that does not fit lies between
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       ends[middle] <= room ? low = middle + 1 : high = middle;
     }
-    const int64_t used = low > 0 ? ends[low - 1] : 0;
-    offsets[i] = i > 0 ? min_of(ends[i - 1], used) : 0;
-    if (i < num_rays) whole[i] = i < low;
+    return low > 0 ? ends[low - 1] : 0;
   }
 };
 

@@ -43,10 +43,17 @@ struct Cuda {
     return dim3(unsigned(blocks_for(n, threads)), unsigned(num_levels));
   }
 
+  static int attribute_of(const torch::stable::Tensor& like, cudaDeviceAttr what) {
+    int value = 1;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, like.get_device_index()));
+    return value;
+  }
   static int num_processors(const torch::stable::Tensor& like) {
-    int processors = 1;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, like.get_device_index()));
-    return processors;
+    return attribute_of(like, cudaDevAttrMultiProcessorCount);
+  }
+  // Bytes that all blocks on a processor have together.
+  static int shared_of_processor(const torch::stable::Tensor& like) {
+    return attribute_of(like, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
 
   // As many blocks as the device runs at once, `each` to a processor, but no more than there are tiles of the work.

@@ -10,18 +10,23 @@ namespace nerftrain {
 extern __shared__ uint32_t dynamic_shared[];
 }
 
-enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded };
+enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded, kEarlyRead };
 
 __global__ void faulty_kernel(int fault, float* out) {
   float* numbers = reinterpret_cast<float*>(nerftrain::dynamic_shared);
   const int lane = int(threadIdx.x);
+  int* count = reinterpret_cast<int*>(numbers + 32);
   numbers[lane] = float(lane);
+  if (lane == 0) *count = 0;
   if (fault != kRace) __syncwarp();
   float sum = numbers[(lane + 1) % 32];
   if (fault == kLateWrite) numbers[lane] = 0;
-  if (fault == kBeyond) sum += numbers[lane + 32];
+  if (fault == kBeyond) sum += numbers[lane + 33];
   if (fault == kUnaligned) sum += *reinterpret_cast<float*>(reinterpret_cast<char*>(out) + 2);
   if (fault == kAbsent && lane < 31) sum += __shfl_sync(0x7fffffffu, sum, 31);
+  atomicAdd(count, 1);
+  if (fault != kEarlyRead) __syncwarp();
+  sum += float(*count - 32);
   if (fault == kEnded && lane == 0) return;
   for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
 #if defined(__CUDACC__)
@@ -36,7 +41,7 @@ int main(int, char** arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(1);
   config.blockDim = dim3(32);
-  config.dynamicSmemBytes = 32 * sizeof(float);
+  config.dynamicSmemBytes = 33 * sizeof(float);
   cudaLaunchKernelEx(&config, faulty_kernel, std::atoi(arguments[1]), static_cast<float*>(out));
   for (int lane = 0; lane < 32; ++lane) std::printf("%.9g ", out[lane]);
 }

@@ -217,7 +217,8 @@ int64_t check_box_march(const MarchRays& rays, int64_t num_rays, bool several) {
       CHECK(ray.next < ray.last && ray.last <= ray.behind);
       ray.look_from_here(rays.bits(r), level, blocks);
       while (ray.next < ray.last) {
-        const auto [occupied_there, until] = ray.look(blocks, steps, on);
+        const auto empty = [&](uint32_t block) -> int { return ray.bits.empty[block]; };
+        const auto [occupied_there, until] = ray.look(blocks, steps, on, empty);
         CHECK(until > ray.next && until <= ray.last);
         if (occupied_there) total += until - ray.next;
         ray.next = until;

@@ -76,6 +76,7 @@ struct Kernel {
 
 struct SharedWord {
   int writer = -1, reader = -1;             // threads
+  bool added = false;                       // by the writer, and maybe by others
   int64_t written = 0, read = 0;            // at which of the block's barriers
   int64_t written_warp = 0, read_warp = 0;  // at which of their warp's
 };
@@ -291,6 +292,7 @@ inline uint16_t to_half(float x) { return std::bit_cast<uint16_t>(_Float16(x)); 
 // ------------------------------------------------------------------------------------------------ memory
 
 enum Space { kGlobal, kShared, kParameter };
+enum Touch { kReads, kWrites, kAdds };
 
 // Of some numbers of the lanes, those that differ from each other.
 struct Distinct {
@@ -315,7 +317,7 @@ inline void count_global(Warp& warp, const Instruction& i, uint32_t mask, size_t
   warp.kernel->counts.global_sectors += sectors.count();
 }
 
-inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, bool writes, const Instruction& i) {
+inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, Touch how, const Instruction& i) {
   Block& block = *warp.block;
   if (address + bytes > block.shared.size()) fail(warp.kernel->name + ": beyond shared memory: " + i.text);
   if (address % bytes) fail(warp.kernel->name + ": not aligned: " + i.text);
@@ -326,13 +328,15 @@ inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, b
     if (other < 0 || other == me) return true;
     return other / kLanes == me / kLanes ? at_warp < warp.barriers : at_block < block.barriers;
   };
-  if (!apart(word.writer, word.written, word.written_warp))
+  const bool together = how == kAdds && word.added;
+  if (!together && !apart(word.writer, word.written, word.written_warp))
     fail(warp.kernel->name + ": a race: " + i.text + " after another thread's write without a barrier");
-  if (writes && !apart(word.reader, word.read, word.read_warp))
+  if (how != kReads && !apart(word.reader, word.read, word.read_warp))
     fail(warp.kernel->name + ": a race: " + i.text + " after another thread's read without a barrier");
   for (size_t half = 0; half < std::max<size_t>(bytes / 2, 1); ++half) {
     SharedWord& part = block.words[address / 2 + half];
-    if (writes) {
+    if (how != kReads) {
+      part.added = how == kAdds;
       part.writer = me, part.written = block.barriers, part.written_warp = warp.barriers;
       part.reader = -1;
     } else {
@@ -363,7 +367,7 @@ uint8_t* address_of(Warp& warp, const Instruction& i, int lane, size_t bytes, bo
     return const_cast<uint8_t*>(warp.parameters) + address;
   }
   if constexpr (kSpace == kShared) {
-    check_shared(warp, lane, uint32_t(address), bytes, writes, i);
+    check_shared(warp, lane, uint32_t(address), bytes, writes ? kWrites : kReads, i);
     return warp.block->shared.data() + uint32_t(address);
   }
   if (address % bytes) fail(warp.kernel->name + ": not aligned: " + i.text);
@@ -392,6 +396,21 @@ void store(Warp& warp, const Instruction& i, uint32_t mask) {
     T values[kNum];
     for (int n = 0; n < kNum; ++n) values[n] = get<T>(warp, i.in[1 + n], lane);
     std::memcpy(address_of<kSpace>(warp, i, lane, sizeof(values), true), values, sizeof(values));
+  }
+}
+
+// Additions to a word may meet; what else touches it needs a barrier before and after them.
+inline void add_to_shared(Warp& warp, const Instruction& i, uint32_t mask) {
+  count_shared(warp, i, mask, sizeof(uint32_t));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint32_t address = uint32_t(get<uint64_t>(warp, i.in[0], lane) + i.offset);
+    check_shared(warp, lane, address, sizeof(uint32_t), kAdds, i);
+    uint32_t sum;
+    std::memcpy(&sum, warp.block->shared.data() + address, sizeof(sum));
+    if (i.out[0] >= 0) set<uint32_t>(warp, i.out[0], lane, sum);
+    sum += get<uint32_t>(warp, i.in[1], lane);
+    std::memcpy(warp.block->shared.data() + address, &sum, sizeof(sum));
   }
 }
 
@@ -566,6 +585,7 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["atom.global.add.v2.f32"] = add_atomically<float, 2>;
   table["atom.global.add.v4.f32"] = add_atomically<float, 4>;
   table["atom.global.add.f64"] = add_atomically<double, 1>;
+  table["atom.shared.add.u32"] = add_to_shared;
   table["shfl.sync.idx.b32"] = shuffle<[](int, int other) { return other & 31; }>;
   table["shfl.sync.bfly.b32"] = shuffle<[](int lane, int mask) { return lane ^ mask; }>;
   table["shfl.sync.up.b32"] = shuffle<[](int lane, int by) { return lane - by; }>;

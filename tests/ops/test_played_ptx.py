@@ -28,6 +28,7 @@ FAULTS = {
     "unaligned": "not aligned",
     "a lane that is absent": "a lane that does not take part",
     "a lane that has ended": "lanes wait for others that never come",
+    "a sum that others still add to": "a race: ld.shared.u32",
 }
 
 
