@@ -2,6 +2,7 @@
 #include "../common/box_march.h"
 #include "../operators/march.h"
 #include "backend.h"
+#include "rest.h"
 #include "staged.h"
 #include "warp.h"
 
@@ -19,6 +20,7 @@ struct MarchFill {
   float* t_starts;         // [N]
   float* t_ends;           // [N]
   int64_t* ray_indices;    // [N]
+  ClearRest rest;          // of the three
 };
 
 // A run of a warp's, as what the rows of its samples need.
@@ -35,6 +37,7 @@ constexpr int kFillEnough = 16;  // of a processor
 // by row, side by side, and tell by the rows at which runs begin which of them is theirs.
 template <class Steps>
 __global__ void march_fill_kernel(int64_t num_rays, MarchFill body, Steps steps, int rays_of_warp) {
+  body.rest.clear(piece_of(blockIdx.x, blockDim.x, threadIdx.x), int64_t(gridDim.x) * blockDim.x);
   const int64_t first_ray = piece_of_warp() * rays_of_warp;
   if (first_ray >= num_rays) return;
   const int lane = lane_of_warp();
@@ -86,7 +89,6 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
                                               const Tensor& offsets, int64_t num_samples) {
   Tensor t_starts = make(near, {num_samples}), t_ends = make(near, {num_samples});
   Tensor ray_indices = make(offsets, {num_samples});
-  Cuda::clear_rest(offsets, {t_starts, t_ends, ray_indices});
   const MarchFill body{{float(step), float(cone_angle), int(max_steps), 0},
                        near.size(0),
                        read<float>(near),
@@ -97,15 +99,16 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
                        read<int64_t>(offsets),
                        write<float>(t_starts),
                        write<float>(t_ends),
-                       write<int64_t>(ray_indices)};
+                       write<int64_t>(ray_indices),
+                       ClearRest(offsets, {t_starts, t_ends, ray_indices})};
   const int64_t num_rays = near.size(0), enough = int64_t(Cuda::num_processors(near)) * kFillEnough;
   int rays_of_warp = kWarp;
   while (num_rays / rays_of_warp < enough && rays_of_warp > 4) rays_of_warp /= 2;
   const auto launch = [&](auto steps, auto kernel) {
     constexpr int kThreads = kFillWarps * kWarp;
-    if (num_rays)
-      Cuda::launch(near, kernel, Cuda::grid_of(blocks_for(num_rays, rays_of_warp) * kWarp, 1, kThreads), kThreads,
-                   kThreads * sizeof(RunOfRows), num_rays, body, steps, rays_of_warp);
+    const int64_t num_warps = max_of(blocks_for(num_rays, rays_of_warp), int64_t(1));  // no rays leave a rest, too
+    Cuda::launch(near, kernel, Cuda::grid_of(num_warps * kWarp, 1, kThreads), kThreads, kThreads * sizeof(RunOfRows),
+                 num_rays, body, steps, rays_of_warp);
   };
   if (cone_angle > 0)
     launch(GrowingSteps(body.settings), march_fill_kernel<GrowingSteps>);

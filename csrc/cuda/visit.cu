@@ -1,6 +1,7 @@
 // Selection with a warp for each ray: lanes take neighbouring samples, 32 at a time.
 #include "../operators/visit.h"
 #include "backend.h"
+#include "rest.h"
 #include "warp.h"
 
 namespace nerftrain {
@@ -40,35 +41,17 @@ __global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
   }
 }
 
-// Zeros from a row on that only the GPU knows: most often there are few.
-struct ClearRest {
-  struct Packed {
-    uint32_t* words;
-    int64_t row_words, num_words;
-  };
-  static constexpr int kMost = 4;
-  const int64_t* first;  // [1]
-  Packed packed[kMost];  // those that are not have no words
+struct ClearRestAlone {
+  ClearRest rest;
   int64_t num_threads;
 
-  NT_HD void operator()(int64_t thread) const {
-#pragma unroll
-    for (int k = 0; k < kMost; ++k)
-      for (int64_t i = *first * packed[k].row_words + thread; i < packed[k].num_words; i += num_threads)
-        packed[k].words[i] = 0;
-  }
+  NT_HD void operator()(int64_t thread) const { rest.clear(thread, num_threads); }
 };
 
 void Cuda::clear_rest(const Tensor& offsets, const std::vector<Tensor>& packed) {
-  if (packed.size() > size_t(ClearRest::kMost)) throw std::runtime_error("clear_rest: too many tensors");
-  ClearRest body{read<int64_t>(offsets) + offsets.size(0) - 1, {}, 0};
-  for (size_t k = 0; k < packed.size(); ++k) {
-    const int64_t words = packed[k].numel() * int64_t(packed[k].element_size() / sizeof(uint32_t));
-    if (words == 0) continue;
-    body.packed[k] = {static_cast<uint32_t*>(packed[k].mutable_data_ptr()), words / packed[k].size(0), words};
-    body.num_threads = max_of(body.num_threads, min_of(words, int64_t(1) << 15));
-  }
-  for_each(offsets, body.num_threads, body);
+  const ClearRest rest(offsets, packed);
+  const int64_t num_threads = min_of(rest.most_words(), int64_t(1) << 15);
+  for_each(offsets, num_threads, ClearRestAlone{rest, num_threads});
 }
 
 struct CudaVisit : Cuda {
