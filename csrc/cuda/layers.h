@@ -17,67 +17,143 @@ __host__ __device__ constexpr int stride_of(int columns) { return (columns + 8) 
 // Fills a matrix in shared memory with what number(row, column) gives, by all threads of the block.
 template <int kRows, int kColumns, class Number>
 __device__ __forceinline__ void fill(uint32_t* words, Number number) {
-  for (int i = int(threadIdx.x); i < kRows * kColumns / 2; i += kThreads) {
-    const int row = i / (kColumns / 2), pair = i % (kColumns / 2);
-    words[row * stride_of(kColumns) + pair] = pack_halves(number(row, 2 * pair), number(row, 2 * pair + 1));
+  constexpr int kPairs = kRows * kColumns / 2;
+#pragma unroll
+  for (int i = 0; i < kPairs; i += kThreads) {
+    const int its = i + int(threadIdx.x), row = its / (kColumns / 2), pair = its % (kColumns / 2);
+    if (kPairs % kThreads == 0 || its < kPairs)
+      words[row * stride_of(kColumns) + pair] = pack_halves(number(row, 2 * pair), number(row, 2 * pair + 1));
   }
+}
+
+// A number of a padded matrix: its place is below zero where it is padding. All are read, so that none waits for
+// others.
+__device__ __forceinline__ float number_at(const float* weights, int place) {
+  const float number = weights[max_of(place, 0)];
+  return place < 0 ? 0.f : number;
+}
+
+// The thread's number, as nobody knows it outside of a loop: the addresses that follow from it would fill registers.
+__device__ __forceinline__ uint32_t thread_here() {
+  uint32_t thread = threadIdx.x;
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(thread));
+#endif
+  return thread;
 }
 
 // The places of a lane in the fragments.
 struct Lane {
   int group, place;
-  __device__ Lane() : group(lane_of_warp() / 4), place(lane_of_warp() % 4) {}
+  __device__ Lane(uint32_t thread = threadIdx.x) : group(int(thread % kWarp / 4)), place(int(thread % 4)) {}
 };
 
-// sums = inputs * matrix^T for 16 samples: a matrix [8 kTilesN][16 kTilesK] in shared memory, a row for each output.
+// Where a lane's rows begin in a matrix in shared memory, for load_matrices: of 8 rows and 32 columns, or of 16 and 16.
+template <int kStride>
+__device__ __forceinline__ const uint32_t* wide_rows(const uint32_t* matrix) {
+  const uint32_t lane = thread_here() % kWarp;
+  return matrix + lane % 8 * kStride + lane / 8 * 4;
+}
+template <int kStride>
+__device__ __forceinline__ const uint32_t* square_rows(const uint32_t* matrix) {
+  const uint32_t lane = thread_here() % kWarp;
+  return matrix + lane % 16 * kStride + lane / 16 * 4;
+}
+
+// sums = inputs * matrix^T for 16 samples: a matrix [8 kTilesN][16 kTilesK], a row for each output, told by wide_rows.
 template <int kTilesK, int kTilesN>
-__device__ __forceinline__ void apply(float (&sums)[kTilesN][4], const uint32_t (&inputs)[kTilesK][4],
-                                      const uint32_t* matrix) {
-  const Lane lane;
+__device__ __forceinline__ void apply_rows(float (&sums)[kTilesN][4], const uint32_t (&inputs)[kTilesK][4],
+                                           const uint32_t* rows) {
+  constexpr int kStride = stride_of(16 * kTilesK);
 #pragma unroll
   for (int n = 0; n < kTilesN; ++n) {
     sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0;
-    const uint32_t* row = matrix + (8 * n + lane.group) * stride_of(16 * kTilesK) + lane.place;
 #pragma unroll
-    for (int k = 0; k < kTilesK; ++k) {
-      const uint32_t b[2] = {row[8 * k], row[8 * k + 4]};
-      multiply_add(sums[n], inputs[k], b);
+    for (int k = 0; k + 1 < kTilesK; k += 2) {
+      uint32_t b[4];
+      load_matrices<false>(b, rows + 8 * n * kStride + 8 * k);
+      multiply_add(sums[n], inputs[k], {b[0], b[1]});
+      multiply_add(sums[n], inputs[k + 1], {b[2], b[3]});
+    }
+    if constexpr (kTilesK % 2 == 1) {
+      uint32_t b[2];
+      load_matrices<false>(b, rows + 8 * n * kStride + 8 * (kTilesK - 1));
+      multiply_add(sums[n], inputs[kTilesK - 1], b);
     }
   }
 }
 
-template <int kTiles>
-__device__ __forceinline__ void pack(uint32_t (&out)[kTiles][4], const float (&sums)[2 * kTiles][4]) {
+template <int kTilesK, int kTilesN>
+__device__ __forceinline__ void apply(float (&sums)[kTilesN][4], const uint32_t (&inputs)[kTilesK][4],
+                                      const uint32_t* matrix) {
+  apply_rows(sums, inputs, wide_rows<stride_of(16 * kTilesK)>(matrix));
+}
+
+// sums = inputs * matrix for 16 samples and 16 columns: back through a layer, whose matrix has 16 kTilesK rows of
+// kColumns numbers, told by square_rows.
+template <int kColumns, int kTilesK>
+__device__ __forceinline__ void apply_back(float (&sums)[2][4], const uint32_t (&inputs)[kTilesK][4],
+                                           const uint32_t* rows) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0;
+#pragma unroll
+  for (int k = 0; k < kTilesK; ++k) {
+    uint32_t b[4];
+    load_matrices<true>(b, rows + 16 * k * stride_of(kColumns));
+    multiply_add(sums[0], inputs[k], {b[0], b[1]});
+    multiply_add(sums[1], inputs[k], {b[2], b[3]});
+  }
+}
+
+// Packs the sums of 16 kTiles outputs as the next layer's inputs: pair(k, j, low, high) those of out[k][j].
+template <int kTiles, class Pair>
+__device__ __forceinline__ void pack(uint32_t (&out)[kTiles][4], const float (&sums)[2 * kTiles][4], Pair pair) {
 #pragma unroll
   for (int k = 0; k < kTiles; ++k)
 #pragma unroll
     for (int j = 0; j < 4; ++j)
-      out[k][j] = pack_halves(sums[2 * k + j / 2][j % 2 * 2], sums[2 * k + j / 2][j % 2 * 2 + 1]);
+      out[k][j] = pair(k, j, sums[2 * k + j / 2][j % 2 * 2], sums[2 * k + j / 2][j % 2 * 2 + 1]);
 }
 
-// The same, 16 outputs at a time, packed as the next layer's inputs after finish(k, sums of tiles 2 k and the next).
-template <int kTilesK, int kTiles, class Finish>
-__device__ __forceinline__ void apply_packed(uint32_t (&out)[kTiles][4], const uint32_t (&inputs)[kTilesK][4],
-                                             const uint32_t* matrix, Finish finish) {
+// Fills a layer's outputs, packed, 16 at a time: sum(k, sums) finds those of out[k].
+template <int kTiles, class Sum, class Pair>
+__device__ __forceinline__ void each_packed(uint32_t (&out)[kTiles][4], Sum sum, Pair pair) {
 #pragma unroll
   for (int k = 0; k < kTiles; ++k) {
     float sums[2][4];
-    apply(sums, inputs, matrix + 16 * k * stride_of(16 * kTilesK));
-    finish(k, sums);
+    sum(k, sums);
     uint32_t packed[1][4];
-    pack(packed, sums);
+    pack(packed, sums, [&](int, int j, float low, float high) { return pair(k, j, low, high); });
 #pragma unroll
     for (int j = 0; j < 4; ++j) out[k][j] = packed[0][j];
   }
 }
 
-// What apply_packed does with the sums of 16 outputs.
+template <int kTilesK, int kTiles, class Pair>
+__device__ __forceinline__ void apply_packed(uint32_t (&out)[kTiles][4], const uint32_t (&inputs)[kTilesK][4],
+                                             const uint32_t* matrix, Pair pair) {
+  constexpr int kStride = stride_of(16 * kTilesK);
+  const uint32_t* rows = wide_rows<kStride>(matrix);
+  each_packed(out, [&](int k, float (&sums)[2][4]) { apply_rows(sums, inputs, rows + 16 * k * kStride); }, pair);
+}
+
+template <int kTilesK, int kTiles, class Pair>
+__device__ __forceinline__ void apply_back_packed(uint32_t (&out)[kTiles][4], const uint32_t (&inputs)[kTilesK][4],
+                                                  const uint32_t* matrix, Pair pair) {
+  constexpr int kColumns = 16 * kTiles;
+  const uint32_t* rows = square_rows<stride_of(kColumns)>(matrix);
+  each_packed(out, [&](int k, float (&sums)[2][4]) { apply_back<kColumns>(sums, inputs, rows + 8 * k); }, pair);
+}
+
+struct AsTheyAre {
+  __device__ __forceinline__ uint32_t operator()(int, int, float low, float high) const {
+    return pack_halves(low, high);
+  }
+};
+
 struct Rectified {
-  __device__ __forceinline__ void operator()(int, float (&sums)[2][4]) const {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] = max_of(0.f, sums[n][i]);  // NaN stays NaN
+  __device__ __forceinline__ uint32_t operator()(int, int, float low, float high) const {
+    return pack_rectified(low, high);
   }
 };
 
@@ -86,31 +162,45 @@ template <int kTiles>
 struct Masked {
   const uint32_t (&given)[kTiles][4];
 
-  __device__ __forceinline__ void operator()(int k, float (&sums)[2][4]) const {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float* pair = sums[j / 2] + j % 2 * 2;
-      if (!(given[k][j] & 0x7fffu)) pair[0] = 0;
-      if (!(given[k][j] & 0x7fff0000u)) pair[1] = 0;
-    }
+  __device__ __forceinline__ uint32_t operator()(int k, int j, float low, float high) const {
+    return pack_halves(low, high) & mask_of(given[k][j]);
   }
 };
 
-// Puts the 16 samples of a warp beside those of the others: row by row a number of all samples of the block.
-template <int kTiles>
+// Words of what a block shows itself: a row for each sample, of up to so many numbers.
+constexpr int shown_words(int numbers) { return kTile * stride_of(numbers); }
+constexpr int kShown = shown_words(kWidth);
+
+// Where a lane's numbers begin in what is shown in rows of kNumbers, the 16 samples of a warp behind those of the
+// others; and how far behind given[k][j] lies.
+template <int kNumbers>
+__device__ __forceinline__ uint32_t* shown_row(uint32_t* words) {
+  const uint32_t thread = thread_here();
+  const Lane lane(thread);
+  return words + (thread / kWarp * 16 + lane.group) * stride_of(kNumbers) + lane.place;
+}
+template <int kNumbers>
+__device__ __forceinline__ constexpr int shown_place(int k, int j) {
+  return j % 2 * 8 * stride_of(kNumbers) + 8 * k + j / 2 * 4;
+}
+
+template <int kNumbers = kWidth, int kTiles>
 __device__ __forceinline__ void show(uint32_t* words, const uint32_t (&given)[kTiles][4]) {
-  const Lane lane;
-  uint16_t* numbers = reinterpret_cast<uint16_t*>(words);
-  const int sample = int(threadIdx.x) / kWarp * 16 + lane.group;
+  uint32_t* row = shown_row<kNumbers>(words);
 #pragma unroll
   for (int k = 0; k < kTiles; ++k)
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      uint16_t* to = numbers + (16 * k + 2 * lane.place + j / 2 * 8) * (2 * stride_of(kTile)) + sample + j % 2 * 8;
-      to[0] = uint16_t(given[k][j] & 0xffffu);
-      to[2 * stride_of(kTile)] = uint16_t(given[k][j] >> 16);
-    }
+    for (int j = 0; j < 4; ++j) row[shown_place<kNumbers>(k, j)] = given[k][j];
 }
+
+// As Masked, by what the warp has shown, which need not be kept so.
+struct MaskedAsShown {
+  const uint32_t* row;
+
+  __device__ __forceinline__ uint32_t operator()(int k, int j, float low, float high) const {
+    return pack_halves(low, high) & mask_of(row[shown_place<kWidth>(k, j)]);
+  }
+};
 
 // The gradient of a matrix, over all samples of the block: tiles of 16 x 8 of its numbers are dealt out to the warps,
 // to each such that lie in the same rows.
@@ -121,26 +211,36 @@ struct MatrixGradient {
   float sums[kCount][4];
 
   // The first of a warp's tiles; the others follow in the row.
-  static __device__ __forceinline__ int row_of() { return int(threadIdx.x) / kWarp * kCount / kTilesN; }
-  static __device__ __forceinline__ int column_of() { return int(threadIdx.x) / kWarp * kCount % kTilesN; }
+  static __device__ __forceinline__ uint32_t row_of(uint32_t thread) { return thread / kWarp * kCount / kTilesN; }
+  static __device__ __forceinline__ uint32_t column_of(uint32_t thread) { return thread / kWarp * kCount % kTilesN; }
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int t = 0; t < kCount; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = 0;
   }
 
+  // Of what is shown, in rows of so many numbers.
+  template <int kDeltas = kWidth, int kInputs = kWidth>
   __device__ __forceinline__ void add(const uint32_t* deltas, const uint32_t* inputs) {
-    const Lane lane;
-    constexpr int kStride = stride_of(kTile);
-    const uint32_t* row = deltas + (16 * row_of() + lane.group) * kStride + lane.place;
-    const uint32_t* column = inputs + (8 * column_of() + lane.group) * kStride + lane.place;
+    constexpr int kRow = stride_of(kDeltas), kColumn = stride_of(kInputs);
+    const uint32_t thread = thread_here(), i = thread % 8, low = thread / 8 % 2, high = thread / 16 % 2;
+    const uint32_t* rows = deltas + (i + 8 * high) * kRow + 8 * row_of(thread) + 4 * low;
+    const uint32_t* columns = inputs + (i + 8 * low) * kColumn + 4 * (column_of(thread) + high);
 #pragma unroll 2  // or registers would not suffice
-    for (int s = 0; s < kTile / 2; s += 8) {
-      const uint32_t a[4] = {row[s], row[8 * kStride + s], row[s + 4], row[8 * kStride + s + 4]};
+    for (int s = 0; s < kTile; s += 16, rows += 16 * kRow, columns += 16 * kColumn) {
+      uint32_t a[4];
+      load_matrices<true>(a, rows);
 #pragma unroll
-      for (int t = 0; t < kCount; ++t) {
-        const uint32_t b[2] = {column[8 * t * kStride + s], column[8 * t * kStride + s + 4]};
-        multiply_add(sums[t], a, b);
+      for (int t = 0; t + 1 < kCount; t += 2) {
+        uint32_t b[4];
+        load_matrices<true>(b, columns + 4 * t);
+        multiply_add(sums[t], a, {b[0], b[1]});
+        multiply_add(sums[t + 1], a, {b[2], b[3]});
+      }
+      if constexpr (kCount % 2 == 1) {
+        uint32_t b[2];
+        load_matrices<true>(b, columns + 4 * (kCount - 1));
+        multiply_add(sums[kCount - 1], a, b);
       }
     }
   }
@@ -153,7 +253,8 @@ struct MatrixGradient {
     for (int t = 0; t < kCount; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = 16 * row_of() + lane.group + i / 2 * 8, column = 8 * (column_of() + t) + 2 * lane.place + i % 2;
+        const int row = 16 * int(row_of(threadIdx.x)) + lane.group + i / 2 * 8;
+        const int column = 8 * int(column_of(threadIdx.x) + t) + 2 * lane.place + i % 2;
         const int to = place(row, column);
         if (to >= 0) atomic_add(weights + to, sums[t][i] * factor);
       }

@@ -15,6 +15,7 @@
 namespace nerftrain {
 
 constexpr int kGeometry = 16, kHarmonics = 16, kColorIn = kGeometry + kHarmonics, kOut = 8;
+constexpr int kOutRows = 16;  // of the matrix of the channels, for the way back
 constexpr int kLogistic = 3;  // channels, the colour, that pass the logistic function
 
 struct NgpHalf {
@@ -56,9 +57,8 @@ struct NgpHalf {
   }
 };
 
-// Where the matrices lie in shared memory, in words: those of the density MLP, then those of the colour MLP. Each pass
-// has those that it needs; transposed ones lead gradients back, and in the buffers at the end a block's samples stand
-// beside each other.
+// Where the matrices lie in shared memory, in words: those of the density MLP, then those of the colour MLP and what it
+// is given. Each pass has those that it needs; in the buffers at the end a block's samples stand beside each other.
 template <int kIn, int kLayers>
 struct ForwardPlaces {
   static constexpr int density_hidden = 0;
@@ -66,42 +66,38 @@ struct ForwardPlaces {
   static constexpr int color_first = density_out + kGeometry * stride_of(kWidth);
   static constexpr int color_hidden = color_first + kWidth * stride_of(kColorIn);
   static constexpr int color_out = color_hidden + (kLayers - 1) * kWidth * stride_of(kWidth);
-  static constexpr int end = color_out + kOut * stride_of(kWidth);
+  static constexpr int color_in = color_out + kOutRows * stride_of(kWidth);
+  static constexpr int end = color_in + shown_words(kColorIn);
 };
 
 template <int kIn, int kLayers>
 struct ColorBackwardPlaces : ForwardPlaces<kIn, kLayers> {
-  static constexpr int color_first_t = ForwardPlaces<kIn, kLayers>::end;
-  static constexpr int color_hidden_t = color_first_t + kGeometry * stride_of(kWidth);
-  static constexpr int color_out_t = color_hidden_t + (kLayers - 1) * kWidth * stride_of(kWidth);
-  static constexpr int inputs = color_out_t + kWidth * stride_of(16);
-  static constexpr int deltas = inputs + kWidth * stride_of(kTile);
-  static constexpr int end = deltas + kWidth * stride_of(kTile);
+  static constexpr int v_out = ForwardPlaces<kIn, kLayers>::end;
+  static constexpr int hidden = v_out + shown_words(kOutRows);  // of each layer, then its gradient
+  static constexpr int end = hidden + kLayers * kShown;
 };
 
-// Alone it has the raw density to find again.
-template <int kIn, bool kAlone>
+template <int kIn>
 struct DensityBackwardPlaces {
   static constexpr int density_hidden = 0;
-  static constexpr int density_hidden_t = density_hidden + kWidth * stride_of(kIn);
-  static constexpr int density_out_t = density_hidden_t + kIn * stride_of(kWidth);
-  static constexpr int inputs = density_out_t + kWidth * stride_of(kGeometry);
-  static constexpr int deltas = inputs + kWidth * stride_of(kTile);
-  static constexpr int density_out = deltas + kWidth * stride_of(kTile);
-  static constexpr int end = density_out + (kAlone ? kGeometry * stride_of(kWidth) : 0);
+  static constexpr int density_out = density_hidden + kWidth * stride_of(kIn);
+  static constexpr int inputs = density_out + kGeometry * stride_of(kWidth);
+  static constexpr int deltas = inputs + kShown;
+  static constexpr int end = deltas + kShown;
 };
 
 // The numbers of the padded matrices by row and column.
 struct Numbers {
   const NgpHalf& net;
 
-  __device__ float of(const float* weights, int place) const { return place < 0 ? 0.f : weights[place]; }
-  __device__ float density_hidden(int r, int c) const { return of(net.density_weights, net.density_hidden(r, c)); }
-  __device__ float density_out(int r, int c) const { return of(net.density_weights, net.density_out(r, c)); }
-  __device__ float color_first(int r, int c) const { return of(net.color_weights, net.color_first(r, c)); }
-  __device__ float color_hidden(int r, int c) const { return of(net.color_weights, net.color_hidden(r, c)); }
+  __device__ float density_hidden(int r, int c) const {
+    return number_at(net.density_weights, net.density_hidden(r, c));
+  }
+  __device__ float density_out(int r, int c) const { return number_at(net.density_weights, net.density_out(r, c)); }
+  __device__ float color_first(int r, int c) const { return number_at(net.color_weights, net.color_first(r, c)); }
+  __device__ float color_hidden(int r, int c) const { return number_at(net.color_weights, net.color_hidden(r, c)); }
   __device__ float color_out(int num_layers, int r, int c) const {
-    return r < kOut ? of(net.color_weights, net.color_out(num_layers, r, c)) : 0.f;
+    return number_at(net.color_weights, net.color_out(num_layers, r, c));
   }
 };
 
@@ -116,13 +112,14 @@ __device__ __forceinline__ void fill_forward(const NgpHalf& net) {
   fill<kWidth, kColorIn>(shared + At::color_first, [&](int r, int c) { return numbers.color_first(r, c); });
   if (kLayers > 1)
     fill<kWidth, kWidth>(shared + At::color_hidden, [&](int r, int c) { return numbers.color_hidden(r, c); });
-  fill<kOut, kWidth>(shared + At::color_out, [&](int r, int c) { return numbers.color_out(kLayers, r, c); });
+  fill<kOutRows, kWidth>(shared + At::color_out, [&](int r, int c) { return numbers.color_out(kLayers, r, c); });
 }
 
 // What 16 samples give in the layers of the colour MLP.
 template <int kLayers>
 struct Activations {
-  uint32_t color_in[2][4], color[kLayers][kHiddenTiles][4];
+  uint32_t color[kLayers][kHiddenTiles][4];
+  uint32_t geometry[1][4];
   float raw_density[2];  // rows group and group + 8, in the lanes of place 0
   float out[1][4];
 };
@@ -130,16 +127,19 @@ struct Activations {
 template <int kIn>
 __device__ __forceinline__ void read_features(uint32_t (&features)[kIn / 16][4], const NgpHalf& net, int64_t num,
                                               int64_t first) {
-  const Lane lane;
+  const Lane lane(thread_here());
   const int pairs = net.num_features / 2;
 #pragma unroll
-  for (int k = 0; k < kIn / 16; ++k)
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = first + lane.group + half * 8;
+    const uint32_t* its = net.features + min_of(row, num - 1) * pairs;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t row = first + lane.group + j % 2 * 8;
-      const int pair = 8 * k + lane.place + j / 2 * 4;
-      features[k][j] = row < num && pair < pairs ? net.features[row * pairs + pair] : 0u;
+    for (int k = 0; k < kIn / 8; ++k) {
+      const int pair = 4 * k + lane.place;
+      const uint32_t word = its[min_of(pair, pairs - 1)];
+      features[k / 2][half + k % 2 * 2] = row < num && pair < pairs ? word : 0u;
     }
+  }
 }
 
 template <int kIn, int kLayers>
@@ -155,32 +155,37 @@ __device__ __forceinline__ void density_forward(Activations<kLayers>& now, const
   now.raw_density[0] = geometry[0][0];
   now.raw_density[1] = geometry[0][2];
   if (lane.place == 0) geometry[0][0] = geometry[0][2] = 0;
-  uint32_t packed[1][4];
-  pack(packed, geometry);
+  pack(now.geometry, geometry, AsTheyAre{});
+}
+
+// Puts what the colour MLP is given into shared memory: geometry, and a lane for each of 16 samples the harmonics of
+// its direction.
+__device__ __forceinline__ void show_color_in(uint32_t* color_in, const uint32_t (&geometry)[1][4], const NgpHalf& net,
+                                              int64_t num, int64_t first) {
+  show<kColorIn>(color_in, geometry);
+  const int lane = lane_of_warp();
+  if (lane >= 16) return;
+  const float* d = net.directions + 3 * min_of(first + lane, num - 1);
+  float harmonics[kHarmonics] = {};
+  spherical_harmonics<float>(d[0], d[1], d[2], net.degree, harmonics);
+  uint32_t* row = color_in + (int(threadIdx.x) / kWarp * 16 + lane) * stride_of(kColorIn) + kGeometry / 2;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) now.color_in[0][j] = packed[0][j];
+  for (int i = 0; i < kHarmonics / 2; ++i) row[i] = pack_halves(harmonics[2 * i], harmonics[2 * i + 1]);
 }
 
 template <int kIn, int kLayers>
 __device__ __forceinline__ void color_forward(Activations<kLayers>& now, const NgpHalf& net, int64_t num,
                                               int64_t first) {
   using At = ForwardPlaces<kIn, kLayers>;
-  const Lane lane;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t row = first + lane.group + 8 * half;
-    float d[3] = {}, harmonics[kHarmonics] = {};
-    if (row < num)
-      for (int a = 0; a < 3; ++a) d[a] = net.directions[3 * row + a];
-    spherical_harmonics<float>(d[0], d[1], d[2], net.degree, harmonics);
-#pragma unroll
-    for (int place = 0; place < 4; ++place) {  // chosen, not indexed: else they would lie in local memory
-      if (place != lane.place) continue;
-      now.color_in[1][half] = pack_halves(harmonics[2 * place], harmonics[2 * place + 1]);
-      now.color_in[1][2 + half] = pack_halves(harmonics[2 * place + 8], harmonics[2 * place + 9]);
-    }
-  }
-  apply_packed(now.color[0], now.color_in, dynamic_shared + At::color_first, Rectified{});
+  constexpr int kStride = stride_of(kColorIn);
+  __syncwarp();  // nobody reads what stood there
+  show_color_in(dynamic_shared + At::color_in, now.geometry, net, num, first);
+  __syncwarp();
+  const uint32_t* rows = square_rows<kStride>(dynamic_shared + At::color_in + int(threadIdx.x) / kWarp * 16 * kStride);
+  uint32_t color_in[2][4];
+  load_matrices<false>(color_in[0], rows);
+  load_matrices<false>(color_in[1], rows + 8);
+  apply_packed(now.color[0], color_in, dynamic_shared + At::color_first, Rectified{});
   if constexpr (kLayers > 1) apply_packed(now.color[1], now.color[0], dynamic_shared + At::color_hidden, Rectified{});
   apply(now.out, now.color[kLayers - 1], dynamic_shared + At::color_out);
 }
@@ -226,16 +231,10 @@ __device__ __forceinline__ float v_of_raw_density(const NgpHalf& net, int64_t ro
 template <int kIn, int kLayers>
 __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(NgpHalf net) {
   using At = ColorBackwardPlaces<kIn, kLayers>;
-  uint32_t *shared = dynamic_shared, *inputs = shared + At::inputs, *deltas = shared + At::deltas;
-  const Numbers numbers{net};
+  uint32_t *shared = dynamic_shared, *last = shared + At::hidden + (kLayers - 1) * kShown;
   fill_forward<kIn, kLayers, true>(net);
-  fill<kGeometry, kWidth>(shared + At::color_first_t, [&](int r, int c) { return numbers.color_first(c, r); });
-  if (kLayers > 1)
-    fill<kWidth, kWidth>(shared + At::color_hidden_t, [&](int r, int c) { return numbers.color_hidden(c, r); });
-  fill<kWidth, 16>(shared + At::color_out_t, [&](int r, int c) { return numbers.color_out(kLayers, c, r); });
   __syncthreads();
 
-  const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
   MatrixGradient<1, kWidth / 8> v_color_out;
   MatrixGradient<kHiddenTiles, kColorIn / 8> v_color_first;
@@ -246,44 +245,57 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
   const int64_t num = net.num_used();
   for (int64_t tile = blockIdx.x; tile * kTile < num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
+    const Lane lane(thread_here());
     Activations<kLayers> now;
     density_forward<kIn>(now, net, num, first);
+    __syncthreads();  // nobody reads what stands in the buffers
     color_forward<kIn>(now, net, num, first);
+#pragma unroll
+    for (int l = 0; l < kLayers; ++l) show(shared + At::hidden + l * kShown, now.color[l]);
 
     float v_raw_density[2] = {};
     uint32_t v_out[1][4] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t row = first + lane.group + 8 * half;
+      const int64_t row = first + lane.group + 8 * half, its = min_of(row, num - 1);
       const bool there = row < num;
-      if (there && lane.place == 0) v_raw_density[half] = v_of_raw_density(net, row, now.raw_density[half]);
-      float v[2] = {};
+      v_raw_density[half] = v_of_raw_density(net, its, now.raw_density[half]) * (there ? 1.f : 0.f);
+      float v[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int channel = 2 * lane.place + i;
-        if (!there || channel >= net.num_channels) continue;
-        const float y = logistic(now.out[0][2 * half + i]);
-        v[i] = net.scale * net.v_channels[row * net.num_channels + channel] * (channel < kLogistic ? y * (1 - y) : 1.f);
+        const float y = logistic(now.out[0][2 * half + i]), slope = channel < kLogistic ? y * (1 - y) : 1.f;
+        v[i] = net.v_channels[its * net.num_channels + min_of(channel, net.num_channels - 1)] *
+               (there && channel < net.num_channels ? net.scale * slope : 0.f);
       }
       v_out[0][half] = pack_halves(v[0], v[1]);
     }
 
+    show<kOutRows>(shared + At::v_out, v_out);
+    __syncthreads();
     uint32_t v_hidden[kLayers][kHiddenTiles][4];
-    learn(v_color_out, inputs, deltas, now.color[kLayers - 1], v_out);
-    apply_packed(v_hidden[0], v_out, shared + At::color_out_t, Masked<kHiddenTiles>{now.color[kLayers - 1]});
+    v_color_out.template add<kOutRows>(shared + At::v_out, last);
+    apply_back_packed(v_hidden[0], v_out, shared + At::color_out, MaskedAsShown{shown_row<kWidth>(last)});
+    __syncthreads();
+    show(last, v_hidden[0]);
+    __syncthreads();
     if constexpr (kLayers > 1) {
-      learn(v_color_hidden, inputs, deltas, now.color[0], v_hidden[0]);
-      apply_packed(v_hidden[1], v_hidden[0], shared + At::color_hidden_t, Masked<kHiddenTiles>{now.color[0]});
+      uint32_t* before = shared + At::hidden;
+      v_color_hidden.add(last, before);
+      apply_back_packed(v_hidden[1], v_hidden[0], shared + At::color_hidden, MaskedAsShown{shown_row<kWidth>(before)});
+      __syncthreads();
+      show(before, v_hidden[1]);
+      __syncthreads();
     }
-    learn(v_color_first, inputs, deltas, now.color_in, v_hidden[kLayers - 1]);
+    v_color_first.template add<kWidth, kColorIn>(shared + At::hidden, shared + At::color_in);
     float v_geometry[2][4];
-    apply(v_geometry, v_hidden[kLayers - 1], shared + At::color_first_t);
+    apply_back<kColorIn>(v_geometry, v_hidden[kLayers - 1], square_rows<stride_of(kColorIn)>(shared + At::color_first));
     if (lane.place == 0) {
       v_geometry[0][0] = v_raw_density[0];
       v_geometry[0][2] = v_raw_density[1];
     }
     uint32_t v_packed[1][4];
-    pack(v_packed, v_geometry);
+    pack(v_packed, v_geometry, AsTheyAre{});
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t row = first + lane.group + j % 2 * 8;
@@ -300,17 +312,13 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
 // Back through the density MLP: from what the pass before has left, or alone, from densities.
 template <int kIn, bool kAlone>
 __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(NgpHalf net) {
-  using At = DensityBackwardPlaces<kIn, kAlone>;
+  using At = DensityBackwardPlaces<kIn>;
   uint32_t *shared = dynamic_shared, *inputs = shared + At::inputs, *deltas = shared + At::deltas;
   const Numbers numbers{net};
   fill<kWidth, kIn>(shared + At::density_hidden, [&](int r, int c) { return numbers.density_hidden(r, c); });
-  fill<kIn, kWidth>(shared + At::density_hidden_t, [&](int r, int c) { return numbers.density_hidden(c, r); });
-  fill<kWidth, kGeometry>(shared + At::density_out_t, [&](int r, int c) { return numbers.density_out(c, r); });
-  if (kAlone)
-    fill<kGeometry, kWidth>(shared + At::density_out, [&](int r, int c) { return numbers.density_out(r, c); });
+  fill<kGeometry, kWidth>(shared + At::density_out, [&](int r, int c) { return numbers.density_out(r, c); });
   __syncthreads();
 
-  const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
   const float factor = 1 / net.scale;
   MatrixGradient<kHiddenTiles, kIn / 8> v_density_hidden;
@@ -320,6 +328,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
   const int64_t num = net.num_used();
   for (int64_t tile = blockIdx.x; tile * kTile < net.num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
+    const Lane lane(thread_here());
     if (tile * kTile >= num) {  // what is nobody's has no gradient
       const int64_t begin = tile * kTile * net.num_features;
       const int64_t end = min_of((tile + 1) * kTile, net.num) * net.num_features;
@@ -347,20 +356,24 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
       }
     }
     learn(v_density_out, inputs, deltas, hidden, v_out);
-    apply_packed(v_hidden, v_out, shared + At::density_out_t, Masked<kHiddenTiles>{hidden});
+    apply_back_packed(v_hidden, v_out, shared + At::density_out, Masked<kHiddenTiles>{hidden});
     learn(v_density_hidden, inputs, deltas, features, v_hidden);
+    const uint32_t* rows = square_rows<stride_of(kIn)>(shared + At::density_hidden);
 #pragma unroll
-    for (int n = 0; n < kIn / 8; ++n) {
-      float v_in[1][4];
-      apply(v_in, v_hidden, shared + At::density_hidden_t + 8 * n * stride_of(kWidth));
-      const int feature = 8 * n + 2 * lane.place;  // and the next: their number is even
-      if (feature >= net.num_features) continue;
+    for (int k = 0; k < kIn / 16; ++k) {
+      float v_in[2][4];
+      apply_back<kIn>(v_in, v_hidden, rows + 8 * k);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int64_t row = first + lane.group + 8 * half;
-        if (row < net.num)  // those behind the last that is used get zeros
-          *reinterpret_cast<float2*>(net.v_features + row * net.num_features + feature) = {
-              v_in[0][2 * half] * factor, v_in[0][2 * half + 1] * factor};
+      for (int n = 0; n < 2; ++n) {
+        const int feature = 16 * k + 8 * n + 2 * lane.place;  // and the next: their number is even
+        if (feature >= net.num_features) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int64_t row = first + lane.group + 8 * half;
+          if (row < net.num)  // those behind the last that is used get zeros
+            *reinterpret_cast<float2*>(net.v_features + row * net.num_features + feature) = {
+                v_in[n][2 * half] * factor, v_in[n][2 * half + 1] * factor};
+        }
       }
     }
   }
@@ -412,7 +425,7 @@ void run_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
   const dim3 grid = Cuda::standing_grid(like, net.num, kTile, 2);
   const size_t color = ColorBackwardPlaces<kIn, kLayers>::end * sizeof(uint32_t);
-  const size_t density = DensityBackwardPlaces<kIn, false>::end * sizeof(uint32_t);
+  const size_t density = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
   Cuda::launch(like, ngp_half_color_backward_kernel<kIn, kLayers>, grid, kThreads, color, net);
   Cuda::launch(like, ngp_half_density_backward_kernel<kIn, false>, grid, kThreads, density, net);
 }
@@ -420,7 +433,7 @@ void run_backward(const Tensor& like, const NgpHalf& net) {
 template <int kIn>
 void run_density_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
-  const size_t shared = DensityBackwardPlaces<kIn, true>::end * sizeof(uint32_t);
+  const size_t shared = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
   Cuda::launch(like, ngp_half_density_backward_kernel<kIn, true>, Cuda::standing_grid(like, net.num, kTile, 2),
                kThreads, shared, net);
 }

@@ -45,7 +45,19 @@ __device__ __forceinline__ int sum_before(int n) {
 }
 
 // Two numbers in half precision, the first in the lower bits; what is beyond its range becomes the largest in it, and
-// NaN stays NaN.
+// NaN stays NaN. GPUs since sm_80 do it, and leave out what is less than zero, by one instruction.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+__device__ __forceinline__ uint32_t pack_rectified(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.relu.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+#else
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
   const float limit = 65504.f;
   union {
@@ -54,6 +66,21 @@ __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
   } packed{__floats2half2_rn(min_of(limit, max_of(-limit, low)), min_of(limit, max_of(-limit, high)))};
   return packed.bits;
 }
+__device__ __forceinline__ uint32_t pack_rectified(float low, float high) {
+  return pack_halves(max_of(0.f, low), max_of(0.f, high));
+}
+#endif
+
+// All bits of those of two numbers that are not zero.
+__device__ __forceinline__ uint32_t mask_of(uint32_t halves) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t mask;
+  asm("set.neu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(halves), "r"(0));
+  return mask;
+#else
+  return (halves & 0x7fffu ? 0xffffu : 0u) | (halves & 0x7fff0000u ? 0xffff0000u : 0u);
+#endif
+}
 
 __device__ __forceinline__ float2 unpack_halves(uint32_t bits) {
   union {
@@ -61,6 +88,34 @@ __device__ __forceinline__ float2 unpack_halves(uint32_t bits) {
     __half2 halves;
   } packed{bits};
   return __half22float2(packed.halves);
+}
+
+// Brings kNum matrices of 8 x 8 numbers from shared memory: lane 8 m + i tells where row i of matrix m begins, lanes
+// get of each matrix what they would of a b (below), or of its transpose.
+template <bool kTransposed, int kNum>
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[kNum], const uint32_t* row) {
+  static_assert(kNum == 2 || kNum == 4);
+#if !defined(__CUDACC__)
+  emulated::load_matrices<kTransposed>(words, row);
+#elif defined(__CUDA_ARCH__)
+  const auto address = uint32_t(__cvta_generic_to_shared(row));
+  if constexpr (kNum == 4 && kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
+  else if constexpr (kNum == 4)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
+  else if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address));
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address));
+#endif
 }
 
 // c += a b for a of 16 x 16, b of 16 x 8 and c of 16 x 8 numbers, spread over the lanes of a warp (PTX ISA, "Matrix

@@ -10,6 +10,7 @@
 namespace nerftrain {
 
 constexpr int kWarpIn = 48, kWarpOut = 8, kDepth = 4;  // inputs and outputs are padded with zeros
+constexpr int kWarpOutRows = 16;                       // of the last matrix, for the way back
 constexpr int kCoordinates = 4;                        // x, y, z and time
 
 struct WarpField {
@@ -34,7 +35,7 @@ struct WarpField {
     return kWidth * (num_inputs() + (layer - 1) * kWidth + row) + column;
   }
   __device__ int last(int row, int column) const { return row < 3 ? hidden(kDepth, row, column) : -1; }
-  __device__ float number(int place) const { return place < 0 ? 0.f : weights[place]; }
+  __device__ float number(int place) const { return number_at(weights, place); }
 };
 
 // How an input follows from a coordinate: the sine of scale * coordinate + phase, or scale * coordinate itself.
@@ -64,16 +65,14 @@ struct WarpForwardPlaces {
   static constexpr int hidden = first + kWidth * stride_of(kWarpIn);
   static constexpr int hidden_size = kWidth * stride_of(kWidth);
   static constexpr int last = hidden + (kDepth - 1) * hidden_size;
-  static constexpr int end = last + kWarpOut * stride_of(kWidth);
+  static constexpr int end = last + kWarpOutRows * stride_of(kWidth);
 };
 
-// Transposed ones lead gradients back, and in the buffers at the end a block's samples stand beside each other.
+// In the buffers at the end a block's samples stand beside each other.
 struct WarpBackwardPlaces : WarpForwardPlaces {
-  static constexpr int hidden_t = last;
-  static constexpr int last_t = hidden_t + (kDepth - 1) * hidden_size;
-  static constexpr int inputs = last_t + kWidth * stride_of(16);
-  static constexpr int deltas = inputs + kWidth * stride_of(kTile);
-  static constexpr int end = deltas + kWidth * stride_of(kTile);
+  static constexpr int inputs = end;
+  static constexpr int deltas = inputs + kShown;
+  static constexpr int end = deltas + kShown;
 };
 
 __device__ __forceinline__ Frequency* frequencies() {
@@ -129,7 +128,7 @@ __device__ __forceinline__ void hidden_layers(uint32_t (&given)[kDepth][kHiddenT
 __global__ void __launch_bounds__(kThreads) warp_half_forward_kernel(WarpField field) {
   using At = WarpForwardPlaces;
   fill_hidden(field);
-  fill<kWarpOut, kWidth>(dynamic_shared + At::last, [&](int r, int c) { return field.number(field.last(r, c)); });
+  fill<kWarpOutRows, kWidth>(dynamic_shared + At::last, [&](int r, int c) { return field.number(field.last(r, c)); });
   __syncthreads();
   const Lane lane;
   const int warp = int(threadIdx.x) / kWarp;
@@ -155,10 +154,7 @@ __global__ void __launch_bounds__(kThreads) warp_half_backward_kernel(WarpField 
   using At = WarpBackwardPlaces;
   uint32_t *shared = dynamic_shared, *shown = shared + At::inputs, *deltas = shared + At::deltas;
   fill_hidden(field);
-  for (int l = 1; l < kDepth; ++l)
-    fill<kWidth, kWidth>(shared + At::hidden_t + (l - 1) * At::hidden_size,
-                         [&](int r, int c) { return field.number(field.hidden(l, c, r)); });
-  fill<kWidth, 16>(shared + At::last_t, [&](int r, int c) { return field.number(field.last(c, r)); });
+  fill<kWarpOutRows, kWidth>(shared + At::last, [&](int r, int c) { return field.number(field.last(r, c)); });
   __syncthreads();
 
   const Lane lane;
@@ -190,13 +186,13 @@ __global__ void __launch_bounds__(kThreads) warp_half_backward_kernel(WarpField 
     }
     learn(v_last, shown, deltas, given[kDepth - 1], v_out);
     uint32_t v_given[2][kHiddenTiles][4];  // of a layer and the one behind it, in turn
-    apply_packed(v_given[0], v_out, shared + At::last_t, Masked<kHiddenTiles>{given[kDepth - 1]});
+    apply_back_packed(v_given[0], v_out, shared + At::last, Masked<kHiddenTiles>{given[kDepth - 1]});
 #pragma unroll
     for (int l = kDepth - 1; l > 0; --l) {
       auto& behind = v_given[(kDepth - 1 - l) % 2];
       learn(v_hidden[l - 1], shown, deltas, given[l - 1], behind);
-      apply_packed(v_given[(kDepth - l) % 2], behind, shared + At::hidden_t + (l - 1) * At::hidden_size,
-                   Masked<kHiddenTiles>{given[l - 1]});
+      apply_back_packed(v_given[(kDepth - l) % 2], behind, shared + At::hidden + (l - 1) * At::hidden_size,
+                        Masked<kHiddenTiles>{given[l - 1]});
     }
     learn(v_first, shown, deltas, inputs, v_given[(kDepth - 1) % 2]);
   }

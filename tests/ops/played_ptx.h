@@ -289,6 +289,17 @@ inline float of_half(uint16_t bits) {
 }
 inline uint16_t to_half(float x) { return std::bit_cast<uint16_t>(_Float16(x)); }
 
+// A pair of them: what is beyond their range becomes the largest in it, NaN stays NaN.
+template <bool kRectified>
+uint32_t saturated(float high, float low) {
+  const auto half = [](float x) -> uint32_t {
+    if (std::isnan(x)) return 0x7fff;
+    if (kRectified && !(x > 0)) x = 0;
+    return to_half(std::fmax(-65504.f, std::fmin(x, 65504.f)));
+  };
+  return half(high) << 16 | half(low);
+}
+
 // ------------------------------------------------------------------------------------------------ memory
 
 enum Space { kGlobal, kShared, kParameter };
@@ -345,15 +356,20 @@ inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, T
   }
 }
 
+// As many as there are words of the bank that has the most.
+inline int passes_of(Distinct& words) {
+  int of_bank[32] = {};
+  for (int n = words.count() - 1; n >= 0; --n) ++of_bank[words.numbers[n] % 32];
+  return *std::max_element(of_bank, of_bank + 32);
+}
+
 inline void count_shared(Warp& warp, const Instruction& i, uint32_t mask, size_t bytes) {
   int passes = 0;
   for (size_t part = 0; part < std::max<size_t>(bytes / 4, 1); ++part) {
     Distinct words;
     for (int lane = 0; lane < kLanes; ++lane)
       if (has(mask, lane)) words.add(uint32_t(get<uint64_t>(warp, i.in[0], lane) + i.offset) / 4 + part);
-    int of_bank[32] = {};
-    for (int n = words.count() - 1; n >= 0; --n) ++of_bank[words.numbers[n] % 32];
-    passes += *std::max_element(of_bank, of_bank + 32);
+    passes += passes_of(words);
   }
   warp.kernel->counts.shared_requests += 1;
   warp.kernel->counts.shared_passes += passes;
@@ -510,6 +526,36 @@ inline void multiply_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
   each_result([&](int lane, int n, float number) { set<float>(warp, i.out[n], lane, number); });
 }
 
+// Matrices of 8 x 8 numbers of 16 bits (PTX ISA, "ldmatrix"): lane 8 m + i tells where row i of matrix m begins.
+template <int kNum, bool kTransposed>
+void load_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
+  if (mask != kAllLanes) fail(warp.kernel->name + ": a warp loads matrices without some of its lanes");
+  for (int m = 0; m < kNum; ++m) {
+    Distinct words;
+    const auto word = [&](int lane, int row, int place) {
+      const uint32_t address = uint32_t(get<uint64_t>(warp, i.in[0], 8 * m + row) + i.offset);
+      if (address % 16) fail(warp.kernel->name + ": not aligned: " + i.text);
+      check_shared(warp, lane, address + 4 * place, sizeof(uint32_t), kReads, i);
+      words.add(address / 4 + place);
+      uint32_t pair;
+      std::memcpy(&pair, warp.block->shared.data() + address + 4 * place, sizeof(pair));
+      return pair;
+    };
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int group = lane / 4, place = lane % 4;
+      uint32_t pair = 0;
+      if (kTransposed)
+        for (int k = 0; k < 2; ++k)
+          pair |= (word(lane, 2 * place + k, group / 2) >> 16 * (group % 2) & 0xffffu) << 16 * k;
+      else
+        pair = word(lane, group, place);
+      set<uint32_t>(warp, i.out[m], lane, pair);
+    }
+    warp.kernel->counts.shared_passes += passes_of(words);
+  }
+  warp.kernel->counts.shared_requests += 1;
+}
+
 // Moves between one register and the parts of a vector.
 template <class Whole, class Part, int kNum>
 void pack(Warp& warp, const Instruction& i, uint32_t mask) {
@@ -568,6 +614,18 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["cvt.rn.f16x2.f32"] = Each<uint32_t, float, float>::run<[](float high, float low) {
     return uint32_t(to_half(high)) << 16 | to_half(low);
   }>;
+  for (const bool rectified : {false, true}) {
+    const std::string name = std::string("cvt.rn.") + (rectified ? "relu." : "") + "satfinite.f16x2.f32";
+    table[name] = rectified ? Each<uint32_t, float, float>::run<saturated<true>>
+                            : Each<uint32_t, float, float>::run<saturated<false>>;
+  }
+  table["set.neu.u32.f16x2"] = Each<uint32_t, uint32_t, uint32_t>::run<[](uint32_t a, uint32_t b) {
+    uint32_t mask = 0;
+    for (int k = 0; k < 2; ++k)
+      if (!(of_half(uint16_t(a >> 16 * k)) == of_half(uint16_t(b >> 16 * k)))) mask |= 0xffffu << 16 * k;
+    return mask;
+  }>;
+  table["cvta.to.shared.u64"] = table["cvta.shared.u64"] = table["mov.u64"];
   table["cvta.to.global.u64"] = table["cvta.global.u64"] = table["mov.u64"];
   add_memory<uint8_t, uint8_t>(table, "b8");
   add_memory<uint8_t, uint16_t>(table, "u8");
@@ -594,6 +652,10 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["redux.sync.or.b32"] = reduce<uint32_t, [](uint32_t a, uint32_t b) { return a | b; }>;
   table["redux.sync.min.s32"] = reduce<int32_t, [](int32_t a, int32_t b) { return std::min(a, b); }>;
   table["redux.sync.max.s32"] = reduce<int32_t, [](int32_t a, int32_t b) { return std::max(a, b); }>;
+  table["ldmatrix.sync.aligned.m8n8.x2.shared.b16"] = load_matrices<2, false>;
+  table["ldmatrix.sync.aligned.m8n8.x4.shared.b16"] = load_matrices<4, false>;
+  table["ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16"] = load_matrices<2, true>;
+  table["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] = load_matrices<4, true>;
   table["bar.warp.sync"] = barrier_of_warp;
   table["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_matrices;
   return table;
@@ -754,7 +816,7 @@ class Reader {
       }
       if (name.find(".sync") != std::string::npos) {
         i.kind = Instruction::kTogether;
-        if (!name.starts_with("mma")) i.members = i.in[i.num_in - 1];
+        if (name.find(".aligned") == std::string::npos) i.members = i.in[i.num_in - 1];
       }
     }
     kernel.code.push_back(std::move(i));

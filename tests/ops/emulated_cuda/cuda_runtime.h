@@ -183,6 +183,23 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
   });
 }
 
+// PTX ISA, "ldmatrix": of matrix m a lane gets the pair of numbers of row lane / 4 at lane % 4, or of the transpose's.
+template <bool kTransposed, int kNum>
+void load_matrices(uint32_t (&words)[kNum], const uint32_t* row) {
+  exchange(row, [&](auto of) {
+    const int group = lane() / 4, place = lane() % 4;
+    for (int m = 0; m < kNum; ++m) {
+      if (!kTransposed) {
+        words[m] = of(8 * m + group)[place];
+        continue;
+      }
+      const auto number = [&](int i) { return of(8 * m + i)[group / 2] >> 16 * (group % 2) & 0xffffu; };
+      words[m] = number(2 * place) | number(2 * place + 1) << 16;
+    }
+    return 0;
+  });
+}
+
 }  // namespace emulated
 
 struct cudaLaunchConfig_t {
