@@ -41,6 +41,7 @@ struct Counts {
   int64_t instructions = 0, of_lanes = 0;           // issued to a warp; by its lanes
   int64_t global_requests = 0, global_sectors = 0;  // of 32 bytes
   int64_t shared_requests = 0, shared_passes = 0;   // as many as words of the bank that has the most
+  double microseconds = 0;                          // that it would take, where that is asked for (timed_ptx.h)
 };
 
 struct Warp;
@@ -81,6 +82,17 @@ struct SharedWord {
   int64_t written_warp = 0, read_warp = 0;  // at which of their warp's
 };
 
+// An instruction that a warp has issued.
+struct Issued {
+  int at;
+  int first = 0, num = 0;  // of the sectors that it has touched; of shared memory the passes
+};
+
+struct Trace {
+  std::vector<Issued> issued;
+  std::vector<uint64_t> sectors;
+};
+
 struct Block {
   std::vector<uint8_t> shared;
   std::vector<SharedWord> words;
@@ -96,6 +108,8 @@ struct Warp {
   uint32_t alive = kAllLanes, held = 0;
   int number = 0;
   int64_t barriers = 0;  // of the warp's own
+  int64_t num_issued = 0;
+  Trace* trace = nullptr;  // where somebody asks
 
   int thread(int lane) const { return number * kLanes + lane; }
 };
@@ -326,6 +340,11 @@ inline void count_global(Warp& warp, const Instruction& i, uint32_t mask, size_t
     }
   warp.kernel->counts.global_requests += 1;
   warp.kernel->counts.global_sectors += sectors.count();
+  if (warp.trace) {
+    warp.trace->issued.back().first = int(warp.trace->sectors.size());
+    warp.trace->issued.back().num = sectors.num;
+    warp.trace->sectors.insert(warp.trace->sectors.end(), sectors.numbers, sectors.numbers + sectors.num);
+  }
 }
 
 inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, Touch how, const Instruction& i) {
@@ -363,6 +382,12 @@ inline int passes_of(Distinct& words) {
   return *std::max_element(of_bank, of_bank + 32);
 }
 
+inline void count_passes(Warp& warp, int passes) {
+  warp.kernel->counts.shared_requests += 1;
+  warp.kernel->counts.shared_passes += passes;
+  if (warp.trace) warp.trace->issued.back().num = passes;
+}
+
 inline void count_shared(Warp& warp, const Instruction& i, uint32_t mask, size_t bytes) {
   int passes = 0;
   for (size_t part = 0; part < std::max<size_t>(bytes / 4, 1); ++part) {
@@ -371,8 +396,7 @@ inline void count_shared(Warp& warp, const Instruction& i, uint32_t mask, size_t
       if (has(mask, lane)) words.add(uint32_t(get<uint64_t>(warp, i.in[0], lane) + i.offset) / 4 + part);
     passes += passes_of(words);
   }
-  warp.kernel->counts.shared_requests += 1;
-  warp.kernel->counts.shared_passes += passes;
+  count_passes(warp, passes);
 }
 
 template <Space kSpace>
@@ -530,6 +554,7 @@ inline void multiply_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
 template <int kNum, bool kTransposed>
 void load_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) fail(warp.kernel->name + ": a warp loads matrices without some of its lanes");
+  int passes = 0;
   for (int m = 0; m < kNum; ++m) {
     Distinct words;
     const auto word = [&](int lane, int row, int place) {
@@ -551,9 +576,9 @@ void load_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
         pair = word(lane, group, place);
       set<uint32_t>(warp, i.out[m], lane, pair);
     }
-    warp.kernel->counts.shared_passes += passes_of(words);
+    passes += passes_of(words);
   }
-  warp.kernel->counts.shared_requests += 1;
+  count_passes(warp, passes);
 }
 
 // Moves between one register and the parts of a vector.
@@ -870,11 +895,17 @@ class Reader {
 
 // ------------------------------------------------------------------------------------------------ running
 
-// Until all lanes have ended, or wait at a barrier of the block: which of the two.
-inline bool ends(Warp& warp) {
+enum Stop { kEnded, kAtBarrier, kInterrupted };
+
+constexpr int64_t kTurn = 100;  // instructions
+
+// Until all lanes have ended, wait at a barrier of the block, or others shall have their turn.
+inline Stop play(Warp& warp) {
   const std::vector<Instruction>& code = warp.kernel->code;
   Counts& counts = warp.kernel->counts;
+  const int64_t enough = warp.num_issued + kTurn;
   while (warp.alive) {
+    if (warp.num_issued >= enough) return kInterrupted;
     int now = -1;
     for (int lane = 0; lane < kLanes; ++lane)
       if (has(warp.alive & ~warp.held, lane) && (now < 0 || warp.at[lane] < now)) now = warp.at[lane];
@@ -913,10 +944,12 @@ inline bool ends(Warp& warp) {
         warp.held &= ~group;
       }
       ++counts.instructions;
+      ++warp.num_issued;
+      if (warp.trace) warp.trace->issued.push_back({at});
       counts.of_lanes += std::popcount(mask);
       if (i.kind == Instruction::kBarrier) {
         stand(group, at + 1);
-        return false;
+        return kAtBarrier;
       }
       if (i.kind == Instruction::kReturn) {
         warp.alive &= ~mask;
@@ -935,7 +968,27 @@ inline bool ends(Warp& warp) {
       }
     }
   }
-  return true;
+  return kEnded;
+}
+
+// All warps of a block, of which the one goes on that has gone least: so what they share out among them goes to all.
+inline void play(Block& block, std::vector<Warp>& warps) {
+  std::vector<Warp*> going;
+  for (Warp& warp : warps) going.push_back(&warp);
+  std::vector<Warp*> waiting;
+  while (!going.empty() || !waiting.empty()) {
+    if (going.empty()) {
+      ++block.barriers;
+      for (Warp& warp : warps) ++warp.barriers;
+      std::swap(going, waiting);
+    }
+    const auto least = std::min_element(going.begin(), going.end(),
+                                        [](const Warp* a, const Warp* b) { return a->num_issued < b->num_issued; });
+    const Stop stop = play(**least);
+    if (stop == kInterrupted) continue;
+    if (stop == kAtBarrier) waiting.push_back(*least);
+    going.erase(least);
+  }
 }
 
 struct Launch {
@@ -943,7 +996,9 @@ struct Launch {
   size_t shared_bytes;
 };
 
-inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters) {
+// Fills traces, where they are asked for, with those of each block's warps.
+inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters,
+                std::vector<std::vector<Trace>>* traces = nullptr) {
   if (launch.threads % kLanes) fail("blocks are of whole warps");
   Block block;
   std::vector<Warp> warps(launch.threads / kLanes);
@@ -952,9 +1007,11 @@ inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters)
       block.shared.assign(launch.shared_bytes, 0x7f);  // nobody may count on zeros
       block.words.assign(launch.shared_bytes / 2 + 1, {});
       block.barriers = 0;
+      if (traces) traces->emplace_back(warps.size());
       for (size_t w = 0; w < warps.size(); ++w) {
         Warp& warp = warps[w];
-        warp = Warp{&kernel, &block, parameters, std::move(warp.registers), {}, kAllLanes, 0, int(w), 0};
+        warp = Warp{&kernel, &block, parameters, std::move(warp.registers), {}, kAllLanes, 0, int(w)};
+        if (traces) warp.trace = &traces->back()[w];
         warp.registers.assign(kernel.num_registers, {});
         for (const auto& [number, value] : kernel.constants)
           for (int lane = 0; lane < kLanes; ++lane) {
@@ -964,16 +1021,7 @@ inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters)
           }
       }
       kernel.counts.warps += int64_t(warps.size());
-      std::vector<bool> done(warps.size());
-      for (bool all = false; !all;) {
-        all = true;
-        for (size_t w = 0; w < warps.size(); ++w) {
-          if (!done[w]) done[w] = ends(warps[w]);
-          all = all && done[w];
-        }
-        ++block.barriers;
-        for (Warp& warp : warps) ++warp.barriers;
-      }
+      play(block, warps);
     }
 }
 
@@ -996,7 +1044,7 @@ extern "C" __attribute__((used)) inline const char* played_counts() {
     for (const int64_t count :
          {c.warps, c.instructions, c.of_lanes, c.global_requests, c.global_sectors, c.shared_requests, c.shared_passes})
       text += " " + std::to_string(count);
-    text += "\n";
+    text += " " + std::to_string(c.microseconds) + "\n";
   }
   return text.c_str();
 }

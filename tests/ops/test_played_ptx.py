@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,23 +33,60 @@ FAULTS = {
 }
 
 
+# The fewest and the most clocks of a warp, but for those in which it begins and ends.
+CLOCKS = {
+    "256 sums, each of the last": (256 * 4, 256 * 4.2),
+    "four chains of 64": (256, 256 * 1.2),
+    "8 loads, each of the last": (8 * 250, 8 * 350),
+    "8 loads at once": (250, 400),
+    "64 stores of 32 to one bank": (64 * 32, 64 * 36),
+}
+
+
+class Program(NamedTuple):
+    """Kernels that nvcc has compiled, and what launches them."""
+
+    file: Path
+    ptx: Path
+
+    def run(self, argument: int) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PLAYED_PTX": str(self.ptx)}
+        command = [str(self.file), str(argument)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The program and its PTX."""
-    folder = tmp_path_factory.mktemp("faulty")
-    source, program = HERE / "faulty_kernels.cu", folder / "faulty"
-    ptx = cuda_on_host.compile_ptx(source, folder)
-    as_cpp = folder / "faulty.cpp"
-    as_cpp.write_text(f'#include "{source}"\n')
-    cuda_on_host.compile_host(as_cpp, program, "-DPLAYED_PTX", "-rdynamic")
-    return program, ptx
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """Compile a file of kernels beside this one."""
+
+    @cache
+    def compiled(name: str) -> Program:
+        folder = tmp_path_factory.mktemp(name)
+        source, target, as_cpp = HERE / f"{name}.cu", folder / name, folder / f"{name}.cpp"
+        ptx = cuda_on_host.compile_ptx(source, folder)
+        as_cpp.write_text(f'#include "{source}"\n')
+        cuda_on_host.compile_host(as_cpp, target, "-DPLAYED_PTX", "-rdynamic")
+        return Program(target, ptx)
+
+    return compiled
+
+
+@pytest.mark.parametrize("what", CLOCKS)
+def test_how_long_a_gpu_would_take_follows_from_what_waits_for_what(
+    program: Callable[[str], Program], what: str
+) -> None:
+    ran = program("timed_kernels").run(list(CLOCKS).index(what))
+    assert ran.returncode == 0, ran.stderr
+    clocks = float(ran.stdout.split()[-1]) * 1755 - 100  # at a clock rate, after a launch
+    fewest, most = CLOCKS[what]
+    assert fewest <= clocks <= most + 100
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_a_gpu_does_not_forgive_is_found(program: tuple[Path, Path], fault: str) -> None:
-    command = [str(program[0]), str(list(FAULTS).index(fault))]
-    environment = {**os.environ, "PLAYED_PTX": str(program[1])}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def test_what_a_gpu_does_not_forgive_is_found(
+    program: Callable[[str], Program], fault: str
+) -> None:
+    ran = program("faulty_kernels").run(list(FAULTS).index(fault))
     expected = FAULTS[fault]
     if expected is None:
         assert ran.stderr == ""
@@ -71,17 +109,24 @@ class Counts(NamedTuple):
     global_sectors: int  # of 32 bytes
     shared_requests: int
     shared_passes: int
+    microseconds: float  # that processors would take (timed_ptx.h)
 
 
-def counted() -> dict[str, Counts]:
-    """Counts by kernel since they were last asked for."""
+def counted(processors: int = 0) -> dict[str, Counts]:
+    """Counts by kernel since they were last asked for.
+
+    From now on they tell the time that so many processors take; none: no time.
+    """
     library_file = Path(os.environ["PLAYED_PTX"]).with_name("nerftrain_played.so")
-    ask = ctypes.CDLL(str(library_file)).played_counts
-    ask.restype = ctypes.c_char_p
+    played = ctypes.CDLL(str(library_file))
+    played.played_counts.restype = ctypes.c_char_p
     found = {}
-    for line in ask().decode().splitlines():
-        name, *counts = line.split()
-        found[re.sub(r"^_ZN9nerftrain\d+", "", name)] = Counts(*map(int, counts))
+    for line in played.played_counts().decode().splitlines():
+        name, *counts, microseconds = line.split()
+        found[re.sub(r"^_ZN9nerftrain\d+", "", name)] = Counts(
+            *map(int, counts), microseconds=float(microseconds)
+        )
+    played.time_on_processors(processors)
     return found
 
 
@@ -102,7 +147,7 @@ def test_what_kernels_do_for_many_rays(
     directions = torch.nn.functional.normalize(targets - origins)
     near, far = torch.full((6000,), 1.0), torch.full((6000,), 6.0)
     rays = Rays(origins, directions, near, far)
-    counted()
+    counted(processors=2)
     samples = march(rays, near - 0.5, grid, March(0.01, 0.0, 1024))
     density = torch.rand(len(samples), generator=generator).mul(9).requires_grad_()
     colors = torch.rand(len(samples), 3, generator=generator, requires_grad=True)
@@ -112,10 +157,11 @@ def test_what_kernels_do_for_many_rays(
     kernels = counted()
     rows = [
         f"{name[:44]:44} {c.instructions / 6000:9.1f} {c.of_lanes / c.instructions:5.1f} "
-        f"{c.global_sectors * 32 / 6000:11.0f} {c.shared_passes / max(c.shared_requests, 1):6.2f}"
+        f"{c.global_sectors * 32 / 6000:11.0f} {c.shared_passes / max(c.shared_requests, 1):6.2f} "
+        f"{c.microseconds:6.1f}"
         for name, c in sorted(kernels.items())
     ]
-    head = f"{'PTX, of 6000 rays':44} {'a ray':>9} lanes {'bytes a ray':>11} passes"
+    head = f"{'PTX, of 6000 rays':44} {'a ray':>9} lanes {'bytes a ray':>11} passes {'us':>6}"
     record_property("printed", "\n".join([head, *rows]))
 
     def of(start: str) -> Counts:

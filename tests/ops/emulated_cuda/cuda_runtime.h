@@ -18,7 +18,7 @@
 #ifdef PLAYED_PTX
 #include <dlfcn.h>
 
-#include "../played_ptx.h"
+#include "../timed_ptx.h"
 #endif
 
 #define __global__
@@ -59,6 +59,9 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
   *value = what == cudaDevAttrMultiProcessorCount ? 2 : 100 << 10;
+#ifdef PLAYED_PTX
+  if (const int num = played::num_timed()) *value = what == cudaDevAttrMultiProcessorCount ? num : 228 << 10;
+#endif
   return cudaSuccess;
 }
 inline int atomicAdd(int* address, int n) {  // fibers are not interrupted
@@ -226,7 +229,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   (add(static_cast<P>(arguments)), ...);
   const dim3 &grid = config->gridDim, &block = config->blockDim;
-  played::run(place->second, {grid.x, grid.y, block.x, config->dynamicSmemBytes}, parameters.data());
+  played::launch(place->second, {grid.x, grid.y, block.x, config->dynamicSmemBytes}, parameters.data());
   return cudaSuccess;
 }
 #else
