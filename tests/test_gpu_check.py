@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from nerftrain.ops import library
 from nerftrain.paths import cache_dir
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -162,3 +164,27 @@ def test_what_measures_no_time_runs_beside_others_that_do_not(script, tmp_path):
         for name, other in (("one", "two"), ("two", "one"))
     ]
     assert script.check(parts, tmp_path, {"gpus": "none"}, 60, None)
+
+
+def test_what_a_gpu_would_take_is_guessed_for_each_kernel_of_an_op(
+    played_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    guess, bench = importlib.import_module("gpu_guess"), importlib.import_module("bench")
+    tiny = [
+        "scene.resolution=32",
+        "scene.num_train=4",
+        "scene.num_test=1",
+        "sampler.grid.resolution=32",
+    ]
+    run = bench.Bench(["scene=demo", *tiny, "trainer.sample_budget=1024"], 2, 1)
+    run.state.num_rays = 64
+    monkeypatch.setattr(torch.ops, "nerftrain", played_ops)
+    monkeypatch.setattr(library, "on_cpu", lambda _: False)
+    played = guess.Played(Path(os.environ["PLAYED_PTX"]).with_name("nerftrain_played.so"), 2)
+    try:
+        table = guess.guesses(run, played, ("march_to", "composite"))
+    finally:
+        played.time_on(0)
+    kernels = {row[2].partition("<")[0]: row[3] for row in table.rows}
+    for name in ("march_boxes_kernel", "composite_forward_kernel", "composite_backward_kernel"):
+        assert 0.1 < kernels[name] < 1000
