@@ -9,9 +9,9 @@
 
 namespace nerftrain {
 
-constexpr int kWarpIn = 48, kWarpOut = 8, kDepth = 4;  // inputs and outputs are padded with zeros
-constexpr int kWarpOutRows = 16;                       // of the last matrix, for the way back
-constexpr int kCoordinates = 4;                        // x, y, z and time
+constexpr int kWarpIn = 48, kDepth = 4;  // inputs are padded with zeros
+constexpr int kWarpOutRows = 16;         // of the last matrix, for the way back
+constexpr int kCoordinates = 4;          // x, y, z and time
 
 struct WarpField {
   int64_t num;  // N
