@@ -37,6 +37,9 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 struct float2 {
   float x, y;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct uint2 {
   unsigned x, y;
 };
