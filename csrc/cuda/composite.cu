@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kStagedThreads)
   body.tell(r, so_far);
 }
 
-// What the gradients of samples need of shared memory, in rows. K channels are not brought there: what rays have of them
-// is, so that all lanes know it. Of any other number there are some columns.
+// What the gradients of samples need of shared memory, in rows. K channels are not brought there: what rays have of
+// them is, so that all lanes know it. Of any other number there are some columns.
 template <int K, bool kMore>
 struct BackwardRows {
   static constexpr int lengths = 0, kept = 1, weights = 2, light = 3, q = 4, mids = 5;
