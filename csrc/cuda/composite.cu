@@ -77,14 +77,12 @@ __global__ void __launch_bounds__(kStagedThreads)
   body.tell(r, so_far);
 }
 
-// What the gradients of samples need of shared memory, in rows. K channels are not brought there: what rays have of
-// them is, so that all lanes know it. Of any other number there are some columns.
+// What the gradients of samples need of shared memory, in rows.
 template <int K, bool kMore>
 struct BackwardRows {
-  static constexpr int lengths = 0, kept = 1, weights = 2, light = 3, q = 4, mids = 5;
-  static constexpr int v_alphas = mids + kMore, v_arriving = v_alphas + kMore;
-  static constexpr int owners = v_arriving + kMore, of_rays = owners + 1, channels = owners;
-  static constexpr int num = K ? of_rays + 1 : channels + kColumns;
+  static constexpr int lengths = 0, kept = 1, weights = 2, light = 3, q = 4;
+  static constexpr int mids = q + (K == 0 || kMore), v_alphas = mids + kMore, v_arriving = v_alphas + kMore;
+  static constexpr int channels = v_arriving + kMore, num = channels + (K ? K : kColumns);
 };
 
 // From the back; the letters are those of CompositeBackward.
@@ -98,24 +96,16 @@ __global__ void __launch_bounds__(kStagedThreads)
   float* rows = staged_rows<At::num>();
   const auto row = [rows](int number) { return rows + number * kStaged; };
   float *channels = row(At::channels), *qs = row(At::q);
-  static_assert(K == 0 || K == 3);
-  int* owners = reinterpret_cast<int*>(row(At::owners));          // the lanes whose rays samples lie on
-  float4* of_rays = reinterpret_cast<float4*>(row(At::of_rays));  // by lane, dL/d(channels) and dL/d(opacity)
   // A thread without a ray reads the first one's; its samples are none.
   const int64_t r = rays.there ? rays.ray : 0;
   const float v_sum_w = body.at(body.v_opacity, r), v_sum_wm = body.at(body.v_depth, r);
   const float v_spread = body.at(body.v_distortion, r), total_w = body.opacity[r], total_wm = body.depth[r];
-  if constexpr (K) {
-    const auto v = [&](int k) { return body.at(body.v_channels, r * K + k); };
-    of_rays[lane_of_warp()] = {v(0), v(1), v(2), v_sum_w};
-  }
+  float v[K ? K : 1] = {};
+#pragma unroll
+  for (int k = 0; k < K; ++k) v[k] = body.at(body.v_channels, r * K + k);
   float behind = 0, behind_w = 0, behind_wm = 0;  // of all samples after these
   for (int64_t base = rays.last_base(); base >= rays.begin && rays.begin < rays.end; base -= kStaged) {
     const StagedPart part(rays, base);
-    if (K) {
-      for (int place = part.from; place < part.to; ++place) owners[place] = lane_of_warp();
-      __syncwarp();
-    }
     side_by_side(part.num, [&](int place) {
       const int64_t i = base + place;
       const float start = in.t_starts[i], end = in.t_ends[i], dt = end - start;
@@ -124,27 +114,22 @@ __global__ void __launch_bounds__(kStagedThreads)
       row(At::kept)[place] = kept;
       row(At::weights)[place] = body.weights[i];
       row(At::light)[place] = light;
-      float q = kMore ? body.at(body.v_weights, i) : 0;
-      if constexpr (K) {
-        const float4 of_ray = of_rays[owners[place]];
-        const float* color = in.channels + i * K;
-        q += of_ray.w + of_ray.x * color[0] + of_ray.y * color[1] + of_ray.z * color[2];
-      }
-      if (K || kMore) qs[place] = q;
       if (kMore) {
+        qs[place] = body.at(body.v_weights, i);
         row(At::mids)[place] = (start + end) * 0.5f;
         row(At::v_alphas)[place] = kept * body.at(body.v_alphas, i);
         row(At::v_arriving)[place] = light * body.at(body.v_arriving, i);
       }
     });
+    if (K) side_by_side(part.num * K, [&](int i) { channels[i] = in.channels[base * K + i]; });
     __syncwarp();
 
-    // dL/dw, but for channels of any other number.
-    const auto of_weight = [&](int place) {
-      float q = K ? qs[place] : v_sum_w;
+    // dL/dw but for the channels.
+    const auto without_channels = [&](int place) {
+      float q = v_sum_w;
       if (!kMore) return q;
       const float w = row(At::weights)[place], mid = row(At::mids)[place];
-      q += (K ? 0 : qs[place]) + v_sum_wm * mid;
+      q += qs[place] + v_sum_wm * mid;
       const float spread = mid * (total_w - 2 * behind_w - w) - (total_wm - 2 * behind_wm - w * mid);
       q += v_spread * (2 * spread + 2.f / 3 * w * row(At::lengths)[place]);
       behind_w += w;
@@ -152,7 +137,7 @@ __global__ void __launch_bounds__(kStagedThreads)
       return q;
     };
     if (K == 0) {
-      for (int place = part.to - 1; place >= part.from; --place) qs[place] = of_weight(place);
+      for (int place = part.to - 1; place >= part.from; --place) qs[place] = without_channels(place);
       for (int64_t k = 0; k < num_channels; k += kColumns) {
         stage_columns(in.channels + base * num_channels, num_channels, k, part.num, channels);
 #pragma unroll 1
@@ -174,8 +159,14 @@ __global__ void __launch_bounds__(kStagedThreads)
       }
     }
     for (int place = part.to - 1; place >= part.from; --place) {
-      const float q = K ? of_weight(place) : qs[place];
+      float q = K ? without_channels(place) : qs[place];
       const float w = row(At::weights)[place], kept = row(At::kept)[place], light = row(At::light)[place];
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        float& channel = channels[place * K + k];
+        q += v[k] * channel;
+        channel = w * v[k];
+      }
       float inner = light * kept * q - behind;
       if (kMore) inner += row(At::v_alphas)[place];
       row(At::lengths)[place] *= inner;
@@ -184,12 +175,7 @@ __global__ void __launch_bounds__(kStagedThreads)
     }
     __syncwarp();
     side_by_side(part.num, [&](int place) { body.v_density[base + place] = row(At::lengths)[place]; });
-    if constexpr (K)
-      side_by_side(part.num * K, [&](int i) {
-        const int place = int(uint32_t(i) / K);
-        const float v = reinterpret_cast<const float*>(of_rays + owners[place])[i - place * K];
-        body.v_sample_channels[base * K + i] = row(At::weights)[place] * v;
-      });
+    if (K) side_by_side(part.num * K, [&](int i) { body.v_sample_channels[base * K + i] = channels[i]; });
     __syncwarp();
   }
 }

@@ -37,9 +37,6 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 struct float2 {
   float x, y;
 };
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
 struct uint2 {
   unsigned x, y;
 };
