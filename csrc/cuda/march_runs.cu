@@ -83,7 +83,8 @@ constexpr int kRays = 64;  // of a block: rays are few for a GPU, and take unlik
 
 // Through boxes within each other. A block has some rays, prepares them with all of its threads and sorts them by the
 // steps that are ahead of them; lanes take one after the other, from the longest on: what ends last is short. The
-// slowest of 32 random rays looks at several times as many cells as their mean does.
+// slowest of 32 random rays looks at several times as many cells as their mean does. Of the threads, blocks, lanes and
+// looks that were tried the ones by which lego's rays take the least time as tests/ops/timed_ptx.h tells it.
 constexpr int kBoxThreads = 320, kBoxWarps = kBoxThreads / kWarp;
 constexpr int kBlocksAtOnce = 2;   // of a processor
 constexpr int kMostRays = 1536;    // of a block
@@ -98,7 +99,7 @@ constexpr int kMostGroups = 4096;  // that a block looks through for where its r
 struct PreparedRay {
   float from[3], per_x[3];
   int next, last;
-  int kind;  // of its length, in the upper 16 bits; in the lower how many of that kind were there before it
+  int kind;  // of its length, in the upper 16 bits; in the lower how many of the kind were before it; -1: goes nowhere
 };
 
 // The shared memory of a block.
@@ -212,24 +213,22 @@ __global__ void __launch_bounds__(kBoxThreads)
     const bool may_have = m.max_samples > 0;
     const int next = may_have ? ray.behind : ray.next, last = kSeveral ? ray.behind : ray.last;
     body.ends_at(r, meets && !may_have ? next - kNumber : m.max_steps, meets ? steps.start(on, number_of(next)) : near);
-    const bool goes = may_have && ray.next < last;
-    int kind = -1;
-    if (goes) {
-      NumberBits length;
-      length.number = float(last - ray.next);
-      const int its = (length.bits >> 21) - (127 << 2);
-      kind = its << 16 | atomicAdd(room.lengths + its, 1);
-    } else {
-      body.found_by(r, 0, 0);
-    }
     PreparedRay& prepared = room.prepared[place];
-    for (int a = 0; goes && a < 3; ++a) {
+    if (!may_have || ray.next >= last) {
+      prepared.kind = -1;
+      body.found_by(r, 0, 0);
+      continue;
+    }
+    for (int a = 0; a < 3; ++a) {
       prepared.from[a] = ray.from[a];
       prepared.per_x[a] = ray.per_x[a];
     }
     prepared.next = ray.next;
     prepared.last = last;
-    prepared.kind = kind;
+    NumberBits length;
+    length.number = float(last - ray.next);
+    const int its = (length.bits >> 21) - (127 << 2);  // by its exponent and the two bits behind
+    prepared.kind = its << 16 | atomicAdd(room.lengths + its, 1);
   }
   __syncthreads();
   if (threadIdx.x < kWarp) sum_lengths(room);

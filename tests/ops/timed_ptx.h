@@ -3,8 +3,9 @@
 // schedulers, as operands, units and memory let them.
 //
 // Rates are those of the CUDA C++ Programming Guide ("Throughput of Native Arithmetic Instructions", 9.0), latencies
-// about those of an H100 (Luo et al., arXiv:2402.13499), in clocks. What it says of kernels that an H200 has run, and
-// what these took, stands in docs/benchmarks/gpu.md.
+// round numbers of the size that microbenchmarks of Hopper find (Luo et al., arXiv:2402.13499), in clocks, and fitted
+// to nothing; memory gives what copies got of an H200. How many registers a thread has it does not know. What it says
+// of kernels that an H200 has run, and what these took, stands in docs/benchmarks/gpu.md.
 #pragma once
 #include <deque>
 #include <set>
