@@ -315,6 +315,52 @@ def _render(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _export(arguments: Sequence[str]) -> int:
+    parser = _verb("export", "Write the surface that a run has learnt, as a mesh or as points.")
+    parser.add_argument("--points", action="store_true", help="points in place of a mesh")
+    parser.add_argument(
+        "--resolution", type=_positive, help="voxels on the longest side (default 256)"
+    )
+    parser.add_argument("--count", type=_positive, help="of points, at most (default 1000000)")
+    parser.add_argument(
+        "--box", type=float, default=1.0, help="what is taken, times the scene's box (default 1)"
+    )
+    parser.add_argument(
+        "--views", type=_positive, default=100, help="of training, at most (default %(default)s)"
+    )
+    parser.add_argument("--time", type=float, help="0 to 1, of a scene that moves")
+    parser.add_argument(
+        "--coordinates",
+        choices=["dataset", "scene"],
+        default="dataset",
+        help="the images' own cameras', or the run's, upright and scaled (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=".ply .obj .glb .stl (default RUN/exports/*.ply)"
+    )
+    parsed = _parse_flags(parser, arguments)
+    kind = "points" if parsed.points else "mesh"
+    if parsed.points and parsed.resolution:
+        raise UserError("--resolution has no effect on points: give --count, or no --points")
+    if parsed.count and not parsed.points:
+        raise UserError("--count has no effect on a mesh: add --points, or give --resolution")
+    run = _load(parsed)
+    from nerftrain.export import Wishes, export_run
+
+    wishes = Wishes(
+        kind=kind,
+        resolution=parsed.resolution or 256,
+        count=parsed.count or 1_000_000,
+        box=parsed.box,
+        views=parsed.views,
+        time=parsed.time,
+        coordinates=parsed.coordinates,
+        out=parsed.out,
+    )
+    export_run(run, wishes, parsed.checkpoint)
+    return 0
+
+
 def _resume(arguments: Sequence[str]) -> int:
     parser = _verb("resume", "Go on with a run from its last checkpoint.", checkpoint=False)
     parsed = _parse_flags(parser, arguments)
@@ -392,6 +438,7 @@ _positive.__name__ = "whole number"  # argparse names the type in its message
 _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": _eval,
     "render": _render,
+    "export": _export,
     "resume": _resume,
     "doctor": _doctor,
     "data": _data,

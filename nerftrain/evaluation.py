@@ -341,7 +341,7 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
         UserError: for a split or a checkpoint that does not exist or does not fit.
     """
     find_split(run.scene, split)
-    state, label = _load_into(run, checkpoint_name)
+    state, label = load_into(run, checkpoint_name)
     background = background_color(run.background.evaluation)
     result = evaluate(
         run.scene,
@@ -392,7 +392,7 @@ def render_run(
     """
     cameras = _path_cameras(find_split(run.scene, split).cameras.to("cpu"), path, frames)
     cameras = _at_time(cameras, path, time, run.scene.name)
-    _, label = _load_into(run, checkpoint_name)
+    _, label = load_into(run, checkpoint_name)
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
     folder = run.run_dir / "renders"
     background = background_color(run.background.evaluation)
@@ -416,21 +416,31 @@ def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
 
 def _at_time(cameras: Cameras, path: str, time: float | None, scene_name: str) -> Cameras:
     """Stop the time of cameras, unless it is None."""
-    option = "--path still" if path == STILL else "--time"
-    if cameras.times is None and (path == STILL or time is not None):
+    if cameras.times is None and path == STILL:
         raise UserError(
-            f"{option} has no effect: nothing moves in scene {scene_name}; leave it out"
+            f"--path still has no effect: nothing moves in scene {scene_name}; leave it out"
         )
-    if cameras.times is None or time is None:
-        return cameras
-    if path == STILL:
+    if path == STILL and time is not None:
         raise UserError("--path still with --time is one image over and over: leave one out")
+    return stop_time(cameras, time, scene_name)
+
+
+def stop_time(cameras: Cameras, time: float | None, scene_name: str) -> Cameras:
+    """Let cameras all show one time 0..1; None leaves theirs.
+
+    Raises:
+        UserError: it is no time, or nothing moves.
+    """
+    if time is None:
+        return cameras
+    if cameras.times is None:
+        raise UserError(f"--time has no effect: nothing moves in scene {scene_name}; leave it out")
     if not 0 <= time <= 1:
         raise UserError(f"--time {time:g}: give 0 for the first moment to 1 for the last")
     return replace(cameras, times=torch.full_like(cameras.times, time))
 
 
-def _load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:
+def load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:
     """Fill the run's model (averaged weights, where there are) and sampler: state and label."""
     path = checkpoint.find(run.run_dir, checkpoint_name)
     state = checkpoint.load(path)

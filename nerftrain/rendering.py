@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nerftrain.cameras import image_rays
 from nerftrain.models import NUM_COLORS, RadianceField
@@ -14,6 +15,7 @@ from nerftrain.ops.colors import over_background
 from nerftrain.ops.composite import Composited, composite
 from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
+from nerftrain.ops.scan import scan_sum
 from nerftrain.ops.visit import LookedUp
 from nerftrain.ops.visit_ngp import Drawn, Found
 from nerftrain.samplers import Sampler
@@ -202,6 +204,44 @@ def render_image(
     """
     rays = image_rays(cameras, index, scene.near, scene.far)
     return _joined(list(_render_chunks(rays, model, sampler, background)))
+
+
+@torch.no_grad()
+def see_surface(
+    scene: Scene,
+    cameras: Cameras,
+    index: int,
+    model: RadianceField,
+    sampler: Sampler,
+    background: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Render one camera's colours [H * W, 3] and the distances [H * W] of what it sees.
+
+    That is where half of a ray's light has gone, infinite where it never has. A mean distance would
+    be far behind a surface through which one part in a hundred reaches a wall far away.
+    """
+    colors, distances = [], []
+    for part in image_rays(cameras, index, scene.near, scene.far).split(CHUNK):
+        sigma_fn, rgb_sigma_fn = field_functions(model, part)
+        samples = sampler.sample(part, sigma_fn)
+        rendered = render(samples, rgb_sigma_fn, background, model.extra_channels)
+        colors.append(rendered.rgb)
+        distances.append(half_way(samples, rendered.weights))
+    return torch.cat(colors), torch.cat(distances)
+
+
+def half_way(samples: Samples, weights: Tensor) -> Tensor:
+    """Find where the weights [N] of each ray's samples sum to one half, [R]; infinite: nowhere."""
+    offsets, counts = samples.offsets[:-1], samples.offsets.diff()
+    after = scan_sum(weights, offsets, counts)
+    before = functional.pad(after, (1, 0))[:-1]
+    before[offsets[counts > 0]] = 0  # a ray's first sample has none before it
+    here = (before < 0.5) & (after >= 0.5)
+    share = (0.5 - before[here]) / (after - before)[here]
+    distances = samples.t_starts.new_full(counts.shape, torch.inf)
+    middle = torch.lerp(samples.t_starts[here], samples.t_ends[here], share)
+    distances[samples.ray_indices[here]] = middle
+    return distances
 
 
 def _chunk_size(device: torch.device, marched: bool) -> int:

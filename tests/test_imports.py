@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"models", "samplers", "scenes", "nerfacc"},
     {"rendering"},
-    {"checkpoint", "data", "doctor", "evaluation", "mesh", "report", "sweep", "video", "viewer"},
+    {"checkpoint", "data", "doctor", "evaluation", "export", "mesh", "report", "sweep", "video", "viewer"},
     {"trainer"},
     {"usage", "composition", "config", "data_commands", "launch", "cli", "__main__", ""},
 ]

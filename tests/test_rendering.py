@@ -9,13 +9,20 @@ from hydra.utils import instantiate
 from nerftrain import assemble, compose, rendering
 from nerftrain.models import RadianceField
 from nerftrain.ops.visit import select
-from nerftrain.rendering import Background, field_functions, render, render_image
+from nerftrain.rendering import (
+    Background,
+    field_functions,
+    half_way,
+    render,
+    render_image,
+    see_surface,
+)
 from nerftrain.samplers import occgrid
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
 from nerftrain.trainer import Run
-from nerftrain.types import Batch, Thresholds
+from nerftrain.types import Batch, Samples, Thresholds
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 
@@ -270,3 +277,39 @@ def test_rays_are_marched_once_whoever_draws_them(monkeypatch):
     where = (run.scene, run.scene.splits["train"].cameras, 0, run.model, run.sampler, background)
     render_image(*where)
     assert len(marches) == -(-200 * 200 // rendering.CHUNK)
+
+
+def test_half_of_the_light_is_gone_where_the_weights_say() -> None:
+    generator = torch.Generator().manual_seed(4)
+    counts = [3, 0, 5, 1, 0, 4, 0]
+    weights = torch.rand(sum(counts), generator=generator) * 0.4
+    weights[8] = 0.9  # the ray of one sample
+    starts = torch.arange(sum(counts)) * 1.0
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    rays = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    found = half_way(Samples(starts, starts + 1, rays, offsets), weights)
+    for ray in range(len(counts)):
+        total, expected = 0.0, float("inf")
+        for row in range(int(offsets[ray]), int(offsets[ray + 1])):
+            weight = float(weights[row])
+            if total < 0.5 <= total + weight:
+                expected = float(starts[row]) + (0.5 - total) / weight
+            total += weight
+        assert float(found[ray]) == pytest.approx(expected, abs=1e-5)
+    assert found.isfinite().any()
+    assert found.isinf().sum() > counts.count(0)
+
+
+def test_a_thin_veil_before_a_ball_does_not_move_its_surface(scene: Scene) -> None:
+    class Veiled(Ball):
+        def density(self, positions, times=None):
+            veil = 0.05 * (positions.norm(dim=-1) < 1.4).float()
+            return super().density(positions) + veil
+
+    sampler = Uniform(256, "uniform", aabb=BOX)
+    cameras = scene.splits["train"].cameras
+    _, distances = see_surface(scene, cameras, 0, Veiled(), sampler, torch.zeros(3))
+    middle = 12 * 24 + 12
+    eye = cameras.poses[0, :, 3].norm()
+    assert float(distances[middle]) == pytest.approx(float(eye) - 1, abs=0.02)
+    assert distances[0].isinf()

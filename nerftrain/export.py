@@ -1,0 +1,174 @@
+"""What a run has learnt as files for other programs: a coloured mesh, or a cloud of points."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nerftrain import mesh, report, video
+from nerftrain.errors import UserError
+from nerftrain.evaluation import Run, background_color, load_into, spaced, stop_time
+from nerftrain.mesh import DepthViews
+from nerftrain.rendering import see_surface
+from nerftrain.scenes import Scene
+from nerftrain.types import Cameras
+
+SUFFIXES = {"mesh": (".ply", ".obj", ".glb", ".stl", ".off"), "points": (".ply", ".glb", ".xyz")}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be written and how."""
+
+    kind: Literal["mesh", "points"]
+    resolution: int  # voxels on the longest side of what is seen; of a mesh
+    count: int  # points at most; of a cloud
+    box: float  # times the scene's box
+    views: int  # training views that are rendered, at most
+    time: float | None  # 0..1; of a scene that moves
+    coordinates: Literal["dataset", "scene"]
+    out: Path | None  # None: run_dir/exports
+
+
+def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
+    """Render the depth of training views and write what surface they see.
+
+    Returns:
+        The file: by default ``run_dir/exports/<kind>-<checkpoint>.ply``.
+
+    Raises:
+        UserError: a wish that cannot be fulfilled, a missing library, an unwritable file.
+    """
+    path = _check(run, wishes)
+    _, label = load_into(run, checkpoint_name)
+    time = "" if wishes.time is None else f"-time{wishes.time:g}"
+    path = path or run.run_dir / "exports" / f"{wishes.kind}{time}-{label}.ply"
+    views = depth_views(run, wishes)
+    box = _scaled(run.scene.aabb, wishes.box).to(views.cameras.poses.device)
+    world = run.scene.world if wishes.coordinates == "dataset" else None
+    if wishes.kind == "mesh":
+        grid = mesh.Grid.over(mesh.tight_box(views, box), wishes.resolution)
+        found = mesh.extract(views, grid)
+        found = replace(found, vertices=from_scene(found.vertices, world))
+        write_mesh(path, found)
+        what = f"{len(found.vertices):,} vertices, {len(found.faces):,} triangles"
+    else:
+        generator = torch.Generator().manual_seed(run.seed)
+        positions, colors = mesh.sample_points(views, box, wishes.count, generator)
+        write_points(path, from_scene(positions, world), colors)
+        what = f"{len(positions):,} points"
+    place = "scene" if world is None and run.scene.world is not None else "dataset"
+    report.say(f"{what} in the {place}'s coordinates: {path}")
+    return path
+
+
+def _check(run: Run, wishes: Wishes) -> Path | None:
+    """Refuse at once what cannot end well; return where the file is wanted."""
+    mesh.library("trimesh", "trimesh")
+    if wishes.kind == "mesh":
+        mesh.library("skimage.measure", "scikit-image")
+    if not 0 < wishes.box < float("inf"):
+        raise UserError(f"--box {wishes.box:g}: give a number above 0, times the scene's own box")
+    if run.scene.is_dynamic and wishes.time is None:
+        raise UserError(
+            f"scene {run.scene.name} moves: say of which moment, --time 0 (first) to 1 (last)"
+        )
+    known = SUFFIXES[wishes.kind]
+    if wishes.out is not None and wishes.out.suffix.lower() not in known:
+        raise UserError(f"--out {wishes.out}: a {wishes.kind} file ends in {' '.join(known)}")
+    return wishes.out
+
+
+def _scaled(box: Tensor, factor: float) -> Tensor:
+    """Scale a box [6] about its middle."""
+    middle, half = (box[3:] + box[:3]) / 2, (box[3:] - box[:3]) / 2
+    return torch.cat([middle - factor * half, middle + factor * half])
+
+
+def depth_views(run: Run, wishes: Wishes) -> DepthViews:
+    """Render training views, as pinhole cameras, no larger than the result can show."""
+    scene, model, sampler = run.scene, run.model, run.sampler
+    device = video.device_of(model)
+    cameras = _chosen(scene, wishes).to(device)
+    background = background_color(run.background.evaluation).to(device)
+    depths, colors = [], []
+    with video.evaluation_mode(model, sampler):
+        for index in tqdm(
+            range(len(cameras)), desc="rendering depth", unit="view", leave=False, disable=None
+        ):
+            shape = int(cameras.heights[index]), int(cameras.widths[index])
+            rgb, depth = see_surface(scene, cameras, index, model, sampler, background)
+            depths.append(depth.view(shape))
+            colors.append((rgb.clamp(0, 1) * 255).round().byte().view(*shape, 3))
+    return DepthViews(cameras, depths, colors)
+
+
+def _pixels_wanted(wishes: Wishes, views: int) -> int:
+    """Choose the longer side of images that are rendered."""
+    if wishes.kind == "mesh":
+        return round(1.5 * wishes.resolution)
+    return max(64, round((4 * wishes.count / views) ** 0.5))  # four pixels for each point
+
+
+def _chosen(scene: Scene, wishes: Wishes) -> Cameras:
+    cameras = scene.splits["train"].cameras.to("cpu")
+    cameras = stop_time(cameras, wishes.time, scene.name)
+    rows = torch.tensor(spaced(len(cameras), wishes.views))
+    chosen = Cameras(
+        cameras.poses[rows],
+        cameras.intrinsics[rows],
+        cameras.widths[rows],
+        cameras.heights[rows],
+        None if cameras.times is None else cameras.times[rows],
+    )
+    return video.shrink(chosen, _pixels_wanted(wishes, len(chosen)))
+
+
+def from_scene(positions: np.ndarray, world: Tensor | None) -> np.ndarray:
+    """Bring positions [N, 3] from the scene's coordinates back to the dataset's."""
+    if world is None:
+        return positions
+    back = torch.linalg.inv(world.double().cpu()).numpy()
+    return positions @ back[:3, :3].T + back[:3, 3]
+
+
+def write_mesh(path: Path, found: mesh.Mesh) -> None:
+    """Write a mesh in the format that the suffix names.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    trimesh = mesh.library("trimesh", "trimesh")
+    whole = trimesh.Trimesh(found.vertices, found.faces, vertex_colors=found.colors, process=False)
+    _write(path, whole)
+
+
+def write_points(path: Path, positions: np.ndarray, colors: np.ndarray) -> None:
+    """Write points [P, 3] and colours [P, 3] uint8 in the format that the suffix names.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    _write(path, mesh.library("trimesh", "trimesh").PointCloud(positions, colors))
+
+
+def _write(path: Path, shape: Any) -> None:
+    partial = path.with_name(f".part-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape.export(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): give another file by --out"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
