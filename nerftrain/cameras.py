@@ -107,8 +107,8 @@ def interpolate(cameras: Cameras, num_frames: int) -> Cameras:
     start = place.long().clamp(max=max(last - 1, 0))
     end = (start + 1).clamp(max=last)
     share = (place - start)[:, None]  # [F, 1] from start to end
-    quaternions = _quaternions(poses[:, :, :3])
-    rotations = _rotations(_slerp(quaternions[start], quaternions[end], share))
+    quaternions = to_quaternions(poses[:, :, :3])
+    rotations = to_rotations(_slerp(quaternions[start], quaternions[end], share))
     positions = _catmull_rom(poses[:, :, 3], start, end, share)
     times = None
     if cameras.times is not None:
@@ -188,7 +188,7 @@ def up_vector(poses: Tensor) -> Tensor:
     return up if up @ (upward + 0.5 * backward).sum(0) >= 0 else -up
 
 
-def _quaternions(rotations: Tensor) -> Tensor:
+def to_quaternions(rotations: Tensor) -> Tensor:
     """Turn rotations [C, 3, 3] into unit quaternions [C, 4] (w x y z).
 
     The largest eigenvector of a symmetric matrix: no case is singular (Bar-Itzhack, 2000).
@@ -204,7 +204,7 @@ def _quaternions(rotations: Tensor) -> Tensor:
     return torch.linalg.eigh(matrix).eigenvectors[:, :, -1]
 
 
-def _rotations(quaternions: Tensor) -> Tensor:
+def to_rotations(quaternions: Tensor) -> Tensor:
     """Turn unit quaternions [C, 4] (w x y z) into rotations [C, 3, 3]."""
     w, x, y, z = quaternions.unbind(1)
     rows = [

@@ -361,6 +361,25 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _view(arguments: Sequence[str]) -> int:
+    parser = _verb("view", "Look around in a run, in a browser; what training saves is followed.")
+    parser.add_argument("--port", type=int, default=8080, help="or the next (default %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 serves the whole network (default %(default)s: this machine alone)",
+    )
+    parser.add_argument(
+        "--pixels", type=_positive, default=800, help="of the longer side (default %(default)s)"
+    )
+    parsed = _parse_flags(parser, arguments)
+    run = _load(parsed)
+    from nerftrain.viewer import view_run
+
+    view_run(run, parsed.checkpoint, parsed.host, parsed.port, parsed.pixels)
+    return 0
+
+
 def _resume(arguments: Sequence[str]) -> int:
     parser = _verb("resume", "Go on with a run from its last checkpoint.", checkpoint=False)
     parsed = _parse_flags(parser, arguments)
@@ -439,6 +458,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "eval": _eval,
     "render": _render,
     "export": _export,
+    "view": _view,
     "resume": _resume,
     "doctor": _doctor,
     "data": _data,

@@ -126,9 +126,7 @@ def tight_box(views: DepthViews, box: Tensor) -> Tensor:
     parts = [_inside(views.points(index)[0], box) for index in range(len(views))]
     points = torch.cat(parts).cpu().numpy()
     if not len(points):
-        raise UserError(
-            "nothing solid is seen in the box: train longer, or give a larger --box"
-        )
+        raise UserError("nothing solid is seen in the box: train longer, or give a larger --box")
     return torch.from_numpy(np.quantile(points, [0.001, 0.999], axis=0)).flatten().to(box)
 
 

@@ -16,6 +16,8 @@ Usage:
   nerftrain -m key=value,value ...    train every combination (a sweep)
   nerftrain eval RUN                  judge a run's checkpoint on its test views
   nerftrain render RUN                render a split, or a video along a path
+  nerftrain view RUN                  look around in it, in a browser
+  nerftrain export RUN                write what it has learnt as a coloured mesh, or as points
   nerftrain resume RUN [key=value ..] go on with an interrupted run
   nerftrain data get NAME             fetch a public scene into the data root
   nerftrain data check PATH           say what a folder of images is and all that is wrong with it

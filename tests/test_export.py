@@ -115,7 +115,9 @@ def test_what_cannot_be_done_is_one_line(
     assert line in last
 
 
-@pytest.mark.parametrize(("time", "line"), [([], "moves: say of which"), (["--time", "2"], "0 for")])
+@pytest.mark.parametrize(
+    ("time", "line"), [([], "moves: say of which"), (["--time", "2"], "0 for")]
+)
 def test_a_scene_that_moves_needs_a_time(
     moving_run: Path, capfd: pytest.CaptureFixture[str], time: list[str], line: str
 ):

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import viser
+import zstandard
+from PIL import Image
+from tiny_runs import make_dynamic
+from websockets.asyncio.client import connect
+
+from nerftrain import config, video, viewer
+from nerftrain.cameras import look_at
+from nerftrain.cli import main
+from nerftrain.scenes.demo import render_folder
+from nerftrain.trainer import Run
+from nerftrain.viewer import Eye, Page, Painter, Visitor, Wishes
+
+SQUARE = 32
+
+
+def train_on(folder: Path, moves: bool) -> Path:
+    scene = folder / "scene"
+    scene.mkdir()
+    render_folder(scene, SQUARE, 8, 2)
+    if moves:
+        make_dynamic(scene)
+    command = [
+        f"scene={'dnerf' if moves else 'blender'}",
+        f"scene.root={scene}",
+        "model.encoding.log2_table_size=12",
+        "model.encoding.finest_resolution=64",
+        "sampler.grid.resolution=32",
+        "trainer.sample_budget=4096",
+        "trainer.orbit_frames=0",
+        "trainer.max_seconds=null",
+        "trainer.steps=100",
+        "runtime.threads=1",
+        "logger=none",
+        f"run_dir={folder / 'run'}",
+    ]
+    assert main(command) == 0
+    return folder / "run"
+
+
+def assembled(folder: Path) -> Run:
+    return config.assemble(config.load_run(folder, []), folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on(tmp_path_factory.mktemp("view"), moves=False)
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return assembled(folder)
+
+
+def from_in_front() -> SimpleNamespace:
+    """Stand where viser's own conventions need no turn: looking along +z, y down."""
+    return SimpleNamespace(
+        wxyz=np.array([1.0, 0, 0, 0]), position=np.array([0, 0, -4.0]), fov=0.7, aspect=1.5
+    )
+
+
+def test_an_eye_has_openGL_axes_and_the_fov_of_visers_camera():  # noqa: N802
+    eye = Eye.of(from_in_front(), None)
+    assert eye.pose.tolist() == [[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, -4]]
+    camera = eye.camera(300)
+    assert (int(camera.widths[0]), int(camera.heights[0])) == (300, 200)
+    assert camera.intrinsics[0, 1] == pytest.approx(100 / math.tan(0.35))
+    tall = replace(eye, aspect=0.5).camera(300)
+    assert (int(tall.widths[0]), int(tall.heights[0])) == (150, 300)
+
+
+def test_visers_quaternion_leads_back_to_the_pose():
+    places = torch.randn(7, 3, generator=torch.Generator().manual_seed(2)) * 3
+    for pose in look_at(places, torch.zeros(3), torch.tensor([0.1, 0.2, 1.0])):
+        theirs = from_in_front()
+        theirs.wxyz, theirs.position = viewer.quaternion(pose), pose[:, 3].numpy()
+        torch.testing.assert_close(Eye.of(theirs, None).pose, pose, atol=1e-6, rtol=0)
+
+
+def test_a_training_camera_sees_what_evaluation_renders(run: Run):
+    painter = Painter(run, "last")
+    cameras = run.scene.splits["train"].cameras
+    fov = viewer.vertical_fov(cameras, 3)
+    painted = painter.paint(Eye(cameras.poses[3], fov, 1.0, None), SQUARE, "colour")
+    view = video.render_view(run.scene, cameras, 3, run.model, run.sampler, torch.ones(3))
+    expected = video.to_uint8(view.rgb.view(SQUARE, SQUARE, 3)).astype(int)
+    # Rays begin elsewhere, so their samples lie elsewhere within a step.
+    assert abs(painted - expected).max() <= 8
+    assert abs(painted - expected).mean() < 0.5
+    assert expected.std() > 10
+
+
+def test_depth_and_opacity_are_shown(run: Run):
+    painter = Painter(run, "last")
+    cameras = run.scene.splits["train"].cameras
+    eye = Eye(cameras.poses[0], viewer.vertical_fov(cameras, 0), 1.0, None)
+    opacity = painter.paint(eye, SQUARE, "opacity")
+    assert (opacity[..., 0] == opacity[..., 1]).all()
+    assert opacity.min() < 50
+    assert opacity.max() > 200
+    depth = painter.paint(eye, SQUARE, "depth")
+    assert (depth[opacity[..., 0] < 50] == 255).all()  # white where nothing is
+    assert depth[opacity[..., 0] > 200].std() > 10
+
+
+def test_one_can_go_nearer_than_the_training_cameras_were(run: Run):
+    cameras = run.scene.splits["train"].cameras
+    near = cameras.poses[0].clone()
+    near[:, 3] *= 0.4  # nearer to what is seen than the scene's `near`
+    eye = Eye(near, viewer.vertical_fov(cameras, 0), 1.0, None)
+    opacity = Painter(run, "last").paint(eye, SQUARE, "opacity")
+    assert (opacity > 200).mean() > 0.3
+
+
+def test_drafts_double_up_to_the_longest_side(run: Run):
+    painter = Painter(run, "last")
+    painter._pixels_per_second = 100 * 100 / viewer.DRAFT_SECONDS
+    assert painter.sides(700) == [100, 200, 400, 700]
+    assert painter.sides(64) == [64]
+    painter._pixels_per_second = 1
+    assert painter.sides(100) == [viewer.LEAST_SIDE, 2 * viewer.LEAST_SIDE, 100]
+
+
+class Client:
+    """A visitor's browser, as far as a visitor needs one."""
+
+    def __init__(self) -> None:
+        self.camera = from_in_front()
+        self.camera.on_update = self.moves = []
+        self.camera.on_update = self.moves.append
+        self.images: list[tuple[int, int]] = []
+        self.scene = SimpleNamespace(set_background_image=self.receive)
+
+    def receive(self, image: np.ndarray, **_: Any) -> None:
+        self.images.append(image.shape[:2])
+
+    def wait_for(self, count: int) -> None:
+        end = time.monotonic() + 20
+        while len(self.images) < count:
+            assert time.monotonic() < end, f"only {self.images}"
+            time.sleep(0.01)
+
+
+class SlowPainter:
+    """Paints by permission, one image each."""
+
+    def __init__(self) -> None:
+        self.allowed = threading.Semaphore(0)
+
+    def sides(self, longest: int) -> list[int]:
+        return [10, 20, longest]
+
+    def paint(self, eye: Eye, longest: int, shown: str) -> np.ndarray:
+        assert self.allowed.acquire(timeout=20)
+        return np.zeros((longest, longest, 3), np.uint8)
+
+
+def test_images_get_sharper_until_the_visitor_moves():
+    client, painter = Client(), SlowPainter()
+    visitor = Visitor(client, painter, Wishes(longest=40))  # pyright: ignore[reportArgumentType]
+    painter.allowed.release(3)
+    client.wait_for(3)
+    assert client.images == [(10, 10), (20, 20), (40, 40)]
+    visitor.look()
+    painter.allowed.release()
+    client.wait_for(4)
+    client.moves[0](None)  # a move while the second is painted
+    painter.allowed.release(5)
+    client.wait_for(8)
+    visitor.leave()
+    assert client.images[3:5] == [(10, 10), (20, 20)]
+    assert client.images[5:8] == [(10, 10), (20, 20), (40, 40)]
+
+
+def test_a_failure_to_paint_is_logged_and_the_next_move_is_answered(
+    caplog: pytest.LogCaptureFixture,
+):
+    client, painter = Client(), SlowPainter()
+    paint, failures = painter.paint, [RuntimeError("no memory")]
+    painter.paint = lambda *what: (
+        (_ for _ in ()).throw(failures.pop()) if failures else paint(*what)
+    )
+    visitor = Visitor(client, painter, Wishes(longest=40))  # pyright: ignore[reportArgumentType]
+    while failures:
+        time.sleep(0.01)
+    painter.allowed.release(3)
+    visitor.look()
+    client.wait_for(3)
+    visitor.leave()
+    assert "no memory" in caplog.text
+
+
+def test_time_runs_while_it_is_played(monkeypatch: pytest.MonkeyPatch):
+    wishes = Wishes(time=0.25)
+    assert wishes.moment() == 0.25
+    wishes.playing = True
+    monkeypatch.setattr(viewer.time, "monotonic", lambda: 2.5 * viewer.LOOP_SECONDS)
+    assert wishes.moment() == pytest.approx(0.5)
+    assert Wishes(playing=True).moment() is None
+
+
+def test_a_newer_checkpoint_is_taken_and_a_damaged_one_is_not(
+    run: Run, caplog: pytest.LogCaptureFixture
+):
+    painter = Painter(run, "last")
+    shown: list[str] = []
+    page: Any = SimpleNamespace(refresh=lambda: shown.append(painter.label))
+    viewer.follow(painter, page)
+    assert not shown
+    file = run.run_dir / "checkpoints" / "last.pt"
+    whole = file.read_bytes()
+    os.utime(file, ns=(1, 1))
+    viewer.follow(painter, page)
+    assert shown == [painter.label]
+    assert "step 100" in shown[0]
+    try:
+        file.write_bytes(whole[:1000])
+        viewer.follow(painter, page)
+    finally:
+        file.write_bytes(whole)
+    assert len(shown) == 1
+    assert "cannot be shown" in caplog.text
+
+
+def messages(raw: bytes) -> list[dict[str, Any]]:
+    length = int.from_bytes(raw[8:16], "little")
+    packed = zstandard.ZstdDecompressor().decompress(raw[16 : 16 + length])
+    return msgspec.msgpack.decode(packed)["messages"]
+
+
+async def visit(port: int, seconds: float) -> tuple[set[str], list[Image.Image]]:
+    """Stand before the scene with a browser's own protocol; give what comes."""
+    camera = {
+        "type": "ViewerCameraMessage",
+        "wxyz": [1.0, 0.0, 0.0, 0.0],
+        "position": [0.0, 0.0, -4.0],
+        "fov": 0.7,
+        "near": 0.01,
+        "far": 100.0,
+        "image_height": 60,
+        "image_width": 90,
+        "look_at": [0.0, 0.0, 0.0],
+        "up_direction": [0.0, 0.0, 1.0],
+    }
+    kinds, images = set(), []
+    protocol: Any = f"viser-v{viser.__version__}"
+    async with (
+        connect(f"ws://127.0.0.1:{port}", subprotocols=[protocol], max_size=None) as socket,
+        asyncio.timeout(seconds),
+    ):
+        await socket.send(msgspec.msgpack.encode(camera))
+        while not images or max(images[-1].size) < 96:
+            for message in messages(await socket.recv()):  # pyright: ignore[reportArgumentType]
+                kinds.add(message["type"])
+                if message["type"] == "BackgroundImageMessage" and message["rgb_data"]:
+                    images.append(Image.open(io.BytesIO(message["rgb_data"])))
+    return kinds, images
+
+
+def test_a_browser_gets_the_page_the_panel_the_cameras_and_images(run: Run):
+    page = Page(run, Painter(run, "last"), "127.0.0.1", 18080, 96)
+    try:
+        kinds, images = asyncio.run(visit(page.port, 30))
+    finally:
+        page.close()
+    assert images[-1].size == (96, 64)
+    assert np.asarray(images[-1]).std() > 5
+    assert {"CameraFrustumMessage", "GuiDropdownMessage", "GuiMarkdownMessage"} <= kinds
+
+
+def test_a_scene_that_moves_has_a_time(tmp_path: Path):
+    run = assembled(train_on(tmp_path, moves=True))
+    page = Page(run, Painter(run, "last"), "127.0.0.1", 18180, 96)
+    try:
+        assert page._wishes.moment() == 0.0
+        _, images = asyncio.run(visit(page.port, 30))
+    finally:
+        page.close()
+    assert images[-1].size == (96, 64)
+
+
+def test_the_command_serves_until_it_is_interrupted(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(viewer.time, "sleep", interrupt)
+    assert main(["view", str(folder), "--port", "18280"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("last: step 100")
+    assert "open http://localhost:182" in out
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--port", "0"], "--port 0: give 1 to 65535"),
+        (["--host", "203.0.113.1"], "--host 203.0.113.1: nothing can be served there"),
+        (["--checkpoint", "none"], "no checkpoint 'none'"),
+        (["--pixels", "0"], "0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], options: list[str], line: str
+):
+    assert main(["view", str(folder), *options]) == 2
+    assert line in capfd.readouterr().err
+
+
+def test_a_missing_library_is_named(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(__import__("sys").modules, "viser", None)
+    assert main(["view", str(folder)]) == 2
+    assert "pip install 'nerftrain[view]'" in capfd.readouterr().err
