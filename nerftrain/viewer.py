@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 Shown = Literal["colour", "depth", "opacity"]
 
 DRAFT_SECONDS = 0.08  # that a draft may take: 12 of them a second follow the hand
+BAND_SECONDS = 0.2  # of rendering, after which an image that nobody wants any more is given up
 LEAST_SIDE = 48  # pixels, of a draft
 LOOP_SECONDS = 4.0  # in which a scene that moves goes through its time once
 POLL_SECONDS = 1.0  # between two looks for a newer checkpoint
@@ -130,37 +131,60 @@ class Painter:
             sides.append(min(2 * sides[-1], longest))
         return sides
 
-    def paint(self, eye: Eye, longest: int, shown: Shown) -> np.ndarray:
-        """Render what an eye sees, [H, W, 3] uint8."""
+    def paint(
+        self, eye: Eye, longest: int, shown: Shown, unwanted: Callable[[], bool]
+    ) -> np.ndarray | None:
+        """Render what an eye sees, [H, W, 3] uint8; None where it is unwanted before it is done."""
         camera = eye.camera(longest)
-        shape = int(camera.heights[0]), int(camera.widths[0])
-        with self._alone:
-            start = time.perf_counter()
-            image = self._rendered(camera, shown, shape)
-            seconds = max(time.perf_counter() - start, 1e-6)
+        width, height = int(camera.widths[0]), int(camera.heights[0])
+        rows = max(1, int(self._pixels_per_second * BAND_SECONDS / width))
+        bands = []
+        for top in range(0, height, rows):
+            with self._alone:
+                if unwanted():
+                    return None
+                bands.append(self._timed(_band(camera, top, min(rows, height - top)), shown))
+        image = np.concatenate(bands)
+        return image if shown == "colour" else _painted(image, shown)
+
+    def _timed(self, camera: Cameras, shown: Shown) -> np.ndarray:
+        start = time.perf_counter()
+        image = self._rendered(camera, shown)
+        rate = image.shape[0] * image.shape[1] / max(time.perf_counter() - start, 1e-6)
         # Small images cost more for each pixel, and what is seen changes: half of what was thought.
-        rate = shape[0] * shape[1] / seconds
         self._pixels_per_second += 0.5 * (rate - self._pixels_per_second)
         return image
 
-    def _rendered(self, camera: Cameras, shown: Shown, shape: tuple[int, int]) -> np.ndarray:
+    def _rendered(self, camera: Cameras, shown: Shown) -> np.ndarray:
+        """Render colours [H, W, 3] uint8, or distances or opacities [H, W]."""
         run, scene = self._run, self._run.scene
         if scene.contraction == "none":  # the box ends rays: go as near, and as far, as you like
             scene = replace(scene, near=0.0, far=1e3)
-        what = (run.model, run.sampler, self._background)
+        shape = int(camera.heights[0]), int(camera.widths[0])
         if shown == "depth":
             device = video.device_of(run.model)
+            what = (run.model, run.sampler, self._background.to(device))
             with video.evaluation_mode(run.model, run.sampler):
-                _, depth = see_surface(
-                    scene, camera.to(device), 0, *what[:2], self._background.to(device)
-                )
-            seen = depth.isfinite()
-            flat = torch.where(seen, depth, 0).cpu().numpy().reshape(shape)
-            return depth_image(flat, seen.float().cpu().numpy().reshape(shape))
-        view = video.render_view(scene, camera, 0, *what)
+                return see_surface(scene, camera.to(device), 0, *what)[1].view(shape).cpu().numpy()
+        view = video.render_view(scene, camera, 0, run.model, run.sampler, self._background)
         if shown == "opacity":
-            return video.to_uint8(view.opacity.reshape(*shape, 1).expand(-1, -1, 3))
-        return video.to_uint8(view.rgb.reshape(*shape, 3))
+            return view.opacity.view(shape).float().cpu().numpy()
+        return video.to_uint8(view.rgb.view(*shape, 3))
+
+
+def _band(camera: Cameras, top: int, rows: int) -> Cameras:
+    """Cut rows out of a camera's image."""
+    down = torch.tensor([0.0, 0.0, 0.0, top])
+    heights = torch.tensor([rows])
+    return replace(camera, intrinsics=camera.intrinsics - down, heights=heights)
+
+
+def _painted(values: np.ndarray, shown: Shown) -> np.ndarray:
+    """Turn distances or opacities [H, W] into an image [H, W, 3] uint8."""
+    if shown == "depth":
+        seen = np.isfinite(values)
+        return depth_image(np.where(seen, values, 0), seen.astype(np.float32))
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)[..., None].repeat(3, -1)
 
 
 @dataclass
@@ -197,9 +221,11 @@ class Visitor:
         self._call.set()
 
     def leave(self) -> None:
-        """Send no more."""
+        """Send no more; returns when nothing is rendered any more."""
         self._gone = True
         self._call.set()
+        # A thread that is in the midst of an op when the program ends takes it down.
+        self._thread.join()
 
     def _work(self) -> None:
         while not self._gone:
@@ -214,9 +240,11 @@ class Visitor:
     def _send(self) -> None:
         wishes = self._wishes
         eye = Eye.of(self._client.camera, wishes.moment())
-        for longest in self._painter.sides(wishes.longest):
-            image = self._painter.paint(eye, longest, wishes.shown)
-            if self._gone:
+        for number, longest in enumerate(self._painter.sides(wishes.longest)):
+            # A draft is finished even if its eye has moved on: or one that moves would see nothing.
+            unwanted = self._call.is_set if number else lambda: self._gone
+            image = self._painter.paint(eye, longest, wishes.shown, unwanted)
+            if image is None or self._gone:
                 return
             self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=90)
             if self._call.is_set() or wishes.playing:

@@ -31,6 +31,10 @@ from nerftrain.viewer import Eye, Page, Painter, Visitor, Wishes
 SQUARE = 32
 
 
+def never() -> bool:
+    return False
+
+
 def train_on(folder: Path, moves: bool) -> Path:
     scene = folder / "scene"
     scene.mkdir()
@@ -98,7 +102,7 @@ def test_a_training_camera_sees_what_evaluation_renders(run: Run):
     painter = Painter(run, "last")
     cameras = run.scene.splits["train"].cameras
     fov = viewer.vertical_fov(cameras, 3)
-    painted = painter.paint(Eye(cameras.poses[3], fov, 1.0, None), SQUARE, "colour")
+    painted = painter.paint(Eye(cameras.poses[3], fov, 1.0, None), SQUARE, "colour", never)
     view = video.render_view(run.scene, cameras, 3, run.model, run.sampler, torch.ones(3))
     expected = video.to_uint8(view.rgb.view(SQUARE, SQUARE, 3)).astype(int)
     # Rays begin elsewhere, so their samples lie elsewhere within a step.
@@ -111,11 +115,11 @@ def test_depth_and_opacity_are_shown(run: Run):
     painter = Painter(run, "last")
     cameras = run.scene.splits["train"].cameras
     eye = Eye(cameras.poses[0], viewer.vertical_fov(cameras, 0), 1.0, None)
-    opacity = painter.paint(eye, SQUARE, "opacity")
+    opacity = painter.paint(eye, SQUARE, "opacity", never)
     assert (opacity[..., 0] == opacity[..., 1]).all()
     assert opacity.min() < 50
     assert opacity.max() > 200
-    depth = painter.paint(eye, SQUARE, "depth")
+    depth = painter.paint(eye, SQUARE, "depth", never)
     assert (depth[opacity[..., 0] < 50] == 255).all()  # white where nothing is
     assert depth[opacity[..., 0] > 200].std() > 10
 
@@ -125,8 +129,32 @@ def test_one_can_go_nearer_than_the_training_cameras_were(run: Run):
     near = cameras.poses[0].clone()
     near[:, 3] *= 0.4  # nearer to what is seen than the scene's `near`
     eye = Eye(near, viewer.vertical_fov(cameras, 0), 1.0, None)
-    opacity = Painter(run, "last").paint(eye, SQUARE, "opacity")
+    opacity = Painter(run, "last").paint(eye, SQUARE, "opacity", never)
     assert (opacity > 200).mean() > 0.3
+
+
+def test_bands_of_a_slow_field_make_the_same_image(run: Run, monkeypatch: pytest.MonkeyPatch):
+    painter = Painter(run, "last")
+    cameras = run.scene.splits["train"].cameras
+    eye = Eye(cameras.poses[0], viewer.vertical_fov(cameras, 0), 1.5, None)
+    whole = painter.paint(eye, 48, "colour", never)
+    monkeypatch.setattr(viewer, "BAND_SECONDS", 0.0)  # a row each
+    calls = []
+    banded = painter.paint(eye, 48, "colour", lambda: bool(calls.append(0)))
+    assert len(calls) == 32
+    assert whole is not None
+    assert banded is not None
+    assert abs(whole.astype(int) - banded).max() <= 1
+
+
+def test_an_image_that_nobody_wants_any_more_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch):
+    painter = Painter(run, "last")
+    cameras = run.scene.splits["train"].cameras
+    eye = Eye(cameras.poses[0], 0.7, 1.0, None)
+    monkeypatch.setattr(viewer, "BAND_SECONDS", 0.0)
+    calls = []
+    assert painter.paint(eye, 32, "colour", lambda: len(calls) > 4 or calls.append(0)) is None
+    assert len(calls) == 5
 
 
 def test_drafts_double_up_to_the_longest_side(run: Run):
@@ -167,7 +195,7 @@ class SlowPainter:
     def sides(self, longest: int) -> list[int]:
         return [10, 20, longest]
 
-    def paint(self, eye: Eye, longest: int, shown: str) -> np.ndarray:
+    def paint(self, eye: Eye, longest: int, shown: str, unwanted: Any) -> np.ndarray:
         assert self.allowed.acquire(timeout=20)
         return np.zeros((longest, longest, 3), np.uint8)
 
