@@ -298,8 +298,8 @@ def _render(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", help="train, val or test: its views (default test)")
     parser.add_argument(
         "--path",
-        help="orbit, spiral, interpolate, or still where the scene moves (default orbit without "
-        "split)",
+        help="orbit, spiral, interpolate, still where the scene moves, or a file that view saved "
+        "(default orbit without split)",
     )
     parser.add_argument("--frames", type=_positive, help="of the path (default 120)")
     parser.add_argument("--time", type=float, help="0 to 1: stops the time of a scene that moves")

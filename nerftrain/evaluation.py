@@ -23,6 +23,7 @@ from tqdm import tqdm
 from nerftrain import cameras as camera_paths
 from nerftrain import checkpoint, metrics, report, video
 from nerftrain.errors import UserError
+from nerftrain.eyes import read_path
 from nerftrain.models import RadianceField
 from nerftrain.scenes import Scene, Split, composite_over
 from nerftrain.types import Cameras
@@ -38,6 +39,7 @@ PATHS: dict[str, Callable[[Cameras, int], Cameras]] = {
     "interpolate": camera_paths.interpolate,
     "still": camera_paths.still,
 }
+PATH_FILE = ".json"  # how the name of a path in a file ends
 STILL = "still"  # the path on which nothing moves but time
 VIEWS = "views"  # in place of a path: the cameras of the split themselves
 
@@ -382,7 +384,8 @@ def render_run(
     Args:
         run: the run, built from its own config.
         split: one of the scene's splits.
-        path: views (the split's own cameras), orbit, spiral, interpolate or still.
+        path: views (the split's own cameras), orbit, spiral, interpolate, still, or a file of a
+            path (see `eyes`).
         frames: how many frames a path has; the split's own views are all rendered.
         checkpoint_name: last, best or a path to a file.
         time: of all frames, 0..1; None: time moves along the path.
@@ -390,7 +393,13 @@ def render_run(
     Raises:
         UserError: for a split, path, time or checkpoint that does not exist or does not fit.
     """
-    cameras = _path_cameras(find_split(run.scene, split).cameras.to("cpu"), path, frames)
+    cameras = find_split(run.scene, split).cameras.to("cpu")
+    if Path(path).suffix == PATH_FILE:
+        longest = int(torch.maximum(cameras.widths, cameras.heights).max())
+        cameras, path = read_path(Path(path), longest), Path(path).stem
+        cameras = camera_paths.interpolate(_timed_like(cameras, run.scene), frames)
+    else:
+        cameras = _path_cameras(cameras, path, frames)
     cameras = _at_time(cameras, path, time, run.scene.name)
     _, label = load_into(run, checkpoint_name)
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
@@ -404,13 +413,25 @@ def render_run(
     return written
 
 
+def _timed_like(cameras: Cameras, scene: Scene) -> Cameras:
+    """Give keyframes times where the scene moves and they have none, and take them where not."""
+    if not scene.is_dynamic:
+        return replace(cameras, times=None)
+    if cameras.times is not None:
+        return cameras
+    return replace(cameras, times=torch.linspace(0, 1, len(cameras)))
+
+
 def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
     if path == VIEWS:
         return cameras
     if path not in PATHS:
         close = difflib.get_close_matches(path, [VIEWS, *PATHS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"no camera path '{path}'{hint} There are: {', '.join([VIEWS, *PATHS])}")
+        raise UserError(
+            f"no camera path '{path}'{hint} There are: {', '.join([VIEWS, *PATHS])}, "
+            f"and files *{PATH_FILE} that nerftrain view has saved"
+        )
     return PATHS[path](cameras, frames)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import io
 import logging
 import math
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from nerftrain import cameras as camera_paths
 from nerftrain import checkpoint, report, video
 from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, background_color, depth_image, load_into, spaced
+from nerftrain.eyes import Eye, vertical_fov, write_path
 from nerftrain.rendering import see_surface
 from nerftrain.scenes import Split, composite_over
 from nerftrain.types import Cameras
@@ -44,46 +46,17 @@ AXES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # of viser's camera
 FRUSTA, THUMBNAIL = 150, 64  # training cameras that are drawn, and the pixels of their images
 
 
-@dataclass(frozen=True)
-class Eye:
-    """Where a visitor stands and looks."""
-
-    pose: Tensor  # [3, 4] eye to world, OpenGL axes
-    fov: float  # vertical, radians
-    aspect: float  # width / height
-    time: float | None  # 0..1
-
-    @staticmethod
-    def of(camera: Any, moment: float | None) -> Eye:
-        """Read a camera of viser's."""
-        turn = camera_paths.to_rotations(torch.from_numpy(np.array([camera.wxyz], np.float64)))[0]
-        position = torch.from_numpy(np.array(camera.position, np.float64))
-        pose = torch.cat([turn * AXES, position[:, None]], 1)
-        return Eye(pose.float(), float(camera.fov), float(camera.aspect), moment)
-
-    def camera(self, longest: int) -> Cameras:
-        """Make the pinhole camera whose longer side has so many pixels."""
-        width, height = (
-            max(1, round(longest * side / max(self.aspect, 1.0))) for side in (self.aspect, 1.0)
-        )
-        focal = height / (2 * math.tan(self.fov / 2))
-        return Cameras(
-            poses=self.pose[None],
-            intrinsics=torch.tensor([[focal, focal, width / 2, height / 2]]),
-            widths=torch.tensor([width]),
-            heights=torch.tensor([height]),
-            times=None if self.time is None else torch.tensor([self.time]),
-        )
+def eye_of(camera: Any, moment: float | None) -> Eye:
+    """Read a camera of viser's."""
+    turn = camera_paths.to_rotations(torch.from_numpy(np.array([camera.wxyz], np.float64)))[0]
+    position = torch.from_numpy(np.array(camera.position, np.float64))
+    pose = torch.cat([turn * AXES, position[:, None]], 1)
+    return Eye(pose.float(), float(camera.fov), float(camera.aspect), moment)
 
 
 def quaternion(pose: Tensor) -> np.ndarray:
     """Turn our pose [3, 4] into the unit quaternion w x y z of viser's."""
     return camera_paths.to_quaternions((pose[:, :3].double().cpu() * AXES)[None])[0].numpy()
-
-
-def vertical_fov(cameras: Cameras, index: int) -> float:
-    """Return a camera's vertical angle of view, radians."""
-    return 2 * math.atan(float(cameras.heights[index] / cameras.intrinsics[index, 1]) / 2)
 
 
 class Painter:
@@ -239,7 +212,7 @@ class Visitor:
 
     def _send(self) -> None:
         wishes = self._wishes
-        eye = Eye.of(self._client.camera, wishes.moment())
+        eye = eye_of(self._client.camera, wishes.moment())
         for number, longest in enumerate(self._painter.sides(wishes.longest)):
             # A draft is finished even if its eye has moved on: or one that moves would see nothing.
             unwanted = self._call.is_set if number else lambda: self._gone
@@ -264,11 +237,14 @@ class Page:
         self._painter, self._visitors = painter, {}
         moves = run.scene.is_dynamic
         self._wishes = Wishes(longest=longest, time=0.0 if moves else None)
+        self._keyframes: list[Eye] = []
+        self._folder = run.run_dir / "paths"
         _check_address(host, port)
         with contextlib.redirect_stdout(io.StringIO()):  # viser would say where, in a box
             self._server = viser.ViserServer(host, port, label="nerftrain", verbose=False)
         self._show_cameras(run)
-        self._make_panel(run.scene.name, moves)
+        self._make_panel(moves)
+        self._make_path_panel()
         self._server.on_client_connect(self._welcome)
         self._server.on_client_disconnect(self._farewell)
 
@@ -298,7 +274,7 @@ class Page:
         if visitor is not None:
             visitor.leave()
 
-    def _make_panel(self, scene: str, moves: bool) -> None:
+    def _make_panel(self, moves: bool) -> None:
         gui = self._server.gui
         gui.configure_theme(show_logo=False, show_share_button=False)
         self._label = gui.add_markdown(self._painter.label)
@@ -316,6 +292,36 @@ class Page:
         def _(event: Any) -> None:
             for frustum in self._frusta:
                 frustum.visible = event.target.value
+
+    def _make_path_panel(self) -> None:
+        gui = self._server.gui
+        with gui.add_folder("camera path"):
+            buttons = {"add this view": self._add, "drop the last": self._drop, "save": self._save}
+            for words, do in buttons.items():
+                gui.add_button(words).on_click(do)
+            self._path_label = gui.add_markdown("no views yet")
+
+    def _add(self, event: Any) -> None:
+        self._keyframes.append(eye_of(event.client.camera, self._wishes.moment()))
+        self._path_label.content = f"{len(self._keyframes)} views"
+
+    def _drop(self, _: Any) -> None:
+        self._keyframes = self._keyframes[:-1]
+        self._path_label.content = f"{len(self._keyframes)} views"
+
+    def _save(self, _: Any) -> None:
+        if len(self._keyframes) < 2:
+            self._path_label.content = "a path needs two or more views: add some"
+            return
+        file = self._folder / time.strftime("%Y-%m-%d_%H-%M-%S.json")
+        try:
+            write_path(file, self._keyframes)
+        except UserError as error:
+            self._path_label.content = str(error)
+            return
+        command = [report.program("nerftrain"), "render", str(self._folder.parent)]
+        command += ["--path", str(file)]
+        self._path_label.content = f"saved; render it:\n\n`{shlex.join(command)}`"
 
     def _setter(self, name: str) -> Callable[[Any], None]:
         def take(event: Any) -> None:

@@ -17,6 +17,7 @@ LAYERS = [
     {"spacing"},
     {
         "cameras",
+        "eyes",
         "lens",
         "losses",
         "metrics",

@@ -24,9 +24,10 @@ from websockets.asyncio.client import connect
 from nerftrain import config, video, viewer
 from nerftrain.cameras import look_at
 from nerftrain.cli import main
+from nerftrain.eyes import Eye
 from nerftrain.scenes.demo import render_folder
 from nerftrain.trainer import Run
-from nerftrain.viewer import Eye, Page, Painter, Visitor, Wishes
+from nerftrain.viewer import Page, Painter, Visitor, Wishes
 
 SQUARE = 32
 
@@ -81,7 +82,7 @@ def from_in_front() -> SimpleNamespace:
 
 
 def test_an_eye_has_openGL_axes_and_the_fov_of_visers_camera():  # noqa: N802
-    eye = Eye.of(from_in_front(), None)
+    eye = viewer.eye_of(from_in_front(), None)
     assert eye.pose.tolist() == [[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, -4]]
     camera = eye.camera(300)
     assert (int(camera.widths[0]), int(camera.heights[0])) == (300, 200)
@@ -95,7 +96,7 @@ def test_visers_quaternion_leads_back_to_the_pose():
     for pose in look_at(places, torch.zeros(3), torch.tensor([0.1, 0.2, 1.0])):
         theirs = from_in_front()
         theirs.wxyz, theirs.position = viewer.quaternion(pose), pose[:, 3].numpy()
-        torch.testing.assert_close(Eye.of(theirs, None).pose, pose, atol=1e-6, rtol=0)
+        torch.testing.assert_close(viewer.eye_of(theirs, None).pose, pose, atol=1e-6, rtol=0)
 
 
 def test_a_training_camera_sees_what_evaluation_renders(run: Run):
@@ -322,6 +323,38 @@ def test_a_scene_that_moves_has_a_time(tmp_path: Path):
     finally:
         page.close()
     assert images[-1].size == (96, 64)
+
+
+def click(page: Page, words: str, camera: Any) -> None:
+    """Press a button of the panel."""
+    handles = page._server.gui._gui_input_handle_from_uuid.values()
+    (button,) = [handle for handle in handles if getattr(handle, "label", "") == words]
+    event = SimpleNamespace(client=SimpleNamespace(camera=camera), target=button)
+    for callback in button._impl.update_cb:
+        callback(event)
+
+
+def test_views_are_gathered_into_a_path_that_can_be_rendered(run: Run):
+    page = Page(run, Painter(run, "last"), "127.0.0.1", 18380, 96)
+    try:
+        camera = from_in_front()
+        click(page, "save", camera)
+        assert "two or more" in page._path_label.content
+        for x in (-1.0, 9.0, 1.0):
+            camera.position = np.array([x, 0, -4.0])
+            click(page, "add this view", camera)
+            if x == 9.0:
+                click(page, "drop the last", camera)
+        click(page, "save", camera)
+        assert "render it" in page._path_label.content
+    finally:
+        page.close()
+    (file,) = (run.run_dir / "paths").iterdir()
+    command = ["render", str(run.run_dir), "--path", str(file), "--frames", "3"]
+    assert main(command) == 0
+    frames = sorted((run.run_dir / "renders" / f"{file.stem}-test-last").iterdir())
+    assert len(frames) == 3
+    assert Image.open(frames[0]).size == (SQUARE, round(SQUARE / 1.5))
 
 
 def test_the_command_serves_until_it_is_interrupted(
