@@ -1,9 +1,10 @@
-"""``nerftrain data get`` and ``nerftrain data check``; the first is free of torch."""
+"""``nerftrain data get``, ``data pose`` and ``data check``; the first is free of torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _get(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     from nerftrain.data import download
 
     try:
-        download.get(names, Path(root).expanduser(), lambda line: print(line, flush=True))
+        download.get(names, Path(root).expanduser(), _say)
     except KeyboardInterrupt:
         again = f"nerftrain data get {' '.join(names)} data_root={root}"
         complain(f"stopped; what has arrived is kept, and the same command goes on: {again}")
@@ -103,7 +104,70 @@ def _check(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     return _MISTAKE if found.faults else 0
 
 
+def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
+    parser = argparse.ArgumentParser(
+        "nerftrain data pose",
+        description="Find the cameras of photographs, or of a film, by COLMAP: a folder to train.",
+    )
+    parser.add_argument("photos", metavar="PHOTOS", help="a folder of photographs, or a film")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="the scene's folder (that of the photographs; of a film, one beside it of its name)",
+    )
+    parser.add_argument(
+        "--frames", metavar="N", type=_at_least_three, help="to take of a film (150)"
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="KIND",
+        default="auto",
+        choices=("auto", "all", "neighbours"),
+        help="to match: all, or neighbours by name (auto: all of up to 200 photographs, neighbours "
+        "in a film and beyond)",
+    )
+    parser.add_argument(
+        "--camera",
+        metavar="NAME",
+        type=str.upper,
+        default="OPENCV",
+        choices=_CAMERAS,
+        help=f"the kind of lens, one of {' '.join(_CAMERAS)} (default %(default)s)",
+    )
+    parsed = parse(parser, arguments)
+    from nerftrain.data.posing import pose
+
+    source, out = Path(parsed.photos).expanduser(), parsed.out and Path(parsed.out).expanduser()
+    try:
+        posed = pose(source, out, parsed.frames, parsed.pairs, parsed.camera, _say)
+    except KeyboardInterrupt:
+        again = shlex.join(["nerftrain", "data", "pose", *arguments])
+        complain(f"stopped; what was computed is kept, and the same command goes on: {again}")
+        raise
+    _say("\n".join(posed.lines()))
+    for warning in posed.warnings():
+        complain(warning)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _at_least_three(text: str) -> int:
+    value = int(text)
+    if value < 3:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 3")
+    return value
+
+
+_at_least_three.__name__ = "whole number"  # argparse names the type in its message
+
+# What colmap_model reads; not imported from there, for torch.
+_CAMERAS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+
 _VERBS: dict[str, Callable[[Sequence[str], Parse, Complain], int]] = {
     "get": _get,
+    "pose": _pose,
     "check": _check,
 }

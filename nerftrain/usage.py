@@ -20,6 +20,7 @@ Usage:
   nerftrain export RUN                write what it has learnt as a coloured mesh, or as points
   nerftrain resume RUN [key=value ..] go on with an interrupted run
   nerftrain data get NAME             fetch a public scene into the data root
+  nerftrain data pose PHOTOS          find the cameras of photographs, or of a film (COLMAP)
   nerftrain data check PATH           say what a folder of images is and all that is wrong with it
   nerftrain doctor                    show the machine and what was built for it
   nerftrain doctor --build all        compile ahead, for every GPU, and show what the kernels use
@@ -47,13 +48,15 @@ Tab completion, for this shell (a line for ~/.bashrc or ~/.zshrc; fish: -sc inst
 DATA = """\
 Usage:
   nerftrain data get NAME ... [data_root=PATH]  fetch public scenes, or the rest of them
+  nerftrain data pose PHOTOS [--out PATH]       find the cameras of photographs, or of a film
   nerftrain data check PATH [--out PATH]        read a folder as training would, and draw it
 
-`nerftrain data get --help` and `nerftrain data check --help` list the options.
+`nerftrain data get --help` and so on list the options.
 
 Examples:
   nerftrain data get lego mip360/garden data_root=PATH
   nerftrain data get dnerf                      all its scenes, into NERFTRAIN_DATA
+  nerftrain data pose PATH/film.mp4 --frames 200
   nerftrain data check PATH/blender/lego"""
 
 

@@ -128,7 +128,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> Path:
     first = next(remaining, None)
     if first is None:
         raise UserError(f"a video of no frames was asked for ({path}); ask for at least one")
-    missing = _why_no_ffmpeg()
+    missing = why_no_ffmpeg()
     if missing:
         path = path.with_suffix(".gif")
         _log.warning(
@@ -179,7 +179,8 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return (image.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
-def _why_no_ffmpeg() -> str:
+def why_no_ffmpeg() -> str:
+    """Say why films can be neither written nor read; nothing where they can."""
     try:
         import imageio_ffmpeg
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.errors import UserError
 from nerftrain.scenes.images import decode
+from nerftrain.scenes.photos import photo_folder
 from nerftrain.scenes.world import move, normalization
 from nerftrain.schema import Plan, suggestion
 from nerftrain.types import Cameras
@@ -125,9 +127,13 @@ def _recognise(folder: Path, kind: str | None) -> list[Format]:
     looked_for = " or ".join(dict.fromkeys(f.mark for f in FORMATS if kind in (None, f.kind)))
     there = ", ".join(entries[:5]) + (f" and {len(entries) - 5} more" if entries[5:] else "")
     scenes = ", ".join(str(path) for path in inside[:3])
+    remedy = f"; scenes in it: {scenes}" if scenes else ""
+    if not remedy and photo_folder(folder) is not None:
+        pose = shlex.join(["nerftrain", "data", "pose", str(folder)])
+        remedy = f"; find the cameras of its photographs by {pose}"
     raise UserError(
         f"{folder} is no scene{f' of kind {kind}' if kind else ''}: looked for {looked_for}; found "
-        f"{there or 'nothing'}" + (f"; scenes in it: {scenes}" if scenes else "")
+        f"{there or 'nothing'}{remedy}"
     )
 
 

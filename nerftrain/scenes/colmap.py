@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nerftrain.lens import check_invertible
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.photos import Listing, check_alpha, read_photos
+from nerftrain.scenes.photos import Listing, check_alpha, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
 from nerftrain.types import Cameras, Contraction
 
@@ -57,7 +58,7 @@ def load_scene(
         name: of the scene, and of its folder where root is None.
         root: the folder with the model and the images.
         data_root: where a folder of that name is looked for if root is None.
-        images: the folder of images in root.
+        images: the folder of images in root; where there is none, they may lie in root itself.
         downscale: images are shrunk by this factor, at least 1; IMAGES_2 and the like are taken
             where they are there, else the images are averaged over area.
         skip_missing: go on, with a warning, without registered images whose file is missing.
@@ -160,15 +161,19 @@ def _given_folder(root: Path) -> Path:
     others = [("transforms.json", "transforms"), ("transforms_train.json", "blender")]
     would_work = [f"scene.root={path}" for path in inside[:3]]
     would_work += [f"scene={kind}" for file, kind in others if (root / file).is_file()]
-    remedy = (
-        f"{' or '.join(would_work)} would work"
-        if would_work
-        else "run COLMAP on the images (automatic_reconstructor), and give the folder with sparse/0"
-    )
     raise UserError(
         f"scene.root={root} has no COLMAP model: looked for cameras and images, .bin or .txt, in "
-        f"sparse/0, sparse and the folder itself; found {_entries(root)}; {remedy}"
+        f"sparse/0, sparse and the folder itself; found {_entries(root)}; "
+        + (f"{' or '.join(would_work)} would work" if would_work else _how_to_pose(root))
     )
+
+
+def _how_to_pose(root: Path) -> str:
+    if photo_folder(root) is not None:
+        return (
+            f"find the cameras of its photographs by nerftrain data pose {shlex.quote(str(root))}"
+        )
+    return "give the folder with sparse/0, which nerftrain data pose makes from photographs"
 
 
 def _entries(folder: Path) -> str:
@@ -231,6 +236,8 @@ def image_folder(
         _log.warning(
             "%s holds none of the images of the model: shrinking those of %s", shrunk, full
         )
+    if not full.is_dir() and any(beside := _files(folder, views)):
+        return folder, downscale, beside
     if not full.is_dir():
         others = sorted(path.name for path in folder.glob(f"{images}_*") if path.is_dir())
         factors = [name.removeprefix(f"{images}_") for name in others]

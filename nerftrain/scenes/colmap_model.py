@@ -73,7 +73,7 @@ def read_model(folder: Path) -> list[View]:
         UserError: pycolmap is missing, the files are damaged, hold no registered image, or name a
             kind of camera that is not supported.
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     suffix = model_suffix(folder)
     cameras, images = folder / f"cameras{suffix}", folder / f"images{suffix}"
     binary = suffix == ".bin"
@@ -102,7 +102,12 @@ def read_model(folder: Path) -> list[View]:
     return sorted(views, key=lambda view: view.name)
 
 
-def _pycolmap() -> ModuleType:
+def import_pycolmap() -> ModuleType:
+    """Import pycolmap.
+
+    Raises:
+        UserError: it is missing.
+    """
     try:
         import pycolmap  # 0.2 s, only where it is needed
     except ImportError as error:
@@ -146,7 +151,8 @@ def _binary_cameras(path: Path, pycolmap: ModuleType) -> Iterator[int]:
 
 
 def _num_params(pycolmap: ModuleType, model: Any) -> int:
-    return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
+    create = getattr(pycolmap.Camera, "create_from_model_id", None)  # since 4.0
+    return len((create or pycolmap.Camera.create)(1, model, 1.0, 2, 2).params)
 
 
 def _binary_images(path: Path) -> Iterator[_Image]:

@@ -31,6 +31,18 @@ _log = logging.getLogger(__name__)
 _warning = threading.Lock()
 
 
+def photo_names(folder: Path) -> list[str]:
+    """List the photographs that lie in a folder itself, by name."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    # Hidden ones, such as the ._ twins that macOS leaves on other disks, are no photographs.
+    return [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+
+
+def photo_folder(folder: Path) -> Path | None:
+    """Find where a capture's photographs are: in its folder itself, else in its ``images``."""
+    return next((place for place in (folder, folder / "images") if photo_names(place)), None)
+
+
 class Listing:
     """The images below a folder, found by name whatever the case or kind of their suffix."""
 

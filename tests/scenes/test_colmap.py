@@ -448,6 +448,17 @@ def test_missing_images_are_an_error_or_skipped_with_a_warning(
     assert "view_03.png" in caplog.text
 
 
+def test_images_may_lie_beside_the_model(tmp_path: Path):
+    capture(tmp_path)
+    apart = load(tmp_path).splits["train"]
+    for path in (tmp_path / "images").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "images").rmdir()
+    beside = load(tmp_path).splits["train"]
+    assert beside.names == apart.names
+    assert torch.equal(beside.pixels, apart.pixels)
+
+
 def test_a_missing_folder_of_images_names_what_would_work(tmp_path: Path):
     capture(tmp_path)
     shrink_folder(tmp_path, 4)
@@ -514,7 +525,9 @@ def test_a_folder_without_a_model_names_what_would_work(tmp_path: Path):
     capture(tmp_path / "garden")
     assert f"scene.root={tmp_path / 'garden'} would work" in refused(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert "run COLMAP" in refused(tmp_path / "empty")
+    assert "nerftrain data pose makes" in refused(tmp_path / "empty")
+    Image.new("RGB", (4, 3)).save(tmp_path / "empty" / "IMG_1.JPG")
+    assert f"nerftrain data pose {tmp_path / 'empty'}" in refused(tmp_path / "empty")
     (tmp_path / "empty" / "transforms.json").write_text("{}")
     assert "scene=transforms would work" in refused(tmp_path / "empty")
     assert "does not exist" in refused(tmp_path / "nowhere")

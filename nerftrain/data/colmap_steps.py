@@ -1,0 +1,178 @@
+"""COLMAP's steps, each run by ``python -m nerftrain.data.colmap_steps`` in a process of its own.
+
+COLMAP cannot be interrupted and talks on stderr. A process can be ended at any moment, and what it
+says goes where its caller wants. It imports no more than pycolmap, so that it starts at once.
+
+On stdin comes one line, the job as JSON, and then nothing: where stdin ends, the caller is gone. On
+stdout go the words of `REPORTS` as it proceeds, and last a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPORTS = STARTED, PLACED = "started", "placed"  # a model with its first two images; one more image
+OVERLAP = 10  # each image is paired with so many that follow it, and with the 2^i-th, i < OVERLAP
+_MAX_SIDE = 1600  # pixels: of larger images a smaller copy is searched for features
+_BLOCK = 10  # images: blocks of pairs are kept or lost whole, and counted whole
+# Ceres' own default. COLMAP's is 0, and most of its time goes to steps that change nothing: with 40
+# photographs of bonsai twice the time for the same points and the same error.
+_TOLERANCE = 1e-6
+_SEED = 0
+
+Report = Callable[[str], None]
+Job = dict[str, Any]
+
+
+def main() -> None:
+    """Do the job that stdin names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to answer
+    report = _reporter()
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    import pycolmap
+
+    # Not in every version; without it RANSAC differs from run to run.
+    getattr(pycolmap, "set_random_seed", int)(_SEED)
+    report(json.dumps(_STEPS[job["step"]](pycolmap, job, report)))
+    os._exit(0)  # nothing is left to be done, and the thread that waits would be in the way
+
+
+def _reporter() -> Report:
+    """Keep stdout for reports: what else is printed goes to stderr."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def report(line: str) -> None:
+        stream.write(f"{line}\n")
+        stream.flush()
+
+    return report
+
+
+def _end_with_the_caller() -> None:
+    # Not sys.stdin, whose lock would be held at the end.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _extract(pycolmap: ModuleType, job: Job, _: Report) -> None:
+    """Find the features of batches of images: all of a batch share a camera."""
+    model = job["camera_model"]
+    if Path(job["database"]).exists():
+        _change_cameras(pycolmap, job["database"], model)
+    function = pycolmap.extract_features
+    for batch in job["batches"]:
+        options: dict[str, Any] = {"camera_mode": pycolmap.CameraMode.SINGLE}
+        reader = pycolmap.ImageReaderOptions()
+        reader.camera_model = model
+        if batch["camera_id"] is not None:
+            reader.existing_camera_id = batch["camera_id"]
+        options["reader_options"] = reader
+        if _takes(function, "camera_model"):  # until 3.13, over what the reader's options say
+            options["camera_model"] = model
+        modern = _takes(function, "extraction_options")  # since 3.13
+        features = (
+            pycolmap.FeatureExtractionOptions() if modern else pycolmap.SiftExtractionOptions()
+        )
+        features.max_image_size = _MAX_SIDE
+        options["extraction_options" if modern else "sift_options"] = features
+        function(job["database"], batch["folder"], batch["names"], **options)
+
+
+def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
+    """Turn the cameras of an earlier run into another model: features and matches do not mind."""
+    try:
+        database = pycolmap.Database.open(path)
+    except TypeError:  # 3.12
+        database = pycolmap.Database(path)
+    make = getattr(pycolmap.Camera, "create_from_model_id", None) or pycolmap.Camera.create
+    for old in database.read_all_cameras():
+        if old.model.name != model:
+            wanted = pycolmap.CameraModelId.__members__[model]
+            focal = old.mean_focal_length()
+            new = make(old.camera_id, wanted, focal, old.width, old.height)
+            new.has_prior_focal_length = old.has_prior_focal_length
+            database.update_camera(new)
+    database.close()
+
+
+def _match(pycolmap: ModuleType, job: Job, _: Report) -> None:
+    """Match all pairs of images, or those of neighbours by name."""
+    every = job["pairs"] == "all"
+    function = pycolmap.match_exhaustive if every else pycolmap.match_sequential
+    kind = "Exhaustive" if every else "Sequential"
+    modern = _takes(function, "pairing_options")  # since 3.13
+    options = getattr(pycolmap, f"{kind}{'Pairing' if modern else 'Matching'}Options")()
+    name = "pairing_options" if modern else "matching_options"
+    if every:
+        options.block_size = _BLOCK
+        function(job["database"], **{name: options})
+        return
+    options.overlap = OVERLAP
+    for quadratic in (False, True):  # the second alone would leave out most neighbours
+        options.quadratic_overlap = quadratic
+        function(job["database"], **{name: options})
+
+
+def _map(pycolmap: ModuleType, job: Job, report: Report) -> list[dict[str, Any]]:
+    """Place images one by one, write the largest model, and describe all, that one first."""
+    options = pycolmap.IncrementalPipelineOptions()
+    options.image_names = job["names"]
+    options.ba_global_function_tolerance = _TOLERANCE
+    if hasattr(options, "random_seed"):  # since 3.13
+        options.random_seed = _SEED
+    models = pycolmap.incremental_mapping(
+        job["database"],
+        job["folder"],
+        job["work"],
+        options,
+        initial_image_pair_callback=lambda: report(STARTED),
+        next_image_callback=lambda: report(PLACED),
+    )
+    ordered = sorted(models.values(), key=lambda model: model.num_reg_images(), reverse=True)
+    if ordered:
+        Path(job["model"]).mkdir()
+        ordered[0].write(job["model"])
+    return [_describe(model) for model in ordered]
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    images = [model.image(i) for i in model.reg_image_ids()]
+    cameras = []
+    for camera in model.cameras.values():
+        count = sum(image.camera_id == camera.camera_id for image in images)
+        names = [name.strip() for name in camera.params_info.split(",")]
+        numbers = dict(zip(names, map(float, camera.params), strict=True))
+        size = f"{camera.width}x{camera.height}"
+        cameras.append({"model": camera.model.name, "size": size, "n": count, "numbers": numbers})
+    return {
+        "names": sorted(image.name for image in images),
+        "error": float(model.compute_mean_reprojection_error()),
+        "points": int(model.num_points3D()),
+        "cameras": [camera for camera in cameras if camera["n"]],
+    }
+
+
+def _takes(function: Any, argument: str) -> bool:
+    """Tell whether a function of pycolmap has an argument: its signature is in its text only."""
+    return f"{argument}:" in (function.__doc__ or "")
+
+
+_STEPS: dict[str, Callable[[ModuleType, Job, Report], Any]] = {
+    "extract": _extract,
+    "match": _match,
+    "map": _map,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Photographs of a scene whose cameras are known: three painted walls that meet in a corner."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nerftrain.cameras import look_at
+
+WIDTH, HEIGHT, FOCAL_LENGTH = 400, 300, 420.0
+_SIDE = 3.0  # of the walls, which lie in the planes x = 0, y = 0 and z = 0
+_CELLS = 256  # of the paint, along a side
+
+
+def true_poses(count: int) -> np.ndarray:
+    """Give poses [C, 3, 4], camera to world with OpenGL's axes, on a bow before the corner."""
+    angles = np.linspace(0.2, 1.3, count)
+    height = 1.6 + 0.4 * np.sin(5 * angles)
+    eyes = np.stack([2.6 * np.cos(angles), 2.6 * np.sin(angles), height], 1)
+    target, up = torch.tensor([0.5, 0.5, 0.6]), torch.tensor([0.0, 0.0, 1.0])
+    return look_at(torch.tensor(eyes).float(), target, up).double().numpy()
+
+
+def photographs(count: int) -> list[np.ndarray]:
+    """Take a picture [H, W, 3] uint8 by each camera."""
+    chance = np.random.default_rng(0)
+    paints = [_paint(chance) for _ in range(3)]
+    return [_picture(pose, paints) for pose in true_poses(count)]
+
+
+def write_photographs(folder: Path, count: int, suffix: str = ".png") -> Path:
+    """Write the pictures as view_00 and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(photographs(count)):
+        Image.fromarray(picture).save(folder / f"view_{index:02d}{suffix}")
+    return folder
+
+
+def _paint(chance: np.random.Generator) -> np.ndarray:
+    """Paint blots of all sizes [N, N, 3]: details at every distance."""
+    layers = []
+    for cells in (16, 64, _CELLS):
+        blots = Image.fromarray(chance.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        layers.append(np.asarray(blots.resize((_CELLS, _CELLS), Image.Resampling.BICUBIC), float))
+    return np.mean(layers, 0)
+
+
+def _picture(pose: np.ndarray, paints: list[np.ndarray]) -> np.ndarray:
+    x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    in_camera = np.stack([x - WIDTH / 2, HEIGHT / 2 - y, np.full_like(x, -FOCAL_LENGTH)], -1)
+    rays = in_camera @ pose[:, :3].T  # [H, W, 3]
+    distances = -pose[:, 3] / rays  # to each of the three planes
+    distances[distances <= 0] = np.inf
+    nearest = distances.argmin(-1)
+    hits = pose[:, 3] + rays * distances.min(-1)[..., None]
+    picture = np.full((HEIGHT, WIDTH, 3), 128.0)
+    for axis, paint in enumerate(paints):
+        place = np.delete(hits, axis, -1) / _SIDE * (_CELLS - 1)
+        inside = (nearest == axis) & (place >= 0).all(-1) & (place < _CELLS - 1).all(-1)
+        picture[inside] = _between(paint, place[inside])
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def _between(paint: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Interpolate the paint linearly at places [P, 2]."""
+    low = np.floor(place).astype(int)
+    share = (place - low)[:, :, None]
+    i, j = low.T
+    upper = paint[i, j] * (1 - share[:, 0]) + paint[i + 1, j] * share[:, 0]
+    lower = paint[i, j + 1] * (1 - share[:, 0]) + paint[i + 1, j + 1] * share[:, 0]
+    return upper * (1 - share[:, 1]) + lower * share[:, 1]

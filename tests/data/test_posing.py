@@ -1,0 +1,377 @@
+"""From photographs, or a film, to cameras that agree with the true ones; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corner_of_a_room import FOCAL_LENGTH, HEIGHT, WIDTH, true_poses, write_photographs
+from PIL import Image
+
+from nerftrain.cli import main
+from nerftrain.config import scene_plan
+from nerftrain.data import posing
+from nerftrain.data.colmap_process import Database, run_step
+from nerftrain.data.inspection import inspect
+from nerftrain.data.posed import Posed
+from nerftrain.data.posing import pose
+from nerftrain.data.posing_place import Place
+from nerftrain.errors import RunError, UserError
+from nerftrain.scenes import Scene
+from nerftrain.scenes.colmap_model import SUPPORTED, View, read_model
+
+COUNT = 9
+
+
+@pytest.fixture(scope="session")
+def _pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("room"), COUNT)
+
+
+@pytest.fixture
+def photos(_pictures: Path, tmp_path: Path) -> Path:
+    """A folder of one's own of photographs whose cameras are known."""
+    return shutil.copytree(_pictures, tmp_path / "photos")
+
+
+def find(source: Path, **changes: Any) -> Posed:
+    asked = {"out": None, "frames": None, "pairs": "auto", "camera": "OPENCV"} | changes
+    return pose(source, say=lambda _: None, **asked)
+
+
+def refused(source: Path, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        find(source, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def check_agree(found: list[View], true: np.ndarray, share: float, degrees: float) -> None:
+    """Check positions and directions [C, 3, 4] after the similarity that fits the positions best.
+
+    (Umeyama, "Least-squares estimation of transformation parameters", PAMI 1991.)
+    """
+    poses = np.stack([view.pose.numpy() for view in found])
+    centred, wanted = (p[:, :, 3] - p[:, :, 3].mean(0) for p in (poses, true))
+    u, sizes, vt = np.linalg.svd(wanted.T @ centred)
+    signs = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = u @ signs @ vt
+    scale = (sizes * signs.diagonal()).sum() / (centred**2).sum()
+    span = np.linalg.norm(wanted, axis=1).max()
+    off = np.linalg.norm(scale * centred @ rotation.T - wanted, axis=1) / span
+    turned = np.arccos(
+        np.clip(
+            (np.einsum("cij,cij->c", rotation @ poses[:, :, :3], true[:, :, :3]) - 1) / 2, -1, 1
+        )
+    )
+    assert off.max() < share  # of the cameras' distance from their middle
+    assert np.degrees(turned).max() < degrees
+
+
+def load(root: Path) -> Scene:
+    """Read a scene's folder as `nerftrain scene=colmap scene.root=ROOT` does."""
+    plan = scene_plan("colmap")
+    return replace(plan, values={**plan.values, "root": str(root)}).build()
+
+
+# Photographs
+
+
+def test_a_stopped_command_goes_on_to_the_true_cameras(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (photos / "._view_00.png").write_bytes(b"no image")
+    show = posing._show
+
+    def stop(bar: Any, done: int) -> None:
+        if done >= 3:
+            raise KeyboardInterrupt
+        show(bar, done)
+
+    monkeypatch.setattr(posing, "_show", stop)
+    assert main(["data", "pose", str(photos)]) == 130
+    assert f"the same command goes on: nerftrain data pose {photos}" in capfd.readouterr().err
+    assert 3 <= Database(photos / "colmap.db").count("keypoints") < COUNT
+
+    monkeypatch.setattr(posing, "_show", show)
+    assert main(["data", "pose", str(photos)]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert "9 of 9 photographs" in printed.out
+    assert printed.out.endswith(f"train it: nerftrain scene=colmap scene.root={photos}\n")
+    assert sorted(path.name for path in photos.iterdir() if path.suffix != ".png") == [
+        "colmap.db",
+        "sparse",
+    ]
+    views = read_model(photos / "sparse" / "0")
+    check_agree(views, true_poses(COUNT), share=0.01, degrees=0.5)
+    assert {view.lens for view in views} == {views[0].lens}  # one camera, before and after
+    fx, fy, *_ = views[0].lens.intrinsics
+    assert (fx, fy) == (
+        pytest.approx(FOCAL_LENGTH, rel=0.02),
+        pytest.approx(FOCAL_LENGTH, rel=0.02),
+    )
+    assert (photos / "sparse" / "0" / "points3D.bin").stat().st_size > 1000
+
+    scene = load(photos)
+    assert len(scene.splits["train"]) + len(scene.splits["test"]) == COUNT
+    assert inspect(photos, photos.parent / "drawn", scene_plan).faults == []
+    assert "has cameras already" in refused(photos)
+
+
+def test_features_outlive_a_change_of_lens_and_files_of_all_kinds_are_taken(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    turn_and_convert(photos)
+    out = photos.parent / "scene"
+    found = find(photos, out=out, pairs="neighbours")
+    assert Database(out / "colmap.db").count("two_view_geometries") == COUNT * (COUNT - 1) // 2
+    assert sorted(c["size"] for c in found.models[0]["cameras"]) == ["300x400", "400x300"]
+    assert found.left_out() == found.warnings() == []
+    assert (out / "images").is_symlink()
+    assert found.keys == ""
+
+    shutil.rmtree(out / "sparse")
+    jobs = []
+
+    def run(job: dict[str, Any], *others: Any) -> Any:
+        jobs.append(job)
+        return run_step(job, *others)
+
+    monkeypatch.setattr(posing, "run_step", run)
+    found = find(photos, out=out, camera="SIMPLE_PINHOLE")
+    assert [job["step"] for job in jobs] == ["extract", "match", "map"]
+    assert jobs[0]["batches"] == []
+    assert {camera["model"] for camera in found.models[0]["cameras"]} == {"SIMPLE_PINHOLE"}
+    scene = load(out)
+    names = (*scene.splits["train"].names, *scene.splits["test"].names)
+    assert sorted(names) == found.photographs
+
+
+def turn_and_convert(photos: Path) -> None:
+    """Make portraits of two photographs, and other kinds of files of three."""
+    for index in (2, 5):
+        path = photos / f"view_{index:02d}.png"
+        with Image.open(path) as image:
+            turned = image.rotate(90, expand=True)
+        turned.save(path)
+    for index, suffix in ((1, ".JPG"), (3, ".WEBP"), (6, ".TIF")):
+        path = photos / f"view_{index:02d}.png"
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix), quality=95)
+        path.unlink()
+
+
+def test_real_photographs_are_placed_as_in_their_published_model(test_data: Path, tmp_path: Path):
+    bonsai = test_data / "mip360" / "bonsai"
+    if not bonsai.is_dir():
+        pytest.skip(f"mip360/bonsai is not in {test_data}")
+    views = read_model(bonsai / "sparse" / "0")[:8]
+    (tmp_path / "images").mkdir()
+    for view in views:
+        shutil.copy(bonsai / "images" / view.name, tmp_path / "images")
+    found = find(tmp_path)
+    assert found.place.out == tmp_path
+    assert found.left_out() == []
+    poses = np.stack([view.pose.numpy() for view in views])
+    # Of eight neighbours the lens is found less well than of all 292.
+    check_agree(read_model(tmp_path / "sparse" / "0"), poses, share=0.02, degrees=2.0)
+
+
+# Refusals
+
+
+def test_what_holds_nothing_to_pose_is_refused(tmp_path: Path):
+    assert "does not exist" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no photographs" in refused(tmp_path / "empty")
+    (tmp_path / "notes.txt").write_text("")
+    assert "neither a folder of photographs nor a film" in refused(tmp_path / "notes.txt")
+    (tmp_path / "shots").mkdir()
+    for index in range(2):
+        Image.new("RGB", (40, 30)).save(tmp_path / "shots" / f"{index}.jpg")
+    assert f"did you mean {tmp_path / 'shots'}?" in refused(tmp_path)
+    assert "holds 2 photographs: at least 3" in refused(tmp_path / "shots", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("transforms.json", "transforms"),
+        ("transforms_train.json", "blender"),
+        ("sparse/0/images.bin", "colmap"),
+    ],
+)
+def test_a_folder_with_cameras_is_left_alone(photos: Path, file: str, kind: str):
+    (photos / file).parent.mkdir(parents=True, exist_ok=True)
+    (photos / file).write_text("{}")
+    (photos / file).with_name("cameras.bin").write_bytes(b"")
+    text = refused(photos)
+    assert f"nerftrain scene={kind} scene.root={photos}" in text
+    assert "--out" in text
+
+
+def test_nothing_is_overwritten(photos: Path, tmp_path: Path):
+    (photos / "sparse" / "0").mkdir(parents=True)
+    assert "sparse/0 is there, but is no model: remove it" in refused(photos)
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    assert "images is there already" in refused(photos, out=tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(photos, out=tmp_path / "file")
+    assert "check its rights" in refused(photos, out=Path("/proc/nowhere"))
+
+
+def test_photographs_that_training_would_refuse_are_named(photos: Path):
+    (photos / "view_03.png").write_text("no image")
+    assert "view_03.png is truncated or no image" in refused(photos)
+    Image.new("RGBA", (WIDTH, HEIGHT)).save(photos / "view_03.png")
+    assert "with alpha (view_03.png)" in refused(photos)
+
+
+def test_photographs_without_anything_on_them_find_no_cameras(tmp_path: Path):
+    for index in range(3):
+        Image.new("RGB", (64, 48), (90, 90, 90)).save(tmp_path / f"{index}.png")
+    text = refused(tmp_path, pairs="neighbours")
+    assert "cameras of none of the 3 photographs" in text
+    assert "try --pairs all" in text
+    assert not (tmp_path / "sparse").exists()
+
+
+def test_a_database_of_other_photographs_is_not_mixed_in(photos: Path):
+    schema = (
+        "CREATE TABLE cameras (camera_id, width, height); CREATE TABLE keypoints (image_id);"
+        "CREATE TABLE descriptors (image_id); CREATE TABLE images (image_id, name, camera_id);"
+        "INSERT INTO cameras VALUES (1, 400, 300);"
+    )
+    with sqlite3.connect(photos / "colmap.db") as connection:
+        connection.executescript(schema + "INSERT INTO images VALUES (1, 'gone.png', 1)")
+    text = refused(photos)
+    assert "such as gone.png: remove it" in text
+    with sqlite3.connect(photos / "colmap.db") as connection:
+        connection.executescript(
+            "UPDATE images SET name = 'view_00.png'; UPDATE cameras SET width = 401"
+        )
+    assert "another size, such as view_00.png" in refused(photos)
+    (photos / "colmap.db").write_bytes(b"no database" * 100)
+    assert "colmap.db is damaged" in refused(photos)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--camera", "FISHEYE"], "--camera"),
+        (["--pairs", "some"], "--pairs"),
+        (["--frames", "2"], "must be at least 3"),
+        (["--frames", "many"], "invalid whole number value"),
+        (["--frames", "10"], "no effect on a folder of photographs"),
+        ([], "holds no photographs"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, capsys, arguments: list[str], words: str):
+    photos = tmp_path
+    if arguments == ["--frames", "10"]:
+        Image.new("RGB", (4, 3)).save(tmp_path / "one.png")
+    assert main(["data", "pose", str(photos), *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_the_lenses_that_are_offered_are_those_that_are_read(capsys):
+    assert main(["data", "pose", "nowhere", "--camera", "FISHEYE"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in SUPPORTED)
+
+
+def test_without_pycolmap_the_remedy_is_its_pip_command(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    assert "pip install pycolmap" in refused(photos)
+
+
+def test_folders_of_photographs_lead_here(photos: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=f"nerftrain data pose {photos}"):
+        inspect(photos, tmp_path / "drawn", scene_plan)
+
+
+def test_a_lens_that_training_cannot_undo_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise UserError("it folds")
+
+    monkeypatch.setattr(posing, "check_invertible", refuse)
+    for index in range(5, COUNT):
+        (photos / f"view_{index:02d}.png").unlink()
+    assert "it folds; or try --camera SIMPLE_RADIAL" in refused(photos)
+    assert not (photos / "sparse").exists()
+
+
+def test_a_model_of_few_of_the_photographs_is_warned_of():
+    names = [f"{index}.jpg" for index in range(10)]
+    model = {"names": names[:4], "points": 50, "error": 0.5, "cameras": []}
+    other = {**model, "names": names[5:8]}
+    place = Place(Path("/photos"), Path("/photos"), None)
+    posed = Posed(place, names, [model, other], "take more", "", 1.0)
+    text = "\n".join(posed.lines())
+    assert "4 of 10 photographs" in text
+    assert "left out 4.jpg, 5.jpg, 6.jpg, 7.jpg, 8.jpg and 1 more" in text
+    assert "of 3 photographs" in text
+    assert posed.warnings() == ["only 4 of 10 photographs have found their cameras: take more"]
+    model["names"] = names[:5]
+    assert posed.warnings() == []
+
+
+# COLMAP's processes
+
+
+def extract_job(photos: Path) -> dict[str, Any]:
+    names = sorted(path.name for path in photos.iterdir())
+    batch = {"folder": str(photos), "names": names, "camera_id": None}
+    database = str(photos.parent / "some.db")
+    return {
+        "step": "extract",
+        "database": database,
+        "batches": [batch],
+        "camera_model": "PINHOLE",
+    }
+
+
+def test_a_step_ends_with_the_process_that_asked_for_it(photos: Path):
+    job = extract_job(photos)
+    command = [sys.executable, "-m", "nerftrain.data.colmap_steps"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        child.communicate(json.dumps(job).encode() + b"\n")
+    assert child.returncode == 1
+    assert Database(Path(job["database"])).count("keypoints") < COUNT
+
+
+def test_a_step_that_fails_tells_where_it_is_written_up(photos: Path):
+    job = extract_job(photos) | {"camera_model": "NO_SUCH_LENS"}
+    log = photos.parent / "colmap.log"
+    with pytest.raises(RunError) as caught:
+        run_step(job, log, lambda _: None)
+    assert str(log) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert log.read_text().splitlines()[-1].strip() in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "pairs"), [(9, True, 36), (9, False, 36), (24, False, 193)]
+)
+def test_the_number_of_pairs_is_known(count: int, every: bool, pairs: int):
+    assert posing._num_pairs(count, every) == pairs
+
+
+def test_poses_of_the_room_are_rotations():
+    rotations = torch.tensor(true_poses(COUNT))[:, :, :3]
+    assert torch.allclose(rotations @ rotations.mT, torch.eye(3).double(), atol=1e-5)
