@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,20 +83,22 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
                 f"{place / view.name} is missing, an image of {model}: restore it, or go on with "
                 f"{SKIP}"
             )
-    pictures = faults.attempt_all(read_header, files, lambda: None)
+    read_upright = partial(read_header, heed_exif=True)
+    pictures = faults.attempt_all(read_upright, files, lambda: None)
     compare(check_alpha, place, pictures, faults)
     train, test = faults.attempt(holdout, [v.name for v in read], test_every) or ([], [])
     splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
     unmoved = torch.eye(4, dtype=torch.float64)
     views = []
     for index, (view, picture) in enumerate(zip(read, pictures, strict=True)):
-        camera = None
+        camera, pose = None, view.pose
         if picture is not None:
             faults.attempt(colmap.check_shape, view, picture, model)
             photo = colmap.Photo(view, picture, (picture.width, picture.height))
-            camera = colmap.make_cameras([photo], unmoved)
+            photo = colmap.turn_upright(photo)
+            pose, camera = photo.view.pose, colmap.make_cameras([photo], unmoved)
             faults.attempt(check_invertible, camera, str(model / f"cameras{model_suffix(model)}"))
-        views.append(View(splits.get(index, ""), view.name, view.pose, picture, camera))
+        views.append(View(splits.get(index, ""), view.name, pose, picture, camera))
     return views
 
 

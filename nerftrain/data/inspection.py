@@ -244,7 +244,7 @@ def _split_lines(views: Sequence[View]) -> list[str]:
     for split in _split_names(views):
         members = [view for view in views if view.split == split]
         pictures = [view.picture for view in members if view.picture is not None]
-        sizes = Counter(f"{p.width}x{p.height}" for p in pictures)
+        sizes = Counter("{}x{}".format(*picture.shown) for picture in pictures)
         parts = [f"{len(members)} cameras", f"{len(pictures)} images"]
         parts += [f"{count} of {size}" if len(sizes) > 1 else size for size, count in sizes.items()]
         alpha = sum(picture.mode == "RGBA" for picture in pictures)

@@ -8,7 +8,8 @@ import os
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from nerftrain.errors import UserError
 from nerftrain.lens import check_invertible
 from nerftrain.scenes import Scene, Split
-from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
+from nerftrain.scenes.colmap_model import Lens, View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.photos import Listing, check_alpha, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
@@ -82,12 +83,14 @@ def load_scene(
         folder = _find_folder(name, root, data_root)
         model = find_models(folder)[0]
         views = read_model(model)
-        poses = torch.stack([view.pose for view in views])
-        world = normalization(poses, center, up, scale)
         with ThreadPoolExecutor(
             min(8, os.cpu_count() or 1)
         ) as pool:  # PIL lets go of Python's lock
             photos = _photos(folder, images, downscale, views, model, skip_missing, pool)
+            # Missing ones count too: where the others lie must not depend on them.
+            upright = {photo.view.name: photo.view.pose for photo in photos}
+            poses = torch.stack([upright.get(view.name, view.pose) for view in views])
+            world = normalization(poses, center, up, scale)
             train, test = holdout([photo.view.name for photo in photos], test_every)
             splits = {
                 key: _split(key, [photos[i] for i in rows], world, model, pool)
@@ -211,13 +214,36 @@ def _photos(
             )
         _log.warning("%s (%s); going on without them", problem, first)
     pairs = [(view, file) for view, file in zip(views, files, strict=True) if file is not None]
-    pictures = list(pool.map(read_header, [file for _, file in pairs]))
+    files = [file for _, file in pairs]
+    pictures = list(pool.map(partial(read_header, heed_exif=True), files))
     check_alpha(place, pictures)
     photos = []
     for (view, _), picture in zip(pairs, pictures, strict=True):
         check_shape(view, picture, model)
-        photos.append(Photo(view, picture, shrunk_size(picture, factor)))
+        photos.append(turn_upright(Photo(view, picture, shrunk_size(picture, factor))))
     return photos
+
+
+def turn_upright(photo: Photo) -> Photo:
+    """Turn the camera and the size of a photograph that is stored as it is, as decoding turns it.
+
+    By a quarter clockwise what was up points right, what pointed right points down; in normalised
+    image coordinates x', y' = -y, x. In OpenCV's model that makes of p1, p2 the new p2, -p1.
+    """
+    view, size = photo.view, photo.size
+    for _ in range(photo.picture.turns):
+        fx, fy, cx, cy = view.lens.intrinsics
+        k1, k2, p1, p2 = view.lens.distortion
+        lens = Lens(
+            width=view.lens.height,
+            height=view.lens.width,
+            intrinsics=(fy, fx, view.lens.height - cy, cx),
+            distortion=(k1, k2, p2, -p1),
+        )
+        right, up, backward, position = view.pose.unbind(1)
+        view = replace(view, pose=torch.stack([up, -right, backward, position], 1), lens=lens)
+        size = size[::-1]
+    return replace(photo, view=view, size=size)
 
 
 def image_folder(

@@ -18,18 +18,34 @@ from nerftrain.errors import UserError
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
+_ORIENTATION = 0x0112  # EXIF 2.32, table 4
+_TURNS = {3: 2, 6: 1, 8: 3}  # by orientation; those that mirror come from no camera
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image file's header."""
 
     path: Path
-    width: int
+    width: int  # as stored
     height: int
     mode: str  # RGB or RGBA: what it is decoded to
+    turns: int = 0  # quarter turns clockwise that decoding makes
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height of what it is decoded to."""
+        on_its_side = self.turns % 2 == 1
+        return (self.height, self.width) if on_its_side else (self.width, self.height)
 
 
-def read_header(path: Path) -> Picture:
+def read_header(path: Path, heed_exif: bool = False) -> Picture:
     """Read the size and the kind of an image.
+
+    Args:
+        path: of the image.
+        heed_exif: let decoding turn it upright, as its EXIF says: telephones store what they took
+            upright on its side.
 
     Raises:
         UserError: the file is no image.
@@ -37,9 +53,18 @@ def read_header(path: Path) -> Picture:
     try:
         with Image.open(path) as image:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
-            return Picture(path, image.width, image.height, "RGBA" if has_alpha else "RGB")
+            mode = "RGBA" if has_alpha else "RGB"
+            turns = _turns(image) if heed_exif else 0
+            return Picture(path, image.width, image.height, mode, turns)
     except _IMAGE_ERRORS as error:
         raise _broken(path, error) from error
+
+
+def _turns(image: Image.Image) -> int:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1), 0)
+    except Exception:  # damaged EXIF raises whatever it hits; the image itself has been read
+        return 0
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
@@ -113,7 +138,8 @@ def decode(picture: Picture) -> Tensor:
     """
     try:
         with Image.open(picture.path) as image:
-            return torch.from_numpy(np.array(image.convert(picture.mode)))
+            pixels = np.rot90(np.array(image.convert(picture.mode)), -picture.turns)
+            return torch.from_numpy(np.ascontiguousarray(pixels))
     except _IMAGE_ERRORS as error:
         raise _broken(picture.path, error) from error
 

@@ -115,7 +115,7 @@ def read_photos(
 
 def _read(picture: Picture, width: int, height: int) -> Tensor:
     """Read an image as [H, W, 3 or 4] uint8 of the given size, from the cache if it is there."""
-    if (picture.width, picture.height) == (width, height):
+    if picture.shown == (width, height):
         return decode(picture)
     entry = _cache_entry(picture, width, height)
     image = _load(entry)
@@ -131,7 +131,8 @@ def _cache_entry(picture: Picture, width: int, height: int) -> Path:
     source = picture.path.resolve()
     state = source.stat()
     key = (_CACHE_VERSION, str(source), state.st_mtime_ns, state.st_size, width, height)
-    digest = hashlib.sha256(repr((*key, picture.mode)).encode("utf-8", "surrogateescape"))
+    how = (picture.mode, picture.turns) if picture.turns else (picture.mode,)
+    digest = hashlib.sha256(repr((*key, *how)).encode("utf-8", "surrogateescape"))
     return cache_dir() / "images" / f"{digest.hexdigest()[:32]}.npz"
 
 

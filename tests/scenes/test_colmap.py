@@ -186,6 +186,55 @@ def test_cameras_come_to_stand_level_in_the_box(tmp_path: Path):
     torch.testing.assert_close(poses[:, 2, 3], heights, atol=1e-4, rtol=0)
 
 
+ROTATIONS = {1: 0, 6: 1, 3: 2, 8: 3}  # quarter turns clockwise by EXIF orientation
+
+
+def turned_on_its_side(root: Path, model: str, turns: int) -> None:
+    """Write the capture of `capture` as by a camera held so that images need turns to be upright.
+
+    The same rays through the same pixels, told by another image plane: by hand, from the lens
+    equation, not by what is tested.
+    """
+    capture(root, model)
+    folder = root / "sparse/0"
+    reconstruction = pycolmap.Reconstruction(str(folder))
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # clockwise, x right and y down
+    back = np.linalg.matrix_power(quarter.T, turns)
+    for camera in reconstruction.cameras.values():
+        corner = np.array([camera.width, camera.height])
+        fx, fy, cx, cy, *bent = camera.params
+        for _ in range(turns):  # counter-clockwise: u' = v, v' = width - u
+            fx, fy, cx, cy = fy, fx, cy, corner[0] - cx
+            corner = corner[::-1]
+            if len(bent) == 4:  # OPENCV: x' = y, y' = -x
+                bent = [bent[0], bent[1], -bent[3], bent[2]]
+        camera.width, camera.height = map(int, corner)
+        camera.params = np.array([fx, fy, cx, cy, *bent])
+    for image in reconstruction.images.values():
+        pose = image.cam_from_world().matrix()
+        image.frame.set_cam_from_world(image.camera_id, pycolmap.Rigid3d(back @ pose))
+    reconstruction.write_binary(str(folder))
+
+
+@pytest.mark.parametrize("model", ["PINHOLE", "OPENCV"])
+@pytest.mark.parametrize(("orientation", "turns"), ROTATIONS.items())
+@pytest.mark.parametrize("downscale", [1.0, 1.5])
+def test_photographs_stored_on_their_side_make_the_scene_of_upright_ones(
+    tmp_path: Path, model: str, orientation: int, turns: int, downscale: float
+):
+    capture(tmp_path / "upright", model)
+    turned_on_its_side(tmp_path / "side", model, turns)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (tmp_path / "side/images").iterdir():
+        with Image.open(path) as image:
+            image = image.rotate(90 * turns, expand=True)
+        image.save(path, exif=exif)
+    upright = load(tmp_path / "upright", downscale=downscale)
+    for _ in range(2):  # the second time from the cache
+        assert_same(upright, load(tmp_path / "side", downscale=downscale))
+
+
 def test_every_nth_image_by_name_is_for_the_test(tmp_path: Path):
     capture(tmp_path)
     scene = load(tmp_path, test_every=4)
