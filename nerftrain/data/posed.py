@@ -36,10 +36,10 @@ class Posed:
         if out := self.left_out():
             more = f" and {len(out) - 5} more" if len(out) > 5 else ""
             lines.append(f"  left out {', '.join(out[:5])}{more}")
-        if others := [str(len(model["names"])) for model in self.models[1:]]:
+        if others := self._dropped():
             lines.append(
                 f"  dropped  smaller models that do not hang together with this one, of "
-                f"{', '.join(others)} photographs"
+                f"{', '.join(map(str, others))} more photographs"
             )
         lines.append(f"  kept     {DATABASE}, features and matches: remove it when all is well")
         lines.append(f"  {self.seconds:.0f} seconds")
@@ -51,6 +51,12 @@ class Posed:
         """Name the photographs that have no camera."""
         placed = set(self.models[0]["names"])
         return [name for name in self.photographs if name not in placed]
+
+    def _dropped(self) -> list[int]:
+        """Count what each of the other models has placed that this one has not."""
+        left_out = set(self.left_out())
+        counts = (len(left_out.intersection(model["names"])) for model in self.models[1:])
+        return [count for count in counts if count]
 
     def warnings(self) -> list[str]:
         """Say what is wrong with it, though it can be trained."""

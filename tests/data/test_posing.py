@@ -325,10 +325,12 @@ def test_a_model_of_few_of_the_photographs_is_warned_of():
     text = "\n".join(posed.lines())
     assert "4 of 10 photographs" in text
     assert "left out 4.jpg, 5.jpg, 6.jpg, 7.jpg, 8.jpg and 1 more" in text
-    assert "of 3 photographs" in text
+    assert "of 3 more photographs" in text
     assert posed.warnings() == ["only 4 of 10 photographs have found their cameras: take more"]
     model["names"] = names[:5]
     assert posed.warnings() == []
+    model["names"] = names[:8]  # the other one's, too
+    assert "dropped" not in "\n".join(posed.lines())
 
 
 # COLMAP's processes
