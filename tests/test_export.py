@@ -6,44 +6,20 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from tiny_runs import make_dynamic
+from tiny_runs import train_tiny
 
 from nerftrain import export
 from nerftrain.cli import main
-from nerftrain.scenes.demo import render_folder
-
-TINY = [
-    "model.encoding.log2_table_size=12",
-    "model.encoding.finest_resolution=64",
-    "sampler.grid.resolution=32",
-    "trainer.sample_budget=4096",
-    "trainer.orbit_frames=0",
-    "trainer.max_seconds=null",
-    "trainer.steps=150",
-    "runtime.threads=1",
-    "logger=none",
-]
-
-
-def train_on(folder: Path, moves: bool) -> Path:
-    (folder / "scene").mkdir()
-    render_folder(folder / "scene", 32, 12, 2)
-    if moves:
-        make_dynamic(folder / "scene")
-    kind = "dnerf" if moves else "blender"
-    scene = [f"scene={kind}", f"scene.root={folder / 'scene'}"]
-    assert main([*scene, *TINY, f"run_dir={folder / 'run'}"]) == 0
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_on(tmp_path_factory.mktemp("export"), moves=False)
+    return train_tiny(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="module")
 def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_on(tmp_path_factory.mktemp("moving"), moves=True)
+    return train_tiny(tmp_path_factory.mktemp("moving"), moves=True)
 
 
 def test_a_mesh_is_written_with_colours(run: Path, capfd: pytest.CaptureFixture[str]):

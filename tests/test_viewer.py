@@ -18,46 +18,21 @@ import torch
 import viser
 import zstandard
 from PIL import Image
-from tiny_runs import make_dynamic
+from tiny_runs import train_tiny
 from websockets.asyncio.client import connect
 
 from nerftrain import config, video, viewer
 from nerftrain.cameras import look_at
 from nerftrain.cli import main
 from nerftrain.eyes import Eye
-from nerftrain.scenes.demo import render_folder
 from nerftrain.trainer import Run
 from nerftrain.viewer import Page, Painter, Visitor, Wishes
 
-SQUARE = 32
+SQUARE = 32  # pixels of the tiny scene's images
 
 
 def never() -> bool:
     return False
-
-
-def train_on(folder: Path, moves: bool) -> Path:
-    scene = folder / "scene"
-    scene.mkdir()
-    render_folder(scene, SQUARE, 8, 2)
-    if moves:
-        make_dynamic(scene)
-    command = [
-        f"scene={'dnerf' if moves else 'blender'}",
-        f"scene.root={scene}",
-        "model.encoding.log2_table_size=12",
-        "model.encoding.finest_resolution=64",
-        "sampler.grid.resolution=32",
-        "trainer.sample_budget=4096",
-        "trainer.orbit_frames=0",
-        "trainer.max_seconds=null",
-        "trainer.steps=100",
-        "runtime.threads=1",
-        "logger=none",
-        f"run_dir={folder / 'run'}",
-    ]
-    assert main(command) == 0
-    return folder / "run"
 
 
 def assembled(folder: Path) -> Run:
@@ -66,7 +41,7 @@ def assembled(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_on(tmp_path_factory.mktemp("view"), moves=False)
+    return train_tiny(tmp_path_factory.mktemp("view"))
 
 
 @pytest.fixture
@@ -258,7 +233,7 @@ def test_a_newer_checkpoint_is_taken_and_a_damaged_one_is_not(
     os.utime(file, ns=(1, 1))
     viewer.follow(painter, page)
     assert shown == [painter.label]
-    assert "step 100" in shown[0]
+    assert "step 150" in shown[0]
     try:
         file.write_bytes(whole[:1000])
         viewer.follow(painter, page)
@@ -315,7 +290,7 @@ def test_a_browser_gets_the_page_the_panel_the_cameras_and_images(run: Run):
 
 
 def test_a_scene_that_moves_has_a_time(tmp_path: Path):
-    run = assembled(train_on(tmp_path, moves=True))
+    run = assembled(train_tiny(tmp_path, moves=True))
     page = Page(run, Painter(run, "last"), "127.0.0.1", 18180, 96)
     try:
         assert page._wishes.moment() == 0.0
@@ -366,7 +341,7 @@ def test_the_command_serves_until_it_is_interrupted(
     monkeypatch.setattr(viewer.time, "sleep", interrupt)
     assert main(["view", str(folder), "--port", "18280"]) == 0
     out = capfd.readouterr().out
-    assert out.startswith("last: step 100")
+    assert out.startswith("last: step 150")
     assert "open http://localhost:182" in out
     assert out.count("\n") == 1
 

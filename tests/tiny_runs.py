@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from nerftrain.cli import main
+from nerftrain.scenes.demo import render_folder
+
 GRID = {"resolution": 32, "cells_per_update": 4096, "warmup_steps": 16}
 SAMPLERS = {
     "occgrid": [f"sampler.grid.{key}={value}" for key, value in GRID.items()]
@@ -33,3 +36,28 @@ def make_dynamic(folder: Path) -> None:
             frame["time"] = i / (len(frames) - 1)
         content = {"camera_angle_x": angle, "frames": frames}
         (folder / f"transforms_{split}.json").write_text(json.dumps(content))
+
+
+def train_tiny(folder: Path, moves: bool = False) -> Path:
+    """Train a small field on the demo scene, in `folder`; return the run's folder."""
+    scene = folder / "scene"
+    scene.mkdir()
+    render_folder(scene, 32, 12, 2)
+    if moves:
+        make_dynamic(scene)
+    command = [
+        f"scene={'dnerf' if moves else 'blender'}",
+        f"scene.root={scene}",
+        "model.encoding.log2_table_size=12",
+        "model.encoding.finest_resolution=64",
+        "sampler.grid.resolution=32",
+        "trainer.sample_budget=4096",
+        "trainer.orbit_frames=0",
+        "trainer.max_seconds=null",
+        "trainer.steps=150",
+        "runtime.threads=1",
+        "logger=none",
+        f"run_dir={folder / 'run'}",
+    ]
+    assert main(command) == 0
+    return folder / "run"
