@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from nerftrain.errors import UserError
@@ -21,6 +22,8 @@ from nerftrain.report import markdown_table
 
 RECORDS = "jobs"  # the folder of records in that of the sweep
 NAMES = ("scene", "model", "sampler")
+# What is repeated rather than compared: figures are averaged over it.
+REPEATED = ("scene", "scene.root", "seed")
 FIGURES = ("psnr", "ssim", "train_seconds", "peak_memory_bytes")  # of metrics.json
 _TITLES = ("PSNR", "SSIM", "training", "peak memory")
 
@@ -129,8 +132,12 @@ def table(jobs: Sequence[Job]) -> str:
     """Return the Markdown table of the jobs and their means, and a list of what failed."""
     axes = _axes(jobs)
     rows = [[*_chosen(job, axes), *_shown(job.figures()), job.result] for job in jobs]
-    mean = ["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)]
-    parts = [markdown_table([*axes, *_TITLES, "result"], [*rows, mean])]
+    groups = _groups(jobs, axes)
+    if set(_differing(jobs)) <= {*REPEATED}:  # else it would mix what is compared
+        rows.append(["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)])
+    parts = [markdown_table([*axes, *_TITLES, "result"], rows)]
+    if groups:
+        parts.append(_comparison(groups, axes))
     failed = [job for job in jobs if job.status]
     if failed:
         causes = [f"* {' '.join(_chosen(job, axes))}: {_cell(job.reason)}" for job in failed]
@@ -182,9 +189,12 @@ def _page(jobs: Sequence[Job]) -> str:
 
 def _axes(jobs: Sequence[Job]) -> list[str]:
     """List the keys whose values differ between jobs; where none do, what the jobs are made of."""
+    return _differing(jobs) or list(NAMES)
+
+
+def _differing(jobs: Sequence[Job]) -> list[str]:
     keys = dict.fromkeys(_key(text) for job in jobs for text in job.overrides)
-    differing = [key for key in keys if len({job.values().get(key) for job in jobs}) > 1]
-    return differing or list(NAMES)
+    return [key for key in keys if len({job.values().get(key) for job in jobs}) > 1]
 
 
 def _chosen(job: Job, axes: Sequence[str]) -> list[str]:
@@ -204,6 +214,54 @@ def _means(jobs: Sequence[Job]) -> dict[str, float | None]:
         complete = bool(values) and len(values) == len(finished)
         means[key] = sum(values) / len(values) if complete else None
     return means
+
+
+def _groups(jobs: Sequence[Job], axes: Sequence[str]) -> dict[tuple[str, ...], list[Job]]:
+    """Gather the jobs that differ in no more than scene and seed; nothing where that says no more.
+
+    That is where every job stands for itself, or one mean for all and there is but one seed.
+    """
+    compared = [axis for axis in axes if axis not in REPEATED]
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(_chosen(job, compared)), []).append(job)
+    several_seeds = len({job.values().get("seed") for job in jobs}) > 1
+    if len(groups) == len(jobs) or (len(groups) == 1 and not several_seeds):
+        return {}
+    return groups
+
+
+def _comparison(groups: dict[tuple[str, ...], list[Job]], axes: Sequence[str]) -> str:
+    """Return a table of the means of groups of jobs, with the spread of PSNR over seeds."""
+    compared = [axis for axis in axes if axis not in REPEATED]
+    repeated = " and ".join(axis for axis in axes if axis in REPEATED)
+    rows = []
+    for chosen, jobs in groups.items():
+        psnr, *others = _shown(_means(jobs))
+        spread = _spread(jobs)
+        psnr += "" if spread is None else f" +- {spread:.2f}"
+        rows.append([*chosen, psnr, *others, _over(jobs)])
+    text = markdown_table([*compared, *_TITLES, "over"], rows)
+    seeds = "; +- the standard deviation over seeds" if "+-" in text else ""
+    return f"Means over {repeated}{seeds}:\n\n{text}"
+
+
+def _spread(jobs: Sequence[Job]) -> float | None:
+    """Return the standard deviation of PSNR over seeds, each the mean of the same scenes.
+
+    None for fewer than two seeds that have finished all scenes.
+    """
+    scenes = {_scene(job) for job in jobs}
+    by_seed: dict[str | None, dict[str, float]] = {}
+    for job in jobs:
+        if (psnr := job.figures()["psnr"]) is not None:
+            by_seed.setdefault(job.values().get("seed"), {})[_scene(job)] = psnr
+    means = [mean(found.values()) for found in by_seed.values() if set(found) == scenes]
+    return stdev(means) if len(means) > 1 else None
+
+
+def _scene(job: Job) -> str:
+    return " ".join(job.values().get(axis, "") for axis in REPEATED if axis != "seed")
 
 
 def _over(jobs: Sequence[Job]) -> str:

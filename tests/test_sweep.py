@@ -223,6 +223,63 @@ def test_a_mean_is_of_finished_jobs_that_all_have_the_figure(tmp_path: Path):
     ]
 
 
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def compare(folder: Path, psnrs: dict[tuple[str, str, int], float | None]) -> list[list[str]]:
+    """Record jobs by model, scene and seed; return the rows of the table of means."""
+    for number, ((model, scene, seed), psnr) in enumerate(psnrs.items()):
+        overrides = {"model": model, "scene": scene, "seed": seed}
+        result = sweep.FAILED if psnr is None else sweep.DONE
+        job(folder, number, result, psnr=psnr, overrides=overrides)
+    _, found, means = sweep.table(sweep.read(folder)).partition("Means over ")
+    assert found
+    return [cells(line) for line in means.splitlines()[2:] if line.startswith("|")]
+
+
+def test_means_are_of_what_is_compared_with_the_spread_over_seeds(tmp_path: Path):
+    psnrs = {
+        ("ngp", "lego", 1): 30.0,
+        ("ngp", "lego", 2): 32.0,
+        ("ngp", "chair", 1): 20.0,
+        ("ngp", "chair", 2): 24.0,
+        ("mlp", "lego", 1): 28.0,
+        ("mlp", "lego", 2): 28.0,
+        ("mlp", "chair", 1): 22.0,
+        ("mlp", "chair", 2): None,
+    }
+    header, _, ngp, mlp = compare(tmp_path, psnrs)
+    assert header == ["model", "PSNR", "SSIM", "training", "peak memory", "over"]
+    # Means of the seeds: 25 and 28.
+    assert ngp == ["ngp", "26.50 +- 2.12", "-", "-", "-", "4 of 4 jobs"]
+    assert mlp == ["mlp", "26.00", "-", "-", "-", "3 of 4 jobs"]  # one whole seed has no spread
+    text = sweep.table(sweep.read(tmp_path))
+    assert "Means over model" not in text
+    assert "\n| mean" not in text
+    assert "Means over scene and seed; +- the standard deviation over seeds:" in text.replace(
+        "Means over seed and scene", "Means over scene and seed"
+    )
+
+
+def test_seeds_alone_give_one_mean_with_its_spread(tmp_path: Path):
+    for seed in (1, 2, 3):
+        job(tmp_path, seed, psnr=29.0 + seed, overrides={"seed": seed})
+    text = sweep.table(sweep.read(tmp_path))
+    assert "Means over seed; +-" in text
+    assert cells(text.splitlines()[-1])[0] == "31.00 +- 1.00"
+
+
+def test_jobs_that_stand_for_themselves_have_no_second_table(tmp_path: Path):
+    for number, model in enumerate(("ngp", "mlp")):
+        job(tmp_path / "models", number, psnr=30.0, overrides={"model": model})
+        job(tmp_path / "scenes", number, psnr=30.0, overrides={"scene": f"s{number}"})
+    for kind in ("models", "scenes"):
+        text = sweep.table(sweep.read(tmp_path / kind))
+        assert "Means over" not in text
+        assert ("| mean" in text) == (kind == "scenes")  # of two models it would say nothing
+
+
 def test_a_damaged_record_costs_its_row_alone(tmp_path: Path):
     job(tmp_path, 0, psnr=20.0)
     (tmp_path / sweep.RECORDS / "1.json").write_text('{"number": 1', encoding="utf-8")
