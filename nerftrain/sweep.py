@@ -133,7 +133,7 @@ def table(jobs: Sequence[Job]) -> str:
     axes = _axes(jobs)
     rows = [[*_chosen(job, axes), *_shown(job.figures()), job.result] for job in jobs]
     groups = _groups(jobs, axes)
-    if set(_differing(jobs)) <= {*REPEATED}:  # else it would mix what is compared
+    if set(_differing(jobs)) <= set(REPEATED):  # else it would mix what is compared
         rows.append(["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)])
     parts = [markdown_table([*axes, *_TITLES, "result"], rows)]
     if groups:

@@ -43,7 +43,8 @@ from nerftrain.ops.library import find_nvcc
 ROOT = Path(__file__).resolve().parents[1]
 BENCH, OPS = ROOT / "scripts" / "bench.py", ROOT / "scripts" / "gpu_ops.py"
 TESTS = tuple(
-    f"tests/{part}" for part in ("ops", "nerfacc", "samplers", "models", "test_recording.py")
+    f"tests/{part}"
+    for part in ("ops", "nerfacc", "samplers", "models", "test_recording.py", "test_export.py")
 )
 MARKS = (5, 15, 30, 60)  # seconds of training on lego
 IMPORTED = ("bench", "gpu_ops", "torchmetrics")  # once, for all parts that are forked

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trimesh
 from tiny_runs import train_tiny
 
 from nerftrain import export
 from nerftrain.cli import main
+
+trimesh = pytest.importorskip("trimesh", reason="exports: pip install 'nerftrain[export]'")
+pytest.importorskip("skimage", reason="exports: pip install 'nerftrain[export]'")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,9 @@ from nerftrain.cameras import image_rays, look_at
 from nerftrain.errors import UserError
 from nerftrain.types import Cameras
 
+trimesh = pytest.importorskip("trimesh", reason="exports: pip install 'nerftrain[export]'")
+pytest.importorskip("skimage", reason="exports: pip install 'nerftrain[export]'")
+
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 RADIUS, SIZE = 1.0, 96
 
@@ -88,7 +91,6 @@ def test_the_surface_of_a_sphere_is_found_to_a_fraction_of_a_voxel(ball):
 
 
 def test_a_mesh_is_closed_and_faces_outwards(ball):
-    trimesh = pytest.importorskip("trimesh")
     whole = trimesh.Trimesh(ball[0].vertices, ball[0].faces, process=False)
     assert whole.is_watertight
     assert whole.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.02)

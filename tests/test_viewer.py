@@ -11,15 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-import viser
-import zstandard
 from PIL import Image
 from tiny_runs import train_tiny
-from websockets.asyncio.client import connect
 
 from nerftrain import config, video, viewer
 from nerftrain.cameras import look_at
@@ -27,6 +23,11 @@ from nerftrain.cli import main
 from nerftrain.eyes import Eye
 from nerftrain.trainer import Run
 from nerftrain.viewer import Page, Painter, Visitor, Wishes
+
+viser = pytest.importorskip("viser", reason="the viewer: pip install 'nerftrain[view]'")
+import msgspec  # noqa: E402  what viser stands on
+import zstandard  # noqa: E402
+from websockets.asyncio.client import connect  # noqa: E402
 
 SQUARE = 32  # pixels of the tiny scene's images
 
