@@ -250,7 +250,7 @@ def messages(raw: bytes) -> list[dict[str, Any]]:
     return msgspec.msgpack.decode(packed)["messages"]
 
 
-async def visit(port: int, seconds: float) -> tuple[set[str], list[Image.Image]]:
+async def visit(port: int) -> tuple[set[str], list[Image.Image]]:
     """Stand before the scene with a browser's own protocol; give what comes."""
     camera = {
         "type": "ViewerCameraMessage",
@@ -266,10 +266,8 @@ async def visit(port: int, seconds: float) -> tuple[set[str], list[Image.Image]]
     }
     kinds, images = set(), []
     protocol: Any = f"viser-v{viser.__version__}"
-    async with (
-        connect(f"ws://127.0.0.1:{port}", subprotocols=[protocol], max_size=None) as socket,
-        asyncio.timeout(seconds),
-    ):
+    address = f"ws://127.0.0.1:{port}"
+    async with connect(address, subprotocols=[protocol], max_size=None) as socket:
         await socket.send(msgspec.msgpack.encode(camera))
         while not images or max(images[-1].size) < 96:
             for message in messages(await socket.recv()):  # pyright: ignore[reportArgumentType]
@@ -279,10 +277,14 @@ async def visit(port: int, seconds: float) -> tuple[set[str], list[Image.Image]]
     return kinds, images
 
 
+async def visit_for(seconds: float, page: Page) -> tuple[set[str], list[Image.Image]]:
+    return await asyncio.wait_for(visit(page.port), seconds)
+
+
 def test_a_browser_gets_the_page_the_panel_the_cameras_and_images(run: Run):
     page = Page(run, Painter(run, "last"), "127.0.0.1", 18080, 96)
     try:
-        kinds, images = asyncio.run(visit(page.port, 30))
+        kinds, images = asyncio.run(visit_for(30, page))
     finally:
         page.close()
     assert images[-1].size == (96, 64)
@@ -295,7 +297,7 @@ def test_a_scene_that_moves_has_a_time(tmp_path: Path):
     page = Page(run, Painter(run, "last"), "127.0.0.1", 18180, 96)
     try:
         assert page._wishes.moment() == 0.0
-        _, images = asyncio.run(visit(page.port, 30))
+        _, images = asyncio.run(visit_for(30, page))
     finally:
         page.close()
     assert images[-1].size == (96, 64)
