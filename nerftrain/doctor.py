@@ -36,6 +36,10 @@ OPTIONAL_PACKAGES = {
     "tinycudann": "fused CUDA networks; not needed: pip install "
     "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
     "lpips": "the LPIPS figure: pip install 'nerftrain[lpips]'",
+    "viser": "nerftrain view: pip install 'nerftrain[view]'",
+    "trimesh": "nerftrain export: pip install 'nerftrain[export]'",
+    "skimage": "meshes of nerftrain export: the same",
+    "pycolmap": "COLMAP scenes and nerftrain data pose: pip install pycolmap",
 }
 # A file that gives a folder away as a scene of a kind.
 SCENE_MARKS = {
