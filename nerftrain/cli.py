@@ -336,7 +336,11 @@ def _export(arguments: Sequence[str]) -> int:
         help="the images' own cameras', or the run's, upright and scaled (default %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=".ply .obj .glb .stl (default RUN/exports/*.ply)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="a mesh as .ply .obj .glb .stl .off, points as .ply .glb .xyz (default a .ply in "
+        "RUN/exports)",
     )
     parsed = _parse_flags(parser, arguments)
     kind = "points" if parsed.points else "mesh"

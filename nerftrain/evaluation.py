@@ -396,11 +396,12 @@ def render_run(
     cameras = find_split(run.scene, split).cameras.to("cpu")
     if Path(path).suffix == PATH_FILE:
         longest = int(torch.maximum(cameras.widths, cameras.heights).max())
-        cameras, path = read_path(Path(path), longest), Path(path).stem
-        cameras = camera_paths.interpolate(_timed_like(cameras, run.scene), frames)
+        cameras = _timed_like(read_path(Path(path), longest), run.scene)
+        cameras = stop_time(camera_paths.interpolate(cameras, frames), time, run.scene.name)
+        path = f"path-{Path(path).stem}"
     else:
         cameras = _path_cameras(cameras, path, frames)
-    cameras = _at_time(cameras, path, time, run.scene.name)
+        cameras = _at_time(cameras, path, time, run.scene.name)
     _, label = load_into(run, checkpoint_name)
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
     folder = run.run_dir / "renders"

@@ -54,8 +54,7 @@ def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
     box = _scaled(run.scene.aabb, wishes.box).to(views.cameras.poses.device)
     world = run.scene.world if wishes.coordinates == "dataset" else None
     if wishes.kind == "mesh":
-        grid = mesh.Grid.over(mesh.tight_box(views, box), wishes.resolution)
-        found = mesh.extract(views, grid)
+        found = _extract(views, box, wishes.resolution)
         found = replace(found, vertices=from_scene(found.vertices, world))
         write_mesh(path, found)
         what = f"{len(found.vertices):,} vertices, {len(found.faces):,} triangles"
@@ -74,6 +73,7 @@ def _check(run: Run, wishes: Wishes) -> Path | None:
     mesh.library("trimesh", "trimesh")
     if wishes.kind == "mesh":
         mesh.library("skimage.measure", "scikit-image")
+        mesh.check_resolution(wishes.resolution)
     if not 0 < wishes.box < float("inf"):
         raise UserError(f"--box {wishes.box:g}: give a number above 0, times the scene's own box")
     if run.scene.is_dynamic and wishes.time is None:
@@ -83,7 +83,19 @@ def _check(run: Run, wishes: Wishes) -> Path | None:
     known = SUFFIXES[wishes.kind]
     if wishes.out is not None and wishes.out.suffix.lower() not in known:
         raise UserError(f"--out {wishes.out}: a {wishes.kind} file ends in {' '.join(known)}")
+    if wishes.out is not None:
+        _make_folder(wishes.out)
     return wishes.out
+
+
+def _extract(views: DepthViews, box: Tensor, resolution: int) -> mesh.Mesh:
+    try:
+        return mesh.extract(views, mesh.Grid.over(mesh.tight_box(views, box), resolution))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError(
+            f"memory does not hold --resolution {resolution}: give less, an eighth of it is needed "
+            "for half as much"
+        ) from error
 
 
 def _scaled(box: Tensor, factor: float) -> Tensor:
@@ -159,16 +171,27 @@ def write_points(path: Path, positions: np.ndarray, colors: np.ndarray) -> None:
     _write(path, mesh.library("trimesh", "trimesh").PointCloud(positions, colors))
 
 
-def _write(path: Path, shape: Any) -> None:
-    partial = path.with_name(f".part-{path.name}")
+def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}): give another file by --out"
+    )
+
+
+def _write(path: Path, shape: Any) -> None:
+    partial = path.with_name(f".part-{path.name}")
+    _make_folder(path)
+    try:
         shape.export(partial)
         partial.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): give another file by --out"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ BLOCK = 8  # voxels on a side
 TRUNCATION = 4.0  # tau, in voxels; at most half a block, or its neighbours would not be enough
 BLOCKS_AT_ONCE = 4096  # two million voxels
 LEAST_SHARE = 1e-3  # of the largest piece's faces: what has fewer is a speck in the air
+POINTS_ENOUGH = 1 << 21  # to tell where what is seen ends
+_NOTHING_SEEN = "nothing solid is seen in the box: train longer, or give a larger --box"
 # Colours of views that do not see a vertex count as little as this beside those that do.
 HIDDEN = 1e-6
 
@@ -85,11 +87,12 @@ class Grid:
         """Cover a box [6] with `resolution` voxels along its longest side, and a margin.
 
         Raises:
-            UserError: fewer than 8 voxels, or more than memory could hold.
+            UserError: `check_resolution`'s, or the box has no extent.
         """
-        if not 8 <= resolution <= 1024:
-            raise UserError(f"resolution {resolution}: give 8 to 1024 voxels on the longest side")
+        check_resolution(resolution)
         sides = box[3:] - box[:3]
+        if not float(sides.max()) > 0:
+            raise UserError(_NOTHING_SEEN)
         voxel = float(sides.max()) / resolution
         margin = 2 * TRUNCATION * voxel
         x, y, z = torch.ceil((sides + 2 * margin) / (voxel * BLOCK)).long().tolist()
@@ -117,16 +120,23 @@ class Mesh:
     colors: np.ndarray  # [V, 3] uint8
 
 
+def check_resolution(resolution: int) -> None:
+    """Raise UserError for a number of voxels along a side that no grid can have."""
+    if not 8 <= resolution <= 1024:
+        raise UserError(f"resolution {resolution}: give 8 to 1024 voxels on the longest side")
+
+
 def tight_box(views: DepthViews, box: Tensor) -> Tensor:
     """Shrink a box [6] to what views see in it, but for one point in a thousand on each side.
 
     Raises:
         UserError: they see nothing in it.
     """
-    parts = [_inside(views.points(index)[0], box) for index in range(len(views))]
+    step = 1 + sum(depth.numel() for depth in views.depths) // POINTS_ENOUGH
+    parts = [_inside(views.points(index)[0][::step], box) for index in range(len(views))]
     points = torch.cat(parts).cpu().numpy()
     if not len(points):
-        raise UserError("nothing solid is seen in the box: train longer, or give a larger --box")
+        raise UserError(_NOTHING_SEEN)
     return torch.from_numpy(np.quantile(points, [0.001, 0.999], axis=0)).flatten().to(box)
 
 
@@ -257,7 +267,7 @@ def sample_points(
     parts = list(_points_inside(views, box))
     positions, colors = (torch.cat(list(part)).cpu() for part in zip(*parts, strict=True))
     if not len(positions):
-        raise UserError("nothing solid is seen in the box: train longer, or give a larger --box")
+        raise UserError(_NOTHING_SEEN)
     chosen = torch.randperm(len(positions), generator=generator)[:count]
     return positions[chosen].numpy(), colors[chosen].numpy()
 

@@ -1,4 +1,4 @@
-"""Where the files that ship beside the code are.
+"""Where the files that ship beside the code are, and how a command names others.
 
 Imports nothing of the project.
 """
@@ -6,6 +6,8 @@ Imports nothing of the project.
 import atexit
 import logging
 import os
+import re
+import shlex
 import shutil
 import tempfile
 from functools import cache
@@ -51,3 +53,11 @@ def cache_dir() -> Path:
             error.strerror,
         )
         return temporary
+
+
+def as_override(key: str, path: Path) -> str:
+    """Write ``key=path`` as the shell and Hydra's grammar read it, whatever is in the path."""
+    text = str(path)
+    if not re.fullmatch(r"[\w./+@:%-]+", text, re.ASCII):
+        text = '"' + text.replace('"', '\\"') + '"'
+    return shlex.quote(f"{key}={text}")

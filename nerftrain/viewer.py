@@ -30,7 +30,7 @@ from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, background_color, depth_image, load_into, spaced
 from nerftrain.eyes import Eye, vertical_fov, write_path
 from nerftrain.rendering import see_surface
-from nerftrain.scenes import Split, composite_over
+from nerftrain.scenes import Scene, Split, composite_over
 from nerftrain.types import Cameras
 
 _log = logging.getLogger(__name__)
@@ -41,8 +41,10 @@ DRAFT_SECONDS = 0.08  # that a draft may take: 12 of them a second follow the ha
 BAND_SECONDS = 0.2  # of rendering, after which an image that nobody wants any more is given up
 LEAST_SIDE = 48  # pixels, of a draft
 LOOP_SECONDS = 4.0  # in which a scene that moves goes through its time once
+PAUSE_SECONDS = 1.0  # after a failure, which while time plays would be followed by the same at once
 POLL_SECONDS = 1.0  # between two looks for a newer checkpoint
 AXES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # of viser's camera in ours
+PORTS = 100  # that are tried
 FRUSTA, THUMBNAIL = 150, 64  # training cameras that are drawn, and the pixels of their images
 
 
@@ -72,7 +74,7 @@ class Painter:
         self._path = checkpoint.find(run.run_dir, checkpoint_name)
         self._background = background_color(run.background.evaluation)
         self._alone = threading.Lock()  # visitors take turns with the model
-        self._pixels_per_second = 1e6
+        self._pixels_per_second = 1e4  # a slow field's: with a fast one it grows at once
         self.label = ""
         self.reload()
 
@@ -82,7 +84,10 @@ class Painter:
         Raises:
             UserError: it is gone or damaged.
         """
-        self._changed = self._path.stat().st_mtime_ns
+        try:
+            self._changed = self._path.stat().st_mtime_ns
+        except OSError as error:
+            raise UserError(f"{self._path} is gone ({error.strerror})") from error
         with self._alone:
             state, name = load_into(self._run, self._name)
         seconds = state.get("seconds")
@@ -124,15 +129,15 @@ class Painter:
         start = time.perf_counter()
         image = self._rendered(camera, shown)
         rate = image.shape[0] * image.shape[1] / max(time.perf_counter() - start, 1e-6)
-        # Small images cost more for each pixel, and what is seen changes: half of what was thought.
-        self._pixels_per_second += 0.5 * (rate - self._pixels_per_second)
+        # Small images cost more for each pixel, so it grows step by step; never too much is asked.
+        self._pixels_per_second = min(rate, math.sqrt(rate * self._pixels_per_second))
         return image
 
     def _rendered(self, camera: Cameras, shown: Shown) -> np.ndarray:
         """Render colours [H, W, 3] uint8, or distances or opacities [H, W]."""
         run, scene = self._run, self._run.scene
         if scene.contraction == "none":  # the box ends rays: go as near, and as far, as you like
-            scene = replace(scene, near=0.0, far=1e3)
+            scene = _unbounded(scene, camera.poses[0, :, 3])
         shape = int(camera.heights[0]), int(camera.widths[0])
         if shown == "depth":
             device = video.device_of(run.model)
@@ -143,6 +148,15 @@ class Painter:
         if shown == "opacity":
             return view.opacity.view(shape).float().cpu().numpy()
         return video.to_uint8(view.rgb.view(*shape, 3))
+
+
+def _unbounded(scene: Scene, eye: Tensor) -> Scene:
+    """Let rays of a scene in a box begin right before an eye [3], and end behind the box."""
+    low, high = scene.aabb.to(eye).view(2, 3)
+    diagonal = float((high - low).norm())
+    # Not at 0, whose inverse spaces samples in disparity: most would be right before the eye.
+    near = min(scene.near, 1e-2 * diagonal)
+    return replace(scene, near=near, far=float((eye - low).norm()) + diagonal)
 
 
 def _band(camera: Cameras, top: int, rows: int) -> Cameras:
@@ -205,14 +219,20 @@ class Visitor:
             if not self._wishes.playing:
                 self._call.wait()
             self._call.clear()
+            if self._gone:
+                return
             try:
                 self._send()
             except Exception:  # another visitor must not be left alone, nor this one for good
                 _log.exception("a view could not be rendered")
+                self._call.wait(PAUSE_SECONDS)
 
     def _send(self) -> None:
         wishes = self._wishes
-        eye = eye_of(self._client.camera, wishes.moment())
+        try:
+            eye = eye_of(self._client.camera, wishes.moment())
+        except ZeroDivisionError:  # a window without height has no aspect
+            return
         for number, longest in enumerate(self._painter.sides(wishes.longest)):
             # A draft is finished even if its eye has moved on: or one that moves would see nothing.
             unwanted = self._call.is_set if number else lambda: self._gone
@@ -239,7 +259,7 @@ class Page:
         self._wishes = Wishes(longest=longest, time=0.0 if moves else None)
         self._keyframes: list[Eye] = []
         self._folder = run.run_dir / "paths"
-        _check_address(host, port)
+        port = _free_port(host, port)
         with contextlib.redirect_stdout(io.StringIO()):  # viser would say where, in a box
             self._server = viser.ViserServer(host, port, label="nerftrain", verbose=False)
         self._show_cameras(run)
@@ -275,13 +295,15 @@ class Page:
             visitor.leave()
 
     def _make_panel(self, moves: bool) -> None:
-        gui = self._server.gui
+        gui, longest = self._server.gui, self._wishes.longest
         gui.configure_theme(show_logo=False, show_share_button=False)
         self._label = gui.add_markdown(self._painter.label)
         shown = gui.add_dropdown("shows", get_args(Shown), initial_value=self._wishes.shown)
-        longest = gui.add_slider("pixels", 64, 2048, 16, self._wishes.longest)
+        pixels = gui.add_slider(
+            "pixels", min(64, longest), max(2048, longest), 1, initial_value=longest
+        )
         cameras = gui.add_checkbox("training cameras", False)
-        controls = {"shown": shown, "longest": longest}
+        controls = {"shown": shown, "longest": pixels}
         if moves:
             controls["time"] = gui.add_slider("time", 0.0, 1.0, 0.01, 0.0)
             controls["playing"] = gui.add_checkbox("play", False)
@@ -379,19 +401,29 @@ def _library() -> Any:
     return viser
 
 
-def _check_address(host: str, port: int) -> None:
-    """Refuse an address that viser would try for ever."""
+def _free_port(host: str, port: int) -> int:
+    """Find the first port from this one on that is free: viser would try some for ever.
+
+    Raises:
+        UserError: there is none, or nothing can be served at the host.
+    """
     import socket
 
     if not 0 < port < 65536:
         raise UserError(f"--port {port}: give 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, 0)).close()
+        socket.create_server((host, 0), family=family).close()
     except OSError as error:
         raise UserError(
             f"--host {host}: nothing can be served there ({error.strerror or error}); leave it out "
             "for this machine alone, or give 0.0.0.0 for the whole network"
         ) from error
+    for candidate in range(port, min(port + PORTS, 65536)):
+        with contextlib.suppress(OSError):
+            socket.create_server((host, candidate), family=family).close()
+            return candidate
+    raise UserError(f"--port {port}: it and those after it are taken, or not yours: give another")
 
 
 def view_run(run: Run, checkpoint_name: str, host: str, port: int, longest: int) -> None:
@@ -401,7 +433,8 @@ def view_run(run: Run, checkpoint_name: str, host: str, port: int, longest: int)
         UserError: there is no such checkpoint, viser is missing, or the address cannot be used.
     """
     with _served(run, checkpoint_name, host, port, longest) as (painter, page):
-        place = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host
+        here = host in ("127.0.0.1", "0.0.0.0", "::1", "::")
+        place = "localhost" if here else f"[{host}]" if ":" in host else host
         report.say(f"{painter.label}; open http://{place}:{page.port} (Ctrl-C ends)")
         with contextlib.suppress(KeyboardInterrupt):
             while True:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import train_tiny
 
 from nerftrain.cameras import look_at
+from nerftrain.cli import main
 from nerftrain.errors import UserError
 from nerftrain.eyes import Eye, read_path, vertical_fov, write_path
 
@@ -38,6 +40,15 @@ def test_a_path_is_read_as_it_was_written(tmp_path: Path):
     assert set(cameras.widths.tolist()) == {100}
     write_path(file, EYES)
     assert read_path(file, 100).times is None
+
+
+def test_a_path_named_as_a_built_in_one_is_a_path_of_its_own(tmp_path: Path):
+    run = train_tiny(tmp_path)
+    for name in ("still", "views"):
+        write_path(tmp_path / f"{name}.json", EYES)
+        command = ["render", str(run), "--path", str(tmp_path / f"{name}.json"), "--frames", "2"]
+        assert main(command) == 0
+        assert len(list((run / "renders" / f"path-{name}-test-last").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,11 @@ def test_points_are_drawn_from_what_is_seen_in_the_box():
     assert (first != other).any()
 
 
+def test_a_box_without_extent_holds_nothing():
+    with pytest.raises(UserError, match="nothing solid"):
+        mesh.Grid.over(torch.tensor([0.1, 0.2, 0.3] * 2), 64)
+
+
 @pytest.mark.parametrize("resolution", [7, 1025])
 def test_a_senseless_resolution_is_refused(resolution):
     with pytest.raises(UserError, match="8 to 1024"):

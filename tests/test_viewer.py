@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import math
 import os
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -20,6 +22,7 @@ from tiny_runs import train_tiny
 from nerftrain import config, video, viewer
 from nerftrain.cameras import look_at
 from nerftrain.cli import main
+from nerftrain.errors import UserError
 from nerftrain.eyes import Eye
 from nerftrain.trainer import Run
 from nerftrain.viewer import Page, Painter, Visitor, Wishes
@@ -267,10 +270,10 @@ async def visit(port: int) -> tuple[set[str], list[Image.Image]]:
     kinds, images = set(), []
     protocol: Any = f"viser-v{viser.__version__}"
     address = f"ws://127.0.0.1:{port}"
-    async with connect(address, subprotocols=[protocol], max_size=None) as socket:
-        await socket.send(msgspec.msgpack.encode(camera))
+    async with connect(address, subprotocols=[protocol], max_size=None) as server:
+        await server.send(msgspec.msgpack.encode(camera))
         while not images or max(images[-1].size) < 96:
-            for message in messages(await socket.recv()):  # pyright: ignore[reportArgumentType]
+            for message in messages(await server.recv()):  # pyright: ignore[reportArgumentType]
                 kinds.add(message["type"])
                 if message["type"] == "BackgroundImageMessage" and message["rgb_data"]:
                     images.append(Image.open(io.BytesIO(message["rgb_data"])))
@@ -330,9 +333,70 @@ def test_views_are_gathered_into_a_path_that_can_be_rendered(run: Run):
     (file,) = (run.run_dir / "paths").iterdir()
     command = ["render", str(run.run_dir), "--path", str(file), "--frames", "3"]
     assert main(command) == 0
-    frames = sorted((run.run_dir / "renders" / f"{file.stem}-test-last").iterdir())
+    frames = sorted((run.run_dir / "renders" / f"path-{file.stem}-test-last").iterdir())
     assert len(frames) == 3
     assert Image.open(frames[0]).size == (SQUARE, round(SQUARE / 1.5))
+
+
+@pytest.mark.parametrize("longest", [32, 4096])
+def test_any_number_of_pixels_can_be_asked_for(run: Run, longest: int):
+    page = Page(run, Painter(run, "last"), "127.0.0.1", 18480, longest)
+    page.close()
+    assert page._wishes.longest == longest
+
+
+def test_a_port_that_is_taken_is_passed_and_the_last_one_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert viewer._free_port("127.0.0.1", port) > port
+    with (
+        contextlib.suppress(OSError),  # whoever has it: it is taken
+        socket.create_server(("127.0.0.1", 65535)),
+        pytest.raises(UserError, match="--port 65535: it and those after it are taken"),
+    ):
+        viewer._free_port("127.0.0.1", 65535)
+
+
+def test_a_window_without_height_is_waited_for(caplog: pytest.LogCaptureFixture):
+    class Flat(SimpleNamespace):
+        @property
+        def aspect(self) -> float:
+            return 90 / self.height
+
+    client, painter = Client(), SlowPainter()
+    upright = vars(client.camera)
+    client.camera = Flat(**{key: upright[key] for key in upright if key != "aspect"}, height=0)
+    visitor = Visitor(client, painter, Wishes(longest=40))  # pyright: ignore[reportArgumentType]
+    painter.allowed.release(3)
+    time.sleep(0.2)
+    assert not client.images
+    client.camera.height = 60
+    visitor.look()
+    client.wait_for(3)
+    visitor.leave()
+    assert not caplog.text
+
+
+def test_failures_while_time_plays_do_not_spin(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(viewer, "PAUSE_SECONDS", 0.2)
+    client, painter = Client(), SlowPainter()
+    painter.paint = lambda *what: (_ for _ in ()).throw(RuntimeError("no memory"))
+    wishes = Wishes(time=0.0, playing=True)
+    visitor = Visitor(client, painter, wishes)  # pyright: ignore[reportArgumentType]
+    time.sleep(1.0)
+    visitor.leave()
+    assert 2 <= caplog.text.count("could not be rendered") <= 8
+
+
+def test_samples_in_disparity_are_seen_from_within_the_box(tmp_path: Path):
+    run = assembled(train_tiny(tmp_path, False, "sampler=proposal", "sampler.spacing=disparity"))
+    pose = run.scene.splits["train"].cameras.poses[0].clone()
+    pose[:, 3] *= 0.35  # in the box, before what it holds
+    opacity = Painter(run, "last").paint(Eye(pose, 0.7, 1.0, None), SQUARE, "opacity", never)
+    assert opacity is not None
+    assert opacity.mean() > 50
 
 
 def test_the_command_serves_until_it_is_interrupted(

@@ -38,8 +38,9 @@ def make_dynamic(folder: Path) -> None:
         (folder / f"transforms_{split}.json").write_text(json.dumps(content))
 
 
-def train_tiny(folder: Path, moves: bool = False) -> Path:
+def train_tiny(folder: Path, moves: bool = False, *choices: str) -> Path:
     """Train a small field on the demo scene, in `folder`; return the run's folder."""
+    choices = choices or ("sampler.grid.resolution=32",)
     scene = folder / "scene"
     scene.mkdir()
     render_folder(scene, 32, 12, 2)
@@ -50,7 +51,7 @@ def train_tiny(folder: Path, moves: bool = False) -> Path:
         f"scene.root={scene}",
         "model.encoding.log2_table_size=12",
         "model.encoding.finest_resolution=64",
-        "sampler.grid.resolution=32",
+        *choices,
         "trainer.sample_budget=4096",
         "trainer.orbit_frames=0",
         "trainer.max_seconds=null",

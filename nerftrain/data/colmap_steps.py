@@ -37,9 +37,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to answer
     report = _reporter()
     job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     import pycolmap
 
+    # Not before: on Windows a thread that reads stdin lets numpy's import wait for ever.
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     # Not in every version; without it RANSAC differs from run to run.
     getattr(pycolmap, "set_random_seed", int)(_SEED)
     report(json.dumps(_STEPS[job["step"]](pycolmap, job, report)))

@@ -19,6 +19,7 @@ from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.errors import UserError
+from nerftrain.paths import as_override
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.photos import photo_folder
 from nerftrain.scenes.world import move, normalization
@@ -59,7 +60,8 @@ class Inspection:
             lines.append(f"  {count} fault{'s' if count > 1 else ''}, one in a line below")
         else:
             lines.append(
-                f"  no fault; train it: nerftrain scene={self.kind.kind} scene.root={self.folder}"
+                f"  no fault; train it: nerftrain scene={self.kind.kind} "
+                + as_override("scene.root", self.folder)
                 + (f" scene.downscale={self.downscale:g}" if self.downscale > 1 else "")
             )
         return lines

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nerftrain.data.posing_place import Place
+from nerftrain.paths import as_override
 
 DATABASE = "colmap.db"
 _SHARE = 0.5  # of the photographs; below it the user is warned
@@ -43,8 +44,8 @@ class Posed:
             )
         lines.append(f"  kept     {DATABASE}, features and matches: remove it when all is well")
         lines.append(f"  {self.seconds:.0f} seconds")
-        root = self.place.out
-        lines.append(f"train it: nerftrain scene=colmap scene.root={root}{self.keys}")
+        root = as_override("scene.root", self.place.out)
+        lines.append(f"train it: nerftrain scene=colmap {root}{self.keys}")
         return lines
 
     def left_out(self) -> list[str]:

@@ -13,6 +13,7 @@ from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.formats import SPLIT_FOLDERS
 from nerftrain.data.frames_of_video import VIDEO_SUFFIXES
 from nerftrain.errors import UserError
+from nerftrain.paths import as_override
 from nerftrain.scenes.images import Picture, read_header
 from nerftrain.scenes.photos import check_alpha, photo_folder, photo_names
 
@@ -93,9 +94,10 @@ def check_free(place: Place) -> None:
         raise UserError(f"{out} is a file: give a folder by --out")
     for kind in (*CAPTURES, *SPLIT_FOLDERS):
         if out.is_dir() and kind.is_marked(out):
+            root = as_override("scene.root", out)
             raise UserError(
                 f"{out} has cameras already ({kind.mark}): train it, nerftrain scene={kind.kind} "
-                f"scene.root={out}; to find others, move what is there away, {elsewhere}"
+                f"{root}; to find others, move what is there away, {elsewhere}"
             )
     if (out / "sparse" / "0").exists():
         raise UserError(f"{out / 'sparse' / '0'} is there, but is no model: remove it, {elsewhere}")
@@ -114,7 +116,7 @@ def link_photographs(place: Place) -> str:
         try:
             link.symlink_to(place.images, target_is_directory=True)
         except OSError:  # file systems of other worlds, and Windows without the right to
-            return f" scene.images={place.images}"
+            return f" {as_override('scene.images', place.images)}"
     return ""
 
 
@@ -132,7 +134,8 @@ def read_photographs(folder: Path) -> list[Photograph]:
     Raises:
         UserError: they are too few, one is damaged, or some have alpha and others not.
     """
-    pictures = [read_header(folder / name) for name in photo_names(folder)]
+    # COLMAP takes images as they are stored.
+    pictures = [read_header(folder / name, heed_exif=True) for name in photo_names(folder)]
     if len(pictures) < _LEAST:
         raise UserError(
             f"{folder} holds {len(pictures)} photograph{'s' if len(pictures) != 1 else ''}: at "

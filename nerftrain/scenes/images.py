@@ -19,6 +19,7 @@ _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.Decompression
 
 
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
+TURNED_BY_PILLOW = "TIFF"  # as its EXIF says, and its size with it; others are left as stored
 _TURNS = {3: 2, 6: 1, 8: 3}  # by orientation; those that mirror come from no camera
 
 
@@ -55,7 +56,10 @@ def read_header(path: Path, heed_exif: bool = False) -> Picture:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             mode = "RGBA" if has_alpha else "RGB"
             turns = _turns(image) if heed_exif else 0
-            return Picture(path, image.width, image.height, mode, turns)
+            width, height = image.size
+            if turns % 2 and image.format == TURNED_BY_PILLOW:
+                width, height = height, width
+            return Picture(path, width, height, mode, turns)
     except _IMAGE_ERRORS as error:
         raise _broken(path, error) from error
 
@@ -138,7 +142,8 @@ def decode(picture: Picture) -> Tensor:
     """
     try:
         with Image.open(picture.path) as image:
-            pixels = np.rot90(np.array(image.convert(picture.mode)), -picture.turns)
+            turns = 0 if image.format == TURNED_BY_PILLOW else picture.turns
+            pixels = np.rot90(np.array(image.convert(picture.mode)), -turns)
             return torch.from_numpy(np.ascontiguousarray(pixels))
     except _IMAGE_ERRORS as error:
         raise _broken(picture.path, error) from error

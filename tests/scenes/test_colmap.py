@@ -189,13 +189,13 @@ def test_cameras_come_to_stand_level_in_the_box(tmp_path: Path):
 ROTATIONS = {1: 0, 6: 1, 3: 2, 8: 3}  # quarter turns clockwise by EXIF orientation
 
 
-def turned_on_its_side(root: Path, model: str, turns: int) -> None:
+def turned_on_its_side(root: Path, model: str, turns: int, suffix: str) -> None:
     """Write the capture of `capture` as by a camera held so that images need turns to be upright.
 
     The same rays through the same pixels, told by another image plane: by hand, from the lens
     equation, not by what is tested.
     """
-    capture(root, model)
+    capture(root, model, suffix=suffix)
     folder = root / "sparse/0"
     reconstruction = pycolmap.Reconstruction(str(folder))
     quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # clockwise, x right and y down
@@ -218,12 +218,12 @@ def turned_on_its_side(root: Path, model: str, turns: int) -> None:
 
 @pytest.mark.parametrize("model", ["PINHOLE", "OPENCV"])
 @pytest.mark.parametrize(("orientation", "turns"), ROTATIONS.items())
-@pytest.mark.parametrize("downscale", [1.0, 1.5])
+@pytest.mark.parametrize(("downscale", "suffix"), [(1.0, ".png"), (1.5, ".png"), (1.0, ".tif")])
 def test_photographs_stored_on_their_side_make_the_scene_of_upright_ones(
-    tmp_path: Path, model: str, orientation: int, turns: int, downscale: float
+    tmp_path: Path, model: str, orientation: int, turns: int, downscale: float, suffix: str
 ):
-    capture(tmp_path / "upright", model)
-    turned_on_its_side(tmp_path / "side", model, turns)
+    capture(tmp_path / "upright", model, suffix=suffix)
+    turned_on_its_side(tmp_path / "side", model, turns, suffix)
     exif = Image.Exif()
     exif[0x0112] = orientation
     for path in (tmp_path / "side/images").iterdir():
