@@ -133,15 +133,16 @@ def tight_box(views: DepthViews, box: Tensor) -> Tensor:
         UserError: they see nothing in it.
     """
     step = 1 + sum(depth.numel() for depth in views.depths) // POINTS_ENOUGH
-    parts = [_inside(views.points(index)[0][::step], box) for index in range(len(views))]
-    points = torch.cat(parts).cpu().numpy()
+    some = [views.points(index)[0][::step] for index in range(len(views))]
+    points = torch.cat([part[_are_inside(part, box)] for part in some]).cpu().numpy()
     if not len(points):
         raise UserError(_NOTHING_SEEN)
     return torch.from_numpy(np.quantile(points, [0.001, 0.999], axis=0)).flatten().to(box)
 
 
-def _inside(points: Tensor, box: Tensor) -> Tensor:
-    return points[((points >= box[:3]) & (points <= box[3:])).all(1)]
+def _are_inside(positions: Tensor, box: Tensor) -> Tensor:
+    """Tell which positions [V, 3] are in a box [6], [V] bool."""
+    return ((positions >= box[:3]) & (positions <= box[3:])).all(1)
 
 
 def extract(views: DepthViews, grid: Grid) -> Mesh:
@@ -275,7 +276,7 @@ def sample_points(
 def _points_inside(views: DepthViews, box: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for index in range(len(views)):
         positions, colors = views.points(index)
-        inside = ((positions >= box[:3]) & (positions <= box[3:])).all(1)
+        inside = _are_inside(positions, box)
         yield positions[inside], colors[inside]
 
 
