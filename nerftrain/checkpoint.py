@@ -92,6 +92,7 @@ def restore(
     *,
     model: torch.nn.Module,
     sampler: Any,
+    refinement: torch.nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     use_ema: bool = False,
 ) -> None:
@@ -101,6 +102,7 @@ def restore(
         state: what ``load`` returned.
         model: the model to fill.
         sampler: the sampler to fill; one without ``load_state_dict`` has no state.
+        refinement: the corrections of training cameras to fill.
         optimizer: the optimiser to fill, for training on.
         use_ema: takes the averaged weights, where the checkpoint has some.
 
@@ -108,9 +110,13 @@ def restore(
         UserError: where the checkpoint is of another model, sampler or optimiser.
     """
     weights = dict(state["model"])
+    learnt = state.get("refinement") or {}  # older checkpoints do not say
     _check_same("model", weights, model, state)
     if hasattr(sampler, "load_state_dict"):
         _check_same("sampler", state["sampler"], sampler, state)
+    if refinement is not None:
+        _check_same("refine", learnt, refinement, state)
+        refinement.load_state_dict(learnt)
     if use_ema:
         weights.update(state.get("ema") or {})
     model.load_state_dict(weights)

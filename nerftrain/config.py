@@ -35,7 +35,13 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "background": ("has_alpha",),
     "model": ("aabb", "contraction", "is_dynamic"),
     "sampler": ("aabb", "contraction", "cameras", "near", "far", "masks", "make_field"),
-    "optimizer": ("model", "sampler", "params"),  # torch's own optimizers take the parameters
+    "refine": ("cameras", "aabb", "has_alpha"),
+    "optimizer": (
+        "model",
+        "sampler",
+        "refinement",
+        "params",
+    ),  # torch's own optimizers take the parameters
     "scheduler": (),
     "trainer": (),
     "logger": (),
@@ -90,10 +96,18 @@ def check(cfg: DictConfig) -> dict[str, schema.Plan]:
             raise UserError(f"{key}: no such key; {schema.suggestion(key, known)}")
     _check_sweep(values.get("sweep", {}))
     trusted = (*schema.TRUSTED, *values["trusted"])
+    values.setdefault("refine", _no_refinement())
     plans = {group: _plan(group, values.get(group), trusted) for group in _GROUPS}
     for plan in plans.values():
         plan.check_values()
     return plans
+
+
+def _no_refinement() -> dict[str, Any]:
+    """Read what configs mean that do not say it, such as those of older versions."""
+    preset = OmegaConf.load(data_dir("conf") / "refine" / "none.yaml")
+    assert isinstance(preset, DictConfig)
+    return plain(preset)
 
 
 def _check_sweep(node: Any) -> None:
@@ -171,12 +185,18 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     model = make_field().to(runtime.torch_device)
     sampler = plans["sampler"].build(**_sampler_inputs(scene), make_field=make_field)
     sampler = sampler.to(runtime.torch_device)
-    params = [*model.parameters(), *sampler.parameters()]
+    refinement = plans["refine"].build(
+        cameras=scene.splits["train"].cameras, aabb=scene.aabb, has_alpha=scene.has_alpha
+    )
+    refinement = refinement.to(runtime.torch_device)
+    learning = {"model": model, "sampler": sampler, "refinement": refinement}
+    params = [{"params": [*model.parameters(), *sampler.parameters()]}, *refinement.groups()]
     return Run(
         scene=scene,
         model=model,
         sampler=sampler,
-        optimizer=plans["optimizer"].build(model=model, sampler=sampler, params=params),
+        refinement=refinement,
+        optimizer=plans["optimizer"].build(**learning, params=params),
         scheduler=plans["scheduler"].build(),
         background=background,
         settings=plans["trainer"].build(),
@@ -350,7 +370,8 @@ def free_folder(job_dir: Path) -> Path:
 
 
 def _essence(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _INDIFFERENT}
+    kept = {key: value for key, value in values.items() if key not in _INDIFFERENT}
+    return {"refine": _no_refinement(), **kept}
 
 
 def _read_snapshot(file: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from nerftrain import checkpoint, metrics, report, video
 from nerftrain.errors import UserError
 from nerftrain.eyes import read_path
 from nerftrain.models import RadianceField
+from nerftrain.refinement import Refinement
 from nerftrain.scenes import Scene, Split, composite_over
+from nerftrain.scenes.world import move
 from nerftrain.types import Cameras
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class Run(Protocol):
     def model(self) -> RadianceField: ...  # noqa: D102
     @property
     def sampler(self) -> Any: ...  # noqa: D102
+    @property
+    def refinement(self) -> Refinement: ...  # noqa: D102
     @property
     def background(self) -> Any: ...  # noqa: D102
     @property
@@ -346,7 +350,7 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
     state, label = load_into(run, checkpoint_name)
     background = background_color(run.background.evaluation)
     result = evaluate(
-        run.scene,
+        as_found(run),
         split,
         run.model,
         run.sampler,
@@ -403,6 +407,9 @@ def render_run(
         cameras = _path_cameras(cameras, path, frames)
         cameras = _at_time(cameras, path, time, run.scene.name)
     _, label = load_into(run, checkpoint_name)
+    if path == VIEWS:
+        poses = find_split(as_found(run), split).cameras.poses
+        cameras = replace(cameras, poses=poses.to("cpu"))
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
     folder = run.run_dir / "renders"
     background = background_color(run.background.evaluation)
@@ -463,12 +470,52 @@ def stop_time(cameras: Cameras, time: float | None, scene_name: str) -> Cameras:
 
 
 def load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:
-    """Fill the run's model (averaged weights, where there are) and sampler: state and label."""
+    """Fill the run's model (averaged weights, where there are) and the rest: state and label."""
     path = checkpoint.find(run.run_dir, checkpoint_name)
     state = checkpoint.load(path)
-    checkpoint.restore(state, model=run.model, sampler=run.sampler, use_ema=True)
+    live = {"model": run.model, "sampler": run.sampler, "refinement": run.refinement}
+    checkpoint.restore(state, **live, use_ema=True)
     _log.info("checkpoint %s of step %s", path, state["step"])
     return state, path.stem
+
+
+def as_found(run: Run) -> Scene:
+    """Return the run's scene with the training cameras where they have been found to be."""
+    train = run.scene.splits["train"]
+    cameras = run.refinement.cameras(train.cameras)
+    return replace(run.scene, splits={**run.scene.splits, "train": replace(train, cameras=cameras)})
+
+
+def write_cameras(run: Run) -> None:
+    """Write cameras.json: poses and gains of the training images as they have been found to be.
+
+    Poses [4, 4] are in the dataset's own coordinates. Nothing is written where nothing was learnt.
+    """
+    found = run.refinement.describe()
+    if not found:
+        return
+    split = as_found(run).splits["train"]
+    poses, world = split.cameras.poses.double().cpu(), run.scene.world
+    if world is not None:
+        poses = move(poses, torch.linalg.inv(world.double().cpu()))
+    last = poses.new_tensor([[0.0, 0.0, 0.0, 1.0]])
+    gains = run.refinement.image_gains()
+    images = [
+        {
+            "file_path": name,
+            "transform_matrix": torch.cat([poses[i], last]).tolist(),
+            "gain": [1.0, 1.0, 1.0] if gains is None else gains[i].tolist(),
+        }
+        for i, name in enumerate(split.names)
+    ]
+    what = (
+        "training images as found by refine: camera to world, OpenGL axes, the dataset's "
+        "coordinates; gain: what the field's red, green and blue were multiplied by"
+    )
+    path = run.run_dir / "cameras.json"
+    path.write_text(json.dumps({"what": what, "frames": images}, indent=1) + "\n", "utf-8")
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    report.say(f"refined (root mean square: {listed}): {path}")
 
 
 def _training_figures(state: Mapping[str, Any]) -> dict[str, Any]:

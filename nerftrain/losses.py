@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,9 +28,16 @@ class ColorLoss:
 
     kind: Kind
     delta: float = 1.0
+    exposure: Tensor | None = None  # [R, 3], what rays' images make of colours; None: nothing
+
+    def exposed(self, exposure: Tensor | None) -> ColorLoss:
+        """Return the same, of colours that each ray's image has exposed by gains [R, 3]."""
+        return self if exposure is None else replace(self, exposure=exposure)
 
     def __call__(self, prediction: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
         """Average the error of colours [R, 3], of those rays alone that are `whole` [R]."""
+        if self.exposure is not None:
+            prediction = prediction * self.exposure
         # No error is beyond infinity, so every one is squared.
         delta = self.delta if self.kind == "huber" else math.inf
         return color_error(prediction, target, whole, delta)

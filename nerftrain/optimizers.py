@@ -11,6 +11,7 @@ from torch import Tensor
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.ops.adam import AdamRates, adam_step, adam_step_placed
+from nerftrain.refinement import Refinement
 
 
 class Adam(torch.optim.Optimizer):
@@ -99,6 +100,7 @@ def adam(
     *,
     model: torch.nn.Module,
     sampler: torch.nn.Module | None = None,
+    refinement: Refinement | None = None,
 ) -> torch.optim.Optimizer:
     """Make Adam with L2 weight decay on matrices that every sample uses, not on hash tables.
 
@@ -128,6 +130,8 @@ def adam(
         groups.append({**groups[0], "params": warps, "lr": warp_lr * lr})
     if tables:
         groups.append({"params": tables, "weight_decay": 0.0, "skip": skip_unseen, "clear": True})
+    if refinement is not None:
+        groups += [{**group, "weight_decay": 0.0, "skip": False} for group in refinement.groups()]
     return Adam(groups, {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps})
 
 

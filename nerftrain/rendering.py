@@ -127,7 +127,8 @@ class _ChannelsAlong:
     def __call__(
         self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self._model(*sample_points(self._rays, t_starts, t_ends, ray_indices))
+        positions, directions, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
+        return self._model(positions, directions.detach(), times)
 
     def at(self, samples: Samples) -> tuple[Tensor, Tensor]:
         known = self._density.recall(samples)
@@ -142,7 +143,8 @@ def field_functions(
     """Make a field's `sigma_fn` and `rgb_sigma_fn` along R rays.
 
     Samplers and `render` take them. With `remember` what is looked up where samples are visited is
-    kept for those of them that are rendered.
+    kept for those of them that are rendered. Where rays ask for gradients these lead to them by
+    where samples lie, not by the directions that colours are seen from.
     """
     density = _DensityAlong(model, rays, remember)
     return density, _ChannelsAlong(model, rays, density)

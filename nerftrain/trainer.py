@@ -26,6 +26,7 @@ from nerftrain.models import RadianceField
 from nerftrain.ops.adam import refresh_half_copies
 from nerftrain.optimizers import Adam
 from nerftrain.recording import Counts, Pace, Recorder, own_stream
+from nerftrain.refinement import Refinement
 from nerftrain.rendering import Background, field_functions, render
 from nerftrain.runtime import Runtime
 from nerftrain.samplers import Sampler
@@ -113,6 +114,7 @@ class Run:
     scene: Scene
     model: RadianceField
     sampler: Sampler
+    refinement: Refinement
     optimizer: torch.optim.Optimizer
     scheduler: Schedule
     background: Background
@@ -219,6 +221,7 @@ class State:
             "ema": self.ema,
             "model": run.model.state_dict(),
             "sampler": run.sampler.state_dict(),
+            "refinement": run.refinement.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "config": run.config,
         }
@@ -229,7 +232,13 @@ class State:
         Raises UserError where it is not of this run's objects.
         """
         rates = [group["lr"] for group in run.optimizer.param_groups]
-        checkpoint.restore(state, model=run.model, sampler=run.sampler, optimizer=run.optimizer)
+        checkpoint.restore(
+            state,
+            model=run.model,
+            sampler=run.sampler,
+            refinement=run.refinement,
+            optimizer=run.optimizer,
+        )
         # The run's config, overrides of the command line included, says what the rates are.
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["initial_lr"] = rate
@@ -346,10 +355,11 @@ def _step(
     colors = run.background.sample(num_rays, generator)
     batch = scene.batch(generator, num_rays, colors, sampler.live_pixels, state.drawn)
     state.drawn.add_(num_rays)
+    batch = run.refinement.corrected(batch)
     sigma_fn, rgb_sigma_fn = field_functions(model, batch.rays, remember=True)
     with run.runtime.autocast():
         roomy = {} if room is None else {"room": room}
-        samples = sampler.sample(batch.rays, sigma_fn, generator, **roomy)
+        samples = sampler.sample(batch.rays.detach(), sigma_fn, generator, **roomy)
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
 
@@ -405,12 +415,12 @@ def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
 def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:
     """Name every term of the loss, weights included: their sum is what is minimised."""
     settings = run.settings
-    error = settings.color_loss(rendering.rgb, batch.target, samples.whole)
-    terms = {"color": error}
+    color_loss = settings.color_loss.exposed(run.refinement.exposure(batch.rays))
+    terms = {"color": color_loss(rendering.rgb, batch.target, samples.whole)}
     if settings.distortion_weight > 0:
         spread = distortion_loss(rendering, samples, batch.rays, settings.distortion_spacing)
         terms["distortion"] = settings.distortion_weight * spread
-    return terms | run.sampler.loss_terms(settings.color_loss, batch, rendering)
+    return terms | run.sampler.loss_terms(color_loss, batch, rendering)
 
 
 def _resume_command(run: Run) -> str:
@@ -509,7 +519,8 @@ class Journal:
             self.rays / seconds,
             self.samples / seconds,
         )
-        figures |= {f"sampler/{name}": value for name, value in self.run.sampler.describe().items()}
+        for part, said in (("sampler", self.run.sampler), ("refine", self.run.refinement)):
+            figures |= {f"{part}/{name}": value for name, value in said.describe().items()}
         self.curve.write(state.step, state.seconds, **figures)
         self.run.logger.scalars(figures, state.step, state.seconds)
         self.progress.update(state.step, state.seconds, figures)
@@ -608,6 +619,7 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
         }
         report.write_metrics(run.run_dir, final)
         evaluation.write_images(run.run_dir / "images", result)
+        evaluation.write_cameras(run)
         _film(run)
     run.logger.hparams(run.config, final)
     run.logger.close()

@@ -34,6 +34,11 @@ class _Tensors:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
 
+    def detach(self: T) -> T:
+        """Return the same numbers, through which no gradient flows."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
+
 
 @dataclass(frozen=True)
 class Cameras(_Tensors):

@@ -27,7 +27,7 @@ from torch import Tensor
 from nerftrain import cameras as camera_paths
 from nerftrain import checkpoint, report, video
 from nerftrain.errors import UserError
-from nerftrain.evaluation import Run, background_color, depth_image, load_into, spaced
+from nerftrain.evaluation import Run, as_found, background_color, depth_image, load_into, spaced
 from nerftrain.eyes import Eye, vertical_fov, write_path
 from nerftrain.rendering import see_surface
 from nerftrain.scenes import Scene, Split, composite_over
@@ -353,7 +353,7 @@ class Page:
         return take
 
     def _show_cameras(self, run: Run) -> None:
-        split = run.scene.splits["train"]
+        split = as_found(run).splits["train"]
         cameras = split.cameras.to("cpu")
         start = camera_paths.orbit(cameras, 1).poses[0]
         first = self._server.initial_camera

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.errors import UserError
+from nerftrain.refinement import Refinement
 from nerftrain.scenes import Scene, Split
 from nerftrain.types import Cameras, Rendering
 
@@ -177,6 +178,9 @@ def run(scene, tmp_path):
         scene=scene,
         model=Model(),
         sampler=object(),
+        refinement=Refinement(
+            False, False, 1.0, 1.0, cameras=scene.splits["train"].cameras, aabb=scene.aabb
+        ),
         background=background,
         seed=1,
         run_dir=tmp_path / "run",

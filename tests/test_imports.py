@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 LAYERS = [
     {"errors", "paths"},
     {"types", "schema", "ops"},
-    {"spacing"},
+    {"spacing", "refinement"},
     {
         "cameras",
         "eyes",

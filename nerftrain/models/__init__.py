@@ -114,10 +114,12 @@ class RadianceField(nn.Module, ABC):
         """Evaluate channels [N, K] and density [N] where a visit has looked things up.
 
         These are the places [N, 3 or 4] and features [N, D] of `LookedUp`. Gradients flow as if all
-        had been looked up now.
+        had been looked up now: to rays that ask for them, too, but for the directions of views.
         """
         del places, features
-        return self(*sample_points(rays, samples.t_starts, samples.t_ends, samples.ray_indices))
+        at = samples.t_starts, samples.t_ends, samples.ray_indices
+        positions, directions, times = sample_points(rays, *at)
+        return self(positions, directions.detach(), times)
 
     def drawing(self, rays: Rays) -> Draw | None:
         """Offer a way of the field's own to find what marched rays see, without gradients.

@@ -21,7 +21,7 @@ from nerftrain.ops import library
 from nerftrain.ops.march import Marching
 from nerftrain.ops.ngp import ngp, ngp_density
 from nerftrain.ops.ngp_half import Encoded, can_do, look_up, ngp_half, ngp_half_density
-from nerftrain.ops.points import unit_points
+from nerftrain.ops.points import sample_points, unit_points
 from nerftrain.ops.visit import LookedUp, gather_rows
 from nerftrain.ops.visit_ngp import (
     ColorField,
@@ -195,16 +195,25 @@ class NGP(RadianceField):
         if weights is None:
             return super().revisit(rays, samples, places, features)
         used = None if samples.whole is None else samples.offsets
+        if rays.origins.requires_grad:
+            places = self._followed(rays, samples)
         grids = self._looks_from(places, used)
         if features.dtype == torch.float16:
             encoded = self._described(grids)
-            directions = gather_rows(rays.directions, samples.ray_indices)
+            directions = gather_rows(rays.directions.detach(), samples.ray_indices)
             return ngp_half(encoded, directions, *weights, self.directions.degree, features, used)
         parts = features.split([grid.num_features for grid, _ in grids], -1)
         known = [grid(at, part) for (grid, at), part in zip(grids, parts, strict=True)]
         features = known[0] if len(known) == 1 else torch.cat(known, -1)
-        directions = rays.directions.index_select(0, samples.ray_indices)
+        directions = rays.directions.detach().index_select(0, samples.ray_indices)
         return ngp(features, directions, *weights, self.directions.degree)
+
+    def _followed(self, rays: Rays, samples: Samples) -> Tensor:
+        """Find a visit's places [N, 3 or 4] so that gradients lead to the rays."""
+        at = samples.t_starts, samples.t_ends, samples.ray_indices
+        positions, _, times = sample_points(rays, *at)
+        unit = self.unit_positions(positions)
+        return unit if times is None else torch.cat([unit, times[:, None]], -1)
 
     def drawing(self, rays: Rays) -> Draw | None:
         """Find what rays see by one op, where it is compiled for the field."""
