@@ -183,12 +183,12 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
         is_dynamic=scene.is_dynamic,
     )
     model = make_field().to(runtime.torch_device)
-    sampler = plans["sampler"].build(**_sampler_inputs(scene), make_field=make_field)
-    sampler = sampler.to(runtime.torch_device)
     refinement = plans["refine"].build(
         cameras=scene.splits["train"].cameras, aabb=scene.aabb, has_alpha=scene.has_alpha
     )
     refinement = refinement.to(runtime.torch_device)
+    inputs = _sampler_inputs(scene, refinement.poses_are_true)
+    sampler = plans["sampler"].build(**inputs, make_field=make_field).to(runtime.torch_device)
     learning = {"model": model, "sampler": sampler, "refinement": refinement}
     params = [{"params": [*model.parameters(), *sampler.parameters()]}, *refinement.groups()]
     return Run(
@@ -208,7 +208,7 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     )
 
 
-def _sampler_inputs(scene: Scene) -> dict[str, Any]:
+def _sampler_inputs(scene: Scene, poses_are_true: bool) -> dict[str, Any]:
     seen = scene.splits["train"]
     return {
         "aabb": scene.aabb,
@@ -217,7 +217,8 @@ def _sampler_inputs(scene: Scene) -> dict[str, Any]:
         "near": scene.near,
         "far": scene.far,
         # What moves is transparent in one image and not in the next: no mask rules a cell out.
-        "masks": None if scene.is_dynamic else seen.masks(),
+        # Nor does one that was taken from elsewhere.
+        "masks": seen.masks() if poses_are_true and not scene.is_dynamic else None,
     }
 
 

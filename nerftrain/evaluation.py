@@ -481,6 +481,8 @@ def load_into(run: Run, checkpoint_name: str) -> tuple[Mapping[str, Any], str]:
 
 def as_found(run: Run) -> Scene:
     """Return the run's scene with the training cameras where they have been found to be."""
+    if run.refinement.poses_are_true:
+        return run.scene
     train = run.scene.splits["train"]
     cameras = run.refinement.cameras(train.cameras)
     return replace(run.scene, splits={**run.scene.splits, "train": replace(train, cameras=cameras)})

@@ -64,6 +64,11 @@ class Refinement(nn.Module):
         self.register_buffer("common", common, persistent=False)
         self.common: Tensor
 
+    @property
+    def poses_are_true(self) -> bool:
+        """Tell whether cameras stand where they are given."""
+        return self.moves is None
+
     def groups(self) -> list[dict[str, Any]]:
         """Name what is learnt to an optimizer: groups of parameters with their rates, or none."""
         learnt = ((self.moves, self.pose_lr), (self.gains, self.exposure_lr))

@@ -591,7 +591,7 @@ def _score(
 ) -> evaluation.Evaluation:
     background = evaluation.background_color(run.background.evaluation)
     return evaluation.evaluate(
-        run.scene,
+        evaluation.as_found(run),
         split,
         run.model,
         run.sampler,

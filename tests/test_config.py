@@ -508,6 +508,7 @@ class ToyRun:
     scene: Any
     model: Any
     sampler: Any
+    refinement: Any
     optimizer: Any
     scheduler: Any
     background: Any

@@ -41,6 +41,7 @@ COMMON = [
     "logger=none",
     "optimizer.lr=0.01",
 ]
+REFINED = "refine.poses=true"
 MODELS = {
     "ngp": ["model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"],
     "mlp": ["model.depth=2", "model.width=32", "model.skip=1"],
@@ -122,13 +123,15 @@ _assign = Tensor.__setitem__
         *((model, sampler, []) for model in MODELS for sampler in SAMPLERS),
         *(("ngp", "occgrid", [f"model.motion={motion}"]) for motion in ("spacetime", "warp")),
         ("mlp", "occgrid", ["model.warp.depth=2"]),
+        *(("ngp", sampler, [REFINED]) for sampler in SAMPLERS),
+        ("ngp", "occgrid", ["model.motion=warp", REFINED]),
     ],
 )
 def test_a_step_with_a_room_depends_on_no_number_of_the_device(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, model: str, sampler: str, motion: list[str]
 ) -> None:
     more = ["trainer.distortion_weight=0.01", *motion]
-    run = make_run(model, sampler, *more, moving=bool(motion))
+    run = make_run(model, sampler, *more, moving=bool(motion) and motion != [REFINED])
     state, scene = State(run), run.scene
     sizes = [split._common_size for split in scene.splits.values()]  # the host's, found only once
     library.native(torch.zeros(1))
@@ -136,13 +139,15 @@ def test_a_step_with_a_room_depends_on_no_number_of_the_device(
     with FakeTensorMode():
         forget_numbers(run.model)
         forget_numbers(run.sampler)
+        forget_numbers(run.refinement)
         scene = without_numbers(scene)
         state.drawn = torch.zeros((), dtype=torch.int64)
         for split, size in zip(scene.splits.values(), sizes, strict=True):
             vars(split)["_common_size"] = size
         rates = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-15, "weight_decay": 0.0, "skip": False}
-        every = [{"params": [*run.model.parameters(), *run.sampler.parameters()]}]
-        optimizer = Adam(every, rates)
+        learning = (run.model, run.sampler, run.refinement)
+        every = [p for part in learning for p in part.parameters()]
+        optimizer = Adam([{"params": every}], rates)
         run = replace(run, optimizer=optimizer, scene=scene)
         for _ in range(40):  # with the updates of a grid, in warm-up and after it
             taken = trainer._step(run, state, scene, 128, 1024, None)
@@ -170,7 +175,8 @@ def gradients(
         group["lr"] = 0.0
     run.sampler.train()
     taken = trainer._step(run, state, run.scene, num_rays, room, None)
-    grads = [p.grad for p in (*run.model.parameters(), *run.sampler.parameters())]
+    learning = (run.model, run.sampler, run.refinement)
+    grads = [p.grad for part in learning for p in part.parameters()]
     return [torch.zeros(()) if g is None else g.clone() for g in grads], taken
 
 
@@ -194,7 +200,7 @@ def test_with_room_for_all_a_step_learns_what_it_learns_without(
         "proposal": ["sampler.min_weight=0.0", "sampler.min_opacity=0.0"],
     }
     # All rays meet so large a box: what is drawn for a ray depends on how many do.
-    run = make_run("ngp", sampler, "scene.extent=4", *more.get(sampler, []))
+    run = make_run("ngp", sampler, "scene.extent=4", REFINED, *more.get(sampler, []))
     settle(run)
     expected, asked = gradients(run, None)
     actual, taken = gradients(run, 1 << 14)
@@ -203,6 +209,7 @@ def test_with_room_for_all_a_step_learns_what_it_learns_without(
     assert taken.counted[0] == asked.counted[0]
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-7)
+    assert actual[-1].abs().max() > 1e-6  # of cameras, which have none but by where samples lie
 
 
 def test_rays_without_room_do_not_count(make_run: MakeRun) -> None:
@@ -263,12 +270,13 @@ def kernels_of_a_gpu(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
-    ("sampler", "steps", "motion"),
+    ("sampler", "steps", "motion", "refined"),
     [
-        ("occgrid", 40, None),
-        ("proposal", 5, None),
-        ("occgrid", 10, "spacetime"),
-        ("occgrid", 10, "warp"),
+        ("occgrid", 40, None, False),
+        ("proposal", 5, None, False),
+        ("occgrid", 10, "spacetime", False),
+        ("occgrid", 10, "warp", False),
+        ("occgrid", 10, None, True),
     ],
 )
 def test_training_goes_by_the_kernels_of_a_gpu(
@@ -278,6 +286,7 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     sampler: str,
     steps: int,
     motion: str | None,
+    refined: bool,
 ) -> None:
     called: set[str] = set()
 
@@ -292,11 +301,12 @@ def test_training_goes_by_the_kernels_of_a_gpu(
     few = ["trainer.intervals.evaluate_seconds=null", "sampler.grid.update_every=8"]
     few = few[: 2 if sampler == "occgrid" else 1]
     few += [f"model.motion={motion}"] if motion else []
+    few += [REFINED] if refined else []
     run = create_run_dir(make_run("ngp", sampler, *small, *few, moving=motion is not None))
     assert isinstance(run.model, NGP)
     assert (run.model.spacetime is not None) == (motion == "spacetime")
     assert (run.model.warp is not None) == (motion == "warp")
-    state, learns = State(run), sampler == "occgrid" and motion is None
+    state, learns = State(run), steps == 40
     before = error_of(run) if learns else 0.0
     with trainer.Journal(run, state) as journal:
         trainer.loop(run, state, journal)
@@ -315,7 +325,11 @@ def test_training_goes_by_the_kernels_of_a_gpu(
         assert "hash_encode_fwd" not in called
     if sampler == "occgrid":
         assert "gather_rows" in called  # kept samples find their features again
-    if motion == "warp":
+    moves = run.refinement.moves
+    if moves is not None:
+        assert moves.isfinite().all()
+        assert (moves.abs().amax(1) > 0).all()  # of every camera
+    if motion == "warp" and not refined:  # which asks for gradients that it does not give
         assert {"warp_half_fwd", "warp_half_bwd"} <= called
 
 
@@ -383,9 +397,10 @@ class Graph:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("refined", [False, True])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_steps_on_cuda_are_recorded_and_learn_as_launched_ones(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, sampler: str
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, sampler: str, refined: bool
 ) -> None:
     recorders: list[Recorder] = []
     recorded: list[int] = []
@@ -404,6 +419,7 @@ def test_steps_on_cuda_are_recorded_and_learn_as_launched_ones(
     losses = []
     for graph in ("true", "false"):
         more = [f"runtime.cuda_graph={graph}", "model.width=64", "trainer.steps=400"]
+        more += [REFINED] if refined else []
         run = create_run_dir(make_run("ngp", sampler, *more, where="auto"))
         train(run)
         rows = [row for row in read_curve(run.run_dir) if "loss" in row]

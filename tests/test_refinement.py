@@ -1,5 +1,6 @@
 """Poses and exposure that are learnt: what is found, what it costs nobody, what is refused."""
 
+import importlib
 import json
 import math
 import shutil
@@ -27,6 +28,7 @@ from nerftrain.trainer import Run
 from nerftrain.types import Batch, Cameras, Rays
 from tests.tiny_runs import SAMPLERS, frames_of
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 RATES = (1e-3, 1e-2)
 BOX = torch.tensor([-1.0, -1, -1, 3, 1, 1])  # of half size 2
 COMMON = [
@@ -204,10 +206,12 @@ def test_slopes_are_those_of_the_error(make_run: MakeRun) -> None:
     batch = run.scene.batch(numbers, 2048, torch.zeros(2048, 3))
     given = run.refinement.corrected(batch).rays.detach()
 
+    sigma_fn, _ = field_functions(run.model, given)
+    samples = run.sampler.sample(given, sigma_fn)  # the same for all: they do not move with rays
+
     def error(of: Run) -> Tensor:
         rays = of.refinement.corrected(batch).rays
-        sigma_fn, rgb_sigma_fn = field_functions(of.model, rays, remember=True)
-        samples = run.sampler.sample(given, sigma_fn)
+        _, rgb_sigma_fn = field_functions(of.model, rays)
         rendering = render(samples, rgb_sigma_fn, batch.background)
         return (rendering.rgb - batch.target).square().mean()
 
@@ -218,8 +222,7 @@ def test_slopes_are_those_of_the_error(make_run: MakeRun) -> None:
     (compiled,) = torch.autograd.grad(error(run), [learnt])
     assert (compiled - slope).norm() < 0.1 * slope.norm()
 
-    direction = torch.randn(moves.shape, generator=torch.Generator().manual_seed(5))
-    size = 3e-4
+    direction, size = slope / slope.norm(), 1e-3
     with torch.no_grad():
         moves += size * direction
         after = error(by_torch)
@@ -386,6 +389,44 @@ def test_a_checkpoint_of_other_corrections_is_refused(make_run: MakeRun) -> None
     other = replace(make_run("other", "refine=poses", "trainer.steps=5"), run_dir=run.run_dir)
     with pytest.raises(UserError, match="'moves' is missing in the checkpoint"):
         evaluation.load_into(other, "last")
+
+
+def test_silhouettes_rule_nothing_out_where_cameras_may_stand_elsewhere(make_run: MakeRun) -> None:
+    assert make_run("given").sampler.live_pixels is not None
+    assert make_run("found", "refine=poses").sampler.live_pixels is None
+
+
+def test_training_views_are_judged_from_where_they_were_taken(make_run: MakeRun) -> None:
+    run = make_run("run", "refine=poses", "refine.pose_lr=0.01", "trainer.steps=40")
+    trainer.train(run)
+    field = "train", run.model, run.sampler, torch.ones(3)
+    given, found = (
+        evaluation.evaluate(scene, *field, views=None, with_lpips=False).psnr
+        for scene in (run.scene, evaluation.as_found(run))
+    )
+    loaded = assemble(load_run(run.run_dir, []), run.run_dir)
+    judged = evaluation.evaluate_run(loaded, "train", "last", None).psnr
+    assert judged == pytest.approx(found, abs=1e-4)
+    assert judged != pytest.approx(given, abs=1e-3)
+
+
+def test_the_script_tells_what_is_left_of_known_errors(
+    tiny_scene_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("refine_check")
+    amounts = ["--degrees", "1", "--shift", "0.01", "--stops", "0.5", "--refine", "none,poses"]
+    run = ["scene=blender", f"scene.root={tiny_scene_root}", *NGP, *COMMON, "trainer.steps=40"]
+    monkeypatch.setattr("sys.argv", ["refine_check.py", *amounts, *run])
+    script.main()
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert table[0] == script.HEADER
+    none, poses = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:])
+    assert (none[0], none[2], poses[0], poses[2]) == ("none", "40", "poses", "40")
+    assert float(none[3]) == pytest.approx(math.sqrt(3), rel=0.4)  # of six cameras
+    assert float(none[4]) == pytest.approx(math.sqrt(3) * 0.01 * 1.5, rel=0.4)
+    assert float(none[5]) == pytest.approx(0.5, rel=0.4)
+    assert none[3] != poses[3]
 
 
 @pytest.mark.parametrize(
