@@ -489,9 +489,9 @@ def as_found(run: Run) -> Scene:
 
 
 def write_cameras(run: Run) -> None:
-    """Write cameras.json: poses and gains of the training images as they have been found to be.
+    """Write cameras.json: poses and gains of the training images, where any were learnt.
 
-    Poses [4, 4] are in the dataset's own coordinates. Nothing is written where nothing was learnt.
+    Poses [4, 4] are in the dataset's own coordinates.
     """
     found = run.refinement.describe()
     if not found:
@@ -502,7 +502,7 @@ def write_cameras(run: Run) -> None:
         poses = move(poses, torch.linalg.inv(world.double().cpu()))
     last = poses.new_tensor([[0.0, 0.0, 0.0, 1.0]])
     gains = run.refinement.image_gains()
-    images = [
+    frames = [
         {
             "file_path": name,
             "transform_matrix": torch.cat([poses[i], last]).tolist(),
@@ -510,14 +510,8 @@ def write_cameras(run: Run) -> None:
         }
         for i, name in enumerate(split.names)
     ]
-    what = (
-        "training images as found by refine: camera to world, OpenGL axes, the dataset's "
-        "coordinates; gain: what the field's red, green and blue were multiplied by"
-    )
-    path = run.run_dir / "cameras.json"
-    path.write_text(json.dumps({"what": what, "frames": images}, indent=1) + "\n", "utf-8")
     listed = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-    report.say(f"refined (root mean square: {listed}): {path}")
+    report.say(f"refined (root mean square: {listed}): {report.write_cameras(run.run_dir, frames)}")
 
 
 def _training_figures(state: Mapping[str, Any]) -> dict[str, Any]:

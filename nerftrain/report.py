@@ -255,6 +255,17 @@ def write_world(run_dir: Path, world: Tensor) -> None:
     _replace(Path(run_dir) / "world.json", _json(content, indent=1) + "\n")
 
 
+def write_cameras(run_dir: Path, frames: list[dict[str, Any]]) -> Path:
+    """Write cameras.json, what has been learnt of each training image, and return its path."""
+    meaning = (
+        "training images as found by refine; transform_matrix: camera to world, OpenGL axes, the "
+        "dataset's coordinates; gain: what the field's red, green and blue were multiplied by"
+    )
+    path = Path(run_dir) / "cameras.json"
+    _replace(path, _json({"what": meaning, "frames": frames}, indent=1) + "\n")
+    return path
+
+
 def peak_memory_bytes() -> int | None:
     """Return the peak of resident memory plus, where CUDA was used, that of GPU tensors."""
     try:

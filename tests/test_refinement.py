@@ -37,6 +37,7 @@ COMMON = [
     "trainer.orbit_frames=0",
     "trainer.intervals.log=50",
     "logger=none",
+    "runtime=cpu",
     "runtime.threads=1",
 ]
 NGP = ["model=ngp", "model.encoding.log2_table_size=12", "model.encoding.finest_resolution=64"]

@@ -213,7 +213,7 @@ class NGP(RadianceField):
         at = samples.t_starts, samples.t_ends, samples.ray_indices
         positions, _, times = sample_points(rays, *at)
         unit = self.unit_positions(positions)
-        return unit if times is None else torch.cat([unit, times[:, None]], -1)
+        return torch.cat([unit, self.unit_times(times)[:, None]], -1) if self.is_dynamic else unit
 
     def drawing(self, rays: Rays) -> Draw | None:
         """Find what rays see by one op, where it is compiled for the field."""
