@@ -114,8 +114,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _run_type() -> type:
     import dataclasses
 
-    fields = "scene model sampler optimizer scheduler background settings runtime logger seed"
-    return dataclasses.make_dataclass("Run", [*fields.split(), "config", "run_dir"])
+    fields = "scene model sampler refinement optimizer scheduler background settings runtime logger"
+    return dataclasses.make_dataclass("Run", [*fields.split(), "seed", "config", "run_dir"])
 
 
 def left_behind() -> list[str]:
