@@ -36,12 +36,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("aabb", "contraction", "is_dynamic"),
     "sampler": ("aabb", "contraction", "cameras", "near", "far", "masks", "make_field"),
     "refine": ("cameras", "aabb", "has_alpha"),
-    "optimizer": (
-        "model",
-        "sampler",
-        "refinement",
-        "params",
-    ),  # torch's own optimizers take the parameters
+    # Ours takes what learns, torch's own take the parameters.
+    "optimizer": ("model", "sampler", "refinement", "params"),
     "scheduler": (),
     "trainer": (),
     "logger": (),

@@ -388,7 +388,7 @@ def test_a_checkpoint_of_other_corrections_is_refused(make_run: MakeRun) -> None
     run = make_run("run", "trainer.steps=5")
     trainer.train(run)
     other = replace(make_run("other", "refine=poses", "trainer.steps=5"), run_dir=run.run_dir)
-    with pytest.raises(UserError, match="'moves' is missing in the checkpoint"):
+    with pytest.raises(UserError, match=r"of refine 'none'.*'moves' is missing.*use refine=none"):
         evaluation.load_into(other, "last")
 
 
