@@ -122,8 +122,8 @@ constexpr int kPassedAtOnce = 4;  // samples of a ray
 // Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU. Float64 goes ray by ray.
 __global__ void __launch_bounds__(kStagedThreads)
     visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body) {
-  const StagedRays rays(num_rays, rays_of_warp, body.offsets);
-  float* kept = staged_rows<1>();  // of the light; less than none of it where the sample is seen
+  const RaysOfWarp rays(num_rays, rays_of_warp, body.offsets);
+  float* kept = staged_numbers();  // of the light; less than none of it where the sample is seen
   const auto at = body.thresholds();
   float light = rays.there ? body.arriving_at(rays.ray) : 0;
   for (int64_t base = rays.begin; base < rays.end; base += kStaged) {
@@ -152,7 +152,7 @@ struct CudaMarch : Cuda {
   using Cuda::for_each;
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<float>& body) {
-    for_each_staged<1>(like, n, visible_samples_kernel, body);
+    for_each_ray_warp(like, n, kStaged, kStagedWarps, kStaged * sizeof(float), visible_samples_kernel, body);
   }
 };
 

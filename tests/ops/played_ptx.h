@@ -226,6 +226,8 @@ void add_arithmetic(std::map<std::string, Instruction::Run>& table, const std::s
           const uint32_t bits = 8 * sizeof(T);
           return by < bits ? T(a >> by) : T(std::is_signed_v<T> && a < 0 ? -1 : 0);
         }>);
+    if constexpr (std::is_unsigned_v<T>)
+      set("bfind.shiftamt", Each<uint32_t, T>::template run<[](T a) { return a ? std::countl_zero(a) : ~0u; }>);
     if constexpr (sizeof(T) == 4) {
       using D = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
       set("mul.wide", Each<D, T, T>::template run<[](T a, T b) { return D(a) * b; }>);
@@ -477,7 +479,7 @@ void add_memory(std::map<std::string, Instruction::Run>& table, const std::strin
     table["ld.global" + end] = table["ld.global.nc" + end] = table["ld" + end] = load<T, R, kGlobal, kNum>;
     table["ld.shared" + end] = load<T, R, kShared, kNum>;
     table["ld.param" + end] = load<T, R, kParameter, kNum>;
-    table["st.global" + end] = table["st" + end] = store<T, kGlobal, kNum>;
+    table["st.global" + end] = table["st.global.cg" + end] = table["st" + end] = store<T, kGlobal, kNum>;
     table["st.shared" + end] = store<T, kShared, kNum>;
   };
   of.template operator()<1>("");

@@ -76,6 +76,7 @@ inline Cost cost_of(const Instruction& i) {
       {"mma", {1, kTensors, 6, 33}},
       {"clz.b64", {4, kSpecial, 8, 14}},
       {"popc", {1, kSpecial, 8, 14}},
+      {"bfind", {1, kSpecial, 8, 14}},
       {"clz", {1, kSpecial, 8, 14}},
       {"brev", {1, kSpecial, 8, 14}},
       {"rcp.approx", {1, kSpecial, 8, 18}},

@@ -40,6 +40,9 @@ struct float2 {
 struct uint2 {
   unsigned x, y;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct uint4 {
   unsigned x, y, z, w;
 };
@@ -257,7 +260,7 @@ inline void __syncwarp(unsigned = ~0u) { emulated::wait_for_warp(); }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int from) {
-  return emulated::exchange(value, [&](auto of) { return of(from % 32); });
+  return emulated::exchange(value, [&](auto of) { return of(from & 31); });
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -295,10 +298,15 @@ inline int __reduce_min_sync(unsigned, int value) {
 inline int __reduce_max_sync(unsigned, int value) {
   return reduced(value, [](int a, int b) { return std::max(a, b); });
 }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __sinf(float x) { return std::sin(x); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+template <class T>
+void __stcg(T* address, T value) {
+  *address = value;
+}
 template <class T>
 T __ldg(const T* address) {
   return *address;
