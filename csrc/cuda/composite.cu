@@ -47,7 +47,7 @@ __device__ __forceinline__ void any_channels(const RaysOfWarp& rays, const Tile&
 
 // K channels; 0: any number.
 template <int K>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     composite_forward_kernel(int64_t num_rays, int rays_of_warp, CompositeForward<float> body) {
   const PackedRays<float>& in = body.in;
   const RaysOfWarp rays(num_rays, rays_of_warp, in.offsets);
@@ -128,7 +128,7 @@ struct BackwardRoom {
 
 // From the back; the letters are those of CompositeBackward.
 template <int K, bool kMore>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kMore ? kTileBlocks - 1 : kTileBlocks)
     composite_backward_kernel(int64_t num_rays, int rays_of_warp, CompositeBackward<float> body) {
   const PackedRays<float>& in = body.in;
   const RaysOfWarp rays(num_rays, rays_of_warp, in.offsets);
@@ -189,13 +189,14 @@ __global__ void __launch_bounds__(kTileThreads)
       }
     }
     if constexpr (K == 0) {
+      const float* v_channels = body.v_channels ? body.v_channels + first_ray * num_channels : nullptr;
+      for (int64_t k = 0; v_channels && k < num_channels; ++k)
 #pragma unroll
-      for (int j = 0; j < kOfLane; ++j) {
-        const float* v = body.v_channels ? body.v_channels + (first_ray + backward.ray[j]) * num_channels : nullptr;
-        for (int64_t k = 0; v && tile.is_own(j) && k < num_channels; ++k)
-          q[j] += v[k] * in.channels[(tile.i + j) * num_channels + k];
-        room.owners[lane * kOfLane + j] = backward.ray[j];
-      }
+        for (int j = 0; j < kOfLane; ++j)
+          if (tile.is_own(j))
+            q[j] += v_channels[backward.ray[j] * num_channels + k] * in.channels[(tile.i + j) * num_channels + k];
+#pragma unroll
+      for (int j = 0; j < kOfLane; ++j) room.owners[lane * kOfLane + j] = backward.ray[j];
       __syncwarp();
       const int64_t begin = max_of(base, rays.begin), num = min_of(base + kTileSamples, rays.end) - begin;
       for (int64_t k = lane; k < num * num_channels; k += kWarp) {

@@ -9,6 +9,7 @@ constexpr int kOfLane = 4;  // samples
 constexpr int kTileSamples = kWarp * kOfLane;
 constexpr int kTileWarps = 4;  // of a block
 constexpr int kTileThreads = kTileWarps * kWarp;
+constexpr int kTileBlocks = 4;  // of a processor at least, so that a thread may have 128 registers
 
 template <class T>
 struct alignas(sizeof(T) * kOfLane) Four {
