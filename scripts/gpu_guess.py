@@ -1,12 +1,13 @@
 """Guesses how long a GPU takes for the ops of a step, where there is none but nvcc is.
 
-    python scripts/gpu_guess.py [--rays N] [--json FILE] [key=value ...]
+    python scripts/gpu_guess.py [--rays N] [--drawn N] [--json FILE] [key=value ...]
 
 The host plays the kernels as nvcc compiles them, for a few of an H100's 132 processors, as if these
 were all (tests/ops/played_ptx.h, timed_ptx.h). So as many rays are asked for as these processors
 have of a launch: 664 and 10,612 of the four stand for 22,000 and 350,000. Overrides are those of
 the command line (a GPU's networks are 64 wide: model.width=64); the run they give is trained by the
-CPU for --warmup steps first.
+CPU for --warmup steps first. What is composited are the samples that training keeps, or so many of
+a ray, in the mean, drawn from those of the march.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from pathlib import Path
 import bench
 import gpu_ops
 import torch
-from bench import Bench, Row, Table
+from bench import Bench, Case, Row, Table
 
 from nerftrain.ops import library
+from nerftrain.types import Samples
 
 TESTS = Path(__file__).parent.parent / "tests"
 OPS = ("march_to", "visible_samples", "select", "hash_encode", "ngp_half_density", "ngp_half")
@@ -73,10 +75,27 @@ def _short(mangled: str) -> str:
     return re.sub(r"\(.*", "", name)
 
 
-def guesses(run: Bench, played: Played, ops: Sequence[str]) -> Table:
-    """Play each op of a step, there and back."""
+def draw(marched: Samples, mean: float) -> Case:
+    """Composite some of the samples of rays: so many of a ray in the mean."""
+    num_rays = len(marched.offsets) - 1
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(len(marched), generator=generator) < mean * num_rays / len(marched)
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), drawn.cumsum(0)])
+    fields = (marched.t_starts, marched.t_ends, marched.ray_indices)
+    samples = Samples(*(field[drawn] for field in fields), before[marched.offsets])
+    density, channels = torch.rand(len(samples), 4, generator=generator).split([1, 3], 1)
+    values = [(20 * density[:, 0]).requires_grad_(), channels.contiguous().requires_grad_()]
+    return Case("composite", f"R={num_rays} N={len(samples)}", (*values, samples), values)
+
+
+def guesses(run: Bench, played: Played, ops: Sequence[str], mean: float | None = None) -> Table:
+    """Play each op of a step, there and back; where `mean` is given compositing takes that many."""
     rows: list[Row] = []
-    for case in bench.op_cases(run):
+    cases = bench.op_cases(run)
+    if mean is not None:
+        marched = next(case.arguments[0] for case in cases if case.op == "visible_samples")
+        cases = [draw(marched, mean) if case.op == "composite" else case for case in cases]
+    for case in cases:
         if case.op not in ops:
             continue
         case = gpu_ops.with_rooms(case)
@@ -103,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--warmup", type=int, default=200, help="steps before (%(default)s)")
     parser.add_argument("--rays", type=int, default=664, help="of all processors (%(default)s)")
     parser.add_argument("--processors", type=int, default=4, help="as if all (%(default)s)")
+    parser.add_argument("--drawn", type=float, help="samples of a ray that are composited")
     parser.add_argument("--ops", default=",".join(OPS), help="which (%(default)s)")
     parser.add_argument("--json", type=Path, help="a file for the table, too")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -111,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.state.num_rays = arguments.rays
     with tempfile.TemporaryDirectory() as folder:
         played = Played(play(Path(folder)), arguments.processors)
-        table = guesses(run, played, arguments.ops.split(","))
+        table = guesses(run, played, arguments.ops.split(","), arguments.drawn)
     print(table.markdown())
     if arguments.json:
         arguments.json.write_text(json.dumps({"tables": [table._asdict()]}), encoding="utf-8")

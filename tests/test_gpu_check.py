@@ -183,8 +183,11 @@ def test_what_a_gpu_would_take_is_guessed_for_each_kernel_of_an_op(
     played = guess.Played(Path(os.environ["PLAYED_PTX"]).with_name("nerftrain_played.so"), 2)
     try:
         table = guess.guesses(run, played, ("march_to", "composite"))
+        drawn = guess.guesses(run, played, ("composite",), 2.0)
     finally:
         played.time_on(0)
+    sizes = [dict(part.split("=") for part in row[1].split()) for row in drawn.rows]
+    assert all(int(size["R"]) == 64 and 64 < int(size["N"]) < 192 for size in sizes)
     kernels = {row[2].partition("<")[0]: row[3] for row in table.rows}
     for name in ("march_boxes_kernel", "composite_forward_kernel", "composite_backward_kernel"):
         assert 0.1 < kernels[name] < 1000

@@ -22,12 +22,13 @@ constexpr int kToMemory = 650;
 constexpr double kOfGpu = 132, kL2Bytes = 50e6;           // processors; what is more comes from memory each time
 constexpr double kMemoryBytesAClock = 18.4;               // of a processor's share
 constexpr double kBytesAClock = 32;                       // to or from the L2 cache
-constexpr size_t kL1Sets = 200, kWays = 8;                // of lines of 128 bytes
+constexpr size_t kL1Bytes = 256 << 10, kLine = 128;       // less what is shared memory
+constexpr size_t kWays = 8;
 constexpr int kStored = 3000;                             // clocks that stores may be behind
 constexpr int kWaiting = 8;                               // clocks that requests may wait for those before them
 constexpr int kBranched = 8, kLaunched = 100, kMet = 20;  // until the next instruction: behind a branch, at first, ...
 constexpr int kThreadsAtOnce = 2048, kBlocksAtOnce = 16;
-constexpr size_t kSharedAtOnce = 227 << 10;
+constexpr size_t kSharedAtOnce = 228 << 10, kSharedOfSystem = 1 << 10;  // of a block
 
 enum Unit {
   kNone,
@@ -330,11 +331,13 @@ class Compiled {
 // Which sectors of 32 bytes a processor has at hand.
 class L1Cache {
  public:
+  explicit L1Cache(size_t bytes) : sets_(bytes / (kWays * kLine)) {}
+
   // Whether it is there; brings it.
   bool touch(uint64_t sector) {
     const uint64_t line = sector / 4;
     const int bit = 1 << sector % 4;
-    std::deque<Line>& set = sets_[(line ^ line / kL1Sets) % kL1Sets];  // the last was touched last
+    std::deque<Line>& set = sets_[(line ^ line / sets_.size()) % sets_.size()];  // the last was touched last
     const auto place = std::find_if(set.begin(), set.end(), [&](const Line& l) { return l.number == line; });
     Line found = place == set.end() ? Line{line, 0} : *place;
     const bool there = found.sectors & bit;
@@ -352,7 +355,7 @@ class L1Cache {
     uint64_t number;
     int sectors;
   };
-  std::array<std::deque<Line>, kL1Sets> sets_;
+  std::vector<std::deque<Line>> sets_;
 };
 
 // Who touches which sectors.
@@ -382,8 +385,10 @@ class Processor {
   Processor(const Compiled& code, const Sectors& sectors, int num_registers, const Launch& launch)
       : code_(code), sectors_(sectors), num_registers_(num_registers) {
     at_once_ = std::min(kThreadsAtOnce / int(launch.threads), kBlocksAtOnce);
-    if (launch.shared_bytes) at_once_ = std::min(at_once_, int(kSharedAtOnce / (launch.shared_bytes + 1024)));
+    const size_t shared = launch.shared_bytes ? launch.shared_bytes + kSharedOfSystem : 0;
+    if (shared) at_once_ = std::min(at_once_, int(kSharedAtOnce / shared));
     at_once_ = std::max(at_once_, 1);
+    l1_ = L1Cache(kL1Bytes - at_once_ * shared);
   }
 
   // The clocks for some blocks, each of the traces of its warps.
@@ -540,7 +545,7 @@ class Processor {
   std::array<std::vector<Running>, kSchedulers> of_;
   std::array<int64_t, kSchedulers> free_{};
   std::array<std::array<int64_t, kUnits>, kSchedulers> units_{};
-  L1Cache l1_;
+  L1Cache l1_{kL1Bytes};
   int64_t now_ = 0, last_ = 0, requests_ = 0;
   double from_l2_ = 0, from_memory_ = 0;  // when what was asked for last comes
   int running_ = 0, turn_ = 0;
