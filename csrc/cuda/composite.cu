@@ -1,6 +1,7 @@
 // Compositing by tiles of samples (tiles.h). Float64, and what cannot be read in fours, goes ray by ray.
 #include "../operators/composite.h"
 #include "backend.h"
+#include "rest.h"
 #include "tiles.h"
 #include "warp.h"
 
@@ -48,7 +49,9 @@ __device__ __forceinline__ void any_channels(const RaysOfWarp& rays, const Tile&
 // K channels; 0: any number.
 template <int K>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
-    composite_forward_kernel(int64_t num_rays, int rays_of_warp, CompositeForward<float> body) {
+    composite_forward_kernel(int64_t num_rays, int rays_of_warp, CompositeForward<float> body, ClearRest rest) {
+  rest.clear_by_grid();
+  if (num_rays == 0) return;
   const PackedRays<float>& in = body.in;
   const RaysOfWarp rays(num_rays, rays_of_warp, in.offsets);
   auto& room = reinterpret_cast<ForwardRoom<K>*>(dynamic_shared)[threadIdx.x / kWarp];
@@ -129,7 +132,9 @@ struct BackwardRoom {
 // From the back; the letters are those of CompositeBackward.
 template <int K, bool kMore>
 __global__ void __launch_bounds__(kTileThreads, kMore ? kTileBlocks - 1 : kTileBlocks)
-    composite_backward_kernel(int64_t num_rays, int rays_of_warp, CompositeBackward<float> body) {
+    composite_backward_kernel(int64_t num_rays, int rays_of_warp, CompositeBackward<float> body, ClearRest rest) {
+  rest.clear_by_grid();
+  if (num_rays == 0) return;
   const PackedRays<float>& in = body.in;
   const RaysOfWarp rays(num_rays, rays_of_warp, in.offsets);
   auto& room = reinterpret_cast<BackwardRoom*>(dynamic_shared)[threadIdx.x / kWarp];
@@ -220,36 +225,37 @@ __global__ void __launch_bounds__(kTileThreads, kMore ? kTileBlocks - 1 : kTileB
 }
 
 struct CudaComposite : Cuda {
-  using Cuda::for_each;
-
   template <int K>
-  static void forward(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
-    for_each_ray_warp(like, n, kTileSamples, kTileWarps, sizeof(ForwardRoom<K>), composite_forward_kernel<K>, body);
+  static void forward(const Tensor& like, int64_t n, const CompositeForward<float>& body, const ClearRest& rest) {
+    for_each_ray_warp(like, n, kTileSamples, kTileWarps, sizeof(ForwardRoom<K>), composite_forward_kernel<K>, body,
+                      rest);
   }
 
-  static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeForward<float>& body) {
+  static void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& packed,
+                           const CompositeForward<float>& body) {
     const PackedRays<float>& in = body.in;
     if (!in_fours({in.density, in.channels, in.t_starts, in.t_ends, body.weights, body.alphas, body.arriving}))
-      return Cuda::for_each(like, n, body);
-    in.num_channels == kColors ? forward<kColors>(like, n, body) : forward<0>(like, n, body);
+      return nerftrain::for_each_ray<Cuda>(like, offsets, packed, body);
+    const auto run = in.num_channels == kColors ? forward<kColors> : forward<0>;
+    run(like, offsets.size(0) - 1, body, ClearRest(offsets, packed));
   }
 
   template <int K, bool kMore>
-  static void backward(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
+  static void backward(const Tensor& like, int64_t n, const CompositeBackward<float>& body, const ClearRest& rest) {
     for_each_ray_warp(like, n, kTileSamples, kTileWarps, sizeof(BackwardRoom), composite_backward_kernel<K, kMore>,
-                      body);
+                      body, rest);
   }
 
-  static void for_each(const torch::stable::Tensor& like, int64_t n, const CompositeBackward<float>& body) {
+  static void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& packed,
+                           const CompositeBackward<float>& body) {
     const PackedRays<float>& in = body.in;
     if (!in_fours({in.density, in.channels, in.t_starts, in.t_ends, body.weights, body.arriving, body.v_weights,
                    body.v_alphas, body.v_arriving, body.v_density, body.v_sample_channels}))
-      return Cuda::for_each(like, n, body);
+      return nerftrain::for_each_ray<Cuda>(like, offsets, packed, body);
     const bool more = body.v_depth || body.v_distortion || body.v_weights || body.v_alphas || body.v_arriving;
-    if (in.num_channels == kColors)
-      more ? backward<kColors, true>(like, n, body) : backward<kColors, false>(like, n, body);
-    else
-      more ? backward<0, true>(like, n, body) : backward<0, false>(like, n, body);
+    const auto run = in.num_channels == kColors ? (more ? backward<kColors, true> : backward<kColors, false>)
+                                                : (more ? backward<0, true> : backward<0, false>);
+    run(like, offsets.size(0) - 1, body, ClearRest(offsets, packed));
   }
 };
 

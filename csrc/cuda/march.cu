@@ -37,7 +37,7 @@ constexpr int kFillEnough = 16;  // of a processor
 // by row, side by side, and tell by the rows at which runs begin which of them is theirs.
 template <class Steps>
 __global__ void march_fill_kernel(int64_t num_rays, MarchFill body, Steps steps, int rays_of_warp) {
-  body.rest.clear(piece_of(blockIdx.x, blockDim.x, threadIdx.x), int64_t(gridDim.x) * blockDim.x);
+  body.rest.clear_by_grid();
   const int64_t first_ray = piece_of_warp() * rays_of_warp;
   if (first_ray >= num_rays) return;
   const int lane = lane_of_warp();
@@ -152,7 +152,7 @@ struct CudaMarch : Cuda {
   using Cuda::for_each;
 
   static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<float>& body) {
-    for_each_ray_warp(like, n, kStaged, kStagedWarps, kStaged * sizeof(float), visible_samples_kernel, body);
+    if (n) for_each_ray_warp(like, n, kStaged, kStagedWarps, kStaged * sizeof(float), visible_samples_kernel, body);
   }
 };
 

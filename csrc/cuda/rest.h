@@ -17,6 +17,9 @@ struct ClearRest {
   const int64_t* first;  // [1] the row
   Packed packed[kMost];  // those that are not have no words
 
+  // Nothing.
+  ClearRest() : first(nullptr), packed{} {}
+
   // Of numbers of four bytes or more; the row is offsets[R].
   ClearRest(const Tensor& offsets, const std::vector<Tensor>& all)
       : first(read<int64_t>(offsets) + offsets.size(0) - 1), packed{} {
@@ -36,9 +39,14 @@ struct ClearRest {
   // The share of one of so many threads.
   NT_HD void clear(int64_t thread, int64_t num_threads) const {
 #pragma unroll
-    for (int k = 0; k < kMost; ++k)
+    for (int k = 0; first && k < kMost; ++k)
       for (int64_t i = *first * packed[k].row_words + thread; i < packed[k].num_words; i += num_threads)
         packed[k].words[i] = 0;
+  }
+
+  // That of a thread of a launch.
+  __device__ __forceinline__ void clear_by_grid() const {
+    clear(piece_of(blockIdx.x, blockDim.x, threadIdx.x), int64_t(gridDim.x) * blockDim.x);
   }
 };
 

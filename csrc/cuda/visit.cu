@@ -20,7 +20,8 @@ __global__ void select_count_kernel(int64_t num_rays, SelectCount body) {
 }
 
 template <class T>
-__global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body) {
+__global__ void select_pick_kernel(int64_t num_rays, SelectPick<T> body, ClearRest rest) {
+  rest.clear_by_grid();
   const int64_t r = piece_of_warp();
   if (r >= num_rays) return;
   const int lane = lane_of_warp();
@@ -62,7 +63,14 @@ struct CudaVisit : Cuda {
   }
   template <class T>
   static void for_each(const torch::stable::Tensor& like, int64_t n, const SelectPick<T>& body) {
-    for_each_warp(like, n, select_pick_kernel<T>, body);
+    for_each_warp(like, n, select_pick_kernel<T>, body, ClearRest());
+  }
+  template <class T>
+  static void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& packed,
+                           const SelectPick<T>& body) {
+    const int64_t n = offsets.size(0) - 1;
+    if (n == 0) return clear_rest(offsets, packed);
+    for_each_warp(like, n, select_pick_kernel<T>, body, ClearRest(offsets, packed));
   }
 };
 

@@ -21,7 +21,6 @@ Composited composite_fwd_as(const Tensor& density, const Tensor& channels, const
   Tensor depth = make(density, {num_rays}), distortion = make(density, {num_rays});
   Tensor weights = make(density, {density.size(0)}), alphas = make(density, {density.size(0)});
   Tensor arriving = make(density, {density.size(0)});
-  Backend::clear_rest(offsets, {weights, alphas, arriving});
   const CompositeForward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                  write<T>(out),
                                  write<T>(opacity),
@@ -30,7 +29,7 @@ Composited composite_fwd_as(const Tensor& density, const Tensor& channels, const
                                  write<T>(weights),
                                  write<T>(alphas),
                                  write<T>(arriving)};
-  Backend::for_each(density, num_rays, body);
+  for_each_ray<Backend>(density, offsets, {weights, alphas, arriving}, body);
   return {out, opacity, depth, distortion, weights, alphas, arriving};
 }
 
@@ -50,7 +49,6 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
                                             const Tensor& v_arriving) {
   Tensor v_density = make(density, {density.size(0)});
   Tensor v_sample_channels = make(density, {channels.size(0), channels.size(1)});
-  Backend::clear_rest(offsets, {v_density, v_sample_channels});
   const CompositeBackward<T> body{packed_rays<T>(density, channels, t_starts, t_ends, offsets),
                                   read<T>(weights),
                                   read<T>(arriving),
@@ -65,7 +63,7 @@ std::tuple<Tensor, Tensor> composite_bwd_as(const Tensor& density, const Tensor&
                                   read_or_none<T>(v_arriving),
                                   write<T>(v_density),
                                   write<T>(v_sample_channels)};
-  Backend::for_each(density, offsets.size(0) - 1, body);
+  for_each_ray<Backend>(density, offsets, {v_density, v_sample_channels}, body);
   return {v_density, v_sample_channels};
 }
 

@@ -30,14 +30,13 @@ void distortion_bwd_as(const Tensor& weights, const Tensor& starts, const Tensor
                        const Tensor& v_distortion, const Tensor& v_weights) {
   const DistortionBackward<T> body{weighted_intervals<T>(weights, starts, ends, offsets), read<T>(v_distortion),
                                    write<T>(v_weights)};
-  Backend::for_each(weights, offsets.size(0) - 1, body);
+  for_each_ray<Backend>(weights, offsets, {v_weights}, body);
 }
 
 template <class Backend>
 Tensor distortion_bwd(const Tensor& weights, const Tensor& starts, const Tensor& ends, const Tensor& offsets,
                       const Tensor& v_distortion) {
   Tensor v_weights = make(weights, {weights.size(0)});
-  Backend::clear_rest(offsets, {v_weights});
   const auto run = is_double(weights) ? distortion_bwd_as<Backend, double> : distortion_bwd_as<Backend, float>;
   run(weights, starts, ends, offsets, v_distortion, v_weights);
   return v_weights;

@@ -126,10 +126,9 @@ std::tuple<Tensor, Tensor, Tensor> march_write(const Tensor& origins, const Tens
                                     side, step, cone_angle, max_steps, max_samples);
   Tensor t_starts = make(origins, {num_samples}), t_ends = make(origins, {num_samples});
   Tensor ray_indices = make(offsets, {num_samples});
-  Backend::clear_rest(offsets, {t_starts, t_ends, ray_indices});
   const MarchWrite body{rays, read<int64_t>(offsets), write<float>(t_starts), write<float>(t_ends),
                         write<int64_t>(ray_indices)};
-  Backend::for_each(origins, origins.size(0), body);
+  for_each_ray<Backend>(origins, offsets, {t_starts, t_ends, ray_indices}, body);
   return {t_starts, t_ends, ray_indices};
 }
 

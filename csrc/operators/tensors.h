@@ -5,6 +5,7 @@
 //   Backend::for_each(like, n, num_levels, body)  body(i, level)
 //   Backend::clear_rest(offsets, {packed ...})    zeros from row offsets[R] on, which are nobody's: at most four
 //   tensors
+// and may offer for_each_ray (below) where it has both of one launch.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -43,6 +44,17 @@ inline Tensor make(const Tensor& like, std::vector<int64_t> shape) { return torc
 
 inline Tensor make(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
+}
+
+// body(r) for all R rays, and zeros behind the rows of packed tensors that are theirs.
+template <class Backend, class Body>
+void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& packed, const Body& body) {
+  if constexpr (requires { Backend::for_each_ray(like, offsets, packed, body); }) {
+    Backend::for_each_ray(like, offsets, packed, body);
+  } else {
+    Backend::clear_rest(offsets, packed);
+    Backend::for_each(like, offsets.size(0) - 1, body);
+  }
 }
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }

@@ -77,7 +77,10 @@ void select_pick_as(const Tensor& keep, const Tensor& t_starts, const Tensor& t_
   const SelectPick<T> body{
       read<bool>(keep), read<T>(t_starts), read<T>(t_ends), read<int64_t>(offsets), read<int64_t>(kept_offsets), before,
       first_row,        write<T>(starts),  write<T>(ends),  write<int64_t>(rays),   write<int64_t>(rows)};
-  Backend::for_each(keep, offsets.size(0) - 1, body);
+  if (before)  // others have the rest
+    Backend::for_each(keep, offsets.size(0) - 1, body);
+  else
+    for_each_ray<Backend>(keep, kept_offsets, {starts, ends, rays, rows}, body);
 }
 
 template <class Backend>
@@ -86,7 +89,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_pick(const Tensor& keep, const
                                                        int64_t num_samples) {
   Tensor starts = make(t_starts, {num_samples}), ends = make(t_starts, {num_samples});
   Tensor rays = make(offsets, {num_samples}), rows = make(offsets, {num_samples});
-  Backend::clear_rest(kept_offsets, {starts, ends, rays, rows});
   const auto run = is_double(t_starts) ? select_pick_as<Backend, double> : select_pick_as<Backend, float>;
   run(keep, t_starts, t_ends, offsets, kept_offsets, nullptr, 0, starts, ends, rays, rows);
   return {starts, ends, rays, rows};
