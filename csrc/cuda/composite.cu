@@ -20,7 +20,7 @@ struct alignas(K ? 8 : 4) SumsOfRay {
 
 template <int K>
 struct ForwardRoom {
-  int owners[kTileSamples];
+  alignas(Four<int>) int owners[kTileSamples];
   SumsOfRay<K> rays[kWarp];
 };
 
@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 }
 
 struct BackwardRoom {
-  int owners[kTileSamples];    // then the ray of each sample
-  Four<float> of_rays[kWarp];  // gradients of their channels and their opacity
-  Four<float> more[kWarp];     // those of depth and distortion; opacity and depth themselves
+  alignas(Four<int>) int owners[kTileSamples];  // then the ray of each sample
+  Four<float> of_rays[kWarp];                   // gradients of their channels and their opacity
+  Four<float> more[kWarp];                      // those of depth and distortion; opacity and depth themselves
   float colors[kTileSamples * kColors];
 };
 

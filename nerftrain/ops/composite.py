@@ -113,7 +113,8 @@ def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited
     """Composite density [N] and channels [N, K] along their rays.
 
     Gradients flow to density and channels, not to the intervals. Float32 and float64, other numbers
-    become float32; an empty ray gives zeros.
+    become float32; an empty ray gives zeros. A ray's results do not depend on what others hold; on
+    a GPU float32 is rounded by where among all samples those of a ray lie.
     """
     density = density if density.dtype == torch.float64 else density.float()
     channels = channels.to(density.dtype)
