@@ -30,6 +30,7 @@ from nerftrain.data.posing_place import (
     find_place,
     link_photographs,
     read_photographs,
+    what_is_unread,
 )
 from nerftrain.errors import RunError, UserError
 from nerftrain.lens import check_invertible
@@ -94,6 +95,8 @@ def pose(
         if place.video is not None:
             _take_frames(place, place.video, NUM_FRAMES if frames is None else frames, say)
         capture = _Capture(place, read_photographs(place.images), camera)
+        if unread := what_is_unread(place.images):
+            say(f"leaving out {unread}")
         place.out.mkdir(parents=True, exist_ok=True)
         with _working(capture):
             every = _is_every(pairs, capture)

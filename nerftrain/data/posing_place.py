@@ -17,6 +17,20 @@ from nerftrain.paths import as_override
 from nerftrain.scenes.images import Picture, read_header
 from nerftrain.scenes.photos import check_alpha, photo_folder, photo_names
 
+# What cameras and phones write, too, but nothing here reads.
+_UNREAD = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".rw2",
+)
 _LEAST = 3  # photographs, of which depth can be told with any certainty
 _EXIF, _MODEL, _FOCAL_LENGTH = 0x8769, 0x0110, 0x920A  # EXIF 2.32, tables 3, 4 and 7
 
@@ -73,7 +87,33 @@ def find_place(source: Path, out: Path | None) -> Place:
     return Place(folder / "images", folder, source)
 
 
+def what_is_unread(folder: Path) -> str | None:
+    """Tell of photographs in a folder that are of a kind that is not read, and what helps.
+
+    Those that lie there as JPEG or the like, too, are not meant.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    read = {os.path.splitext(name)[0] for name in photo_names(folder)}
+    unread = [
+        name
+        for name in names
+        if name[0] != "."
+        and os.path.splitext(name)[1].lower() in _UNREAD
+        and os.path.splitext(name)[0] not in read
+    ]
+    if not unread:
+        return None
+    kind, plural = os.path.splitext(unread[0])[1], "s" if len(unread) != 1 else ""
+    return (
+        f"{len(unread)} photograph{plural} of a kind that is not read, such as {unread[0]}: make "
+        f"JPEGs of them, magick mogrify -format jpg *{kind}, or by what shows them"
+    )
+
+
 def _no_photographs(folder: Path) -> str:
+    for place in (folder, folder / "images"):
+        if unread := what_is_unread(place):
+            return f"data pose: {place} holds {unread}"
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and photo_folder(path))
     films = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     would_work = [str(path) for path in (*inside, *films)][:3]

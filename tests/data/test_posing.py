@@ -24,7 +24,7 @@ from nerftrain.data.colmap_process import Database, run_step
 from nerftrain.data.inspection import inspect
 from nerftrain.data.posed import Posed
 from nerftrain.data.posing import pose
-from nerftrain.data.posing_place import Place
+from nerftrain.data.posing_place import Place, what_is_unread
 from nerftrain.errors import RunError, UserError
 from nerftrain.scenes import Scene
 from nerftrain.scenes.colmap_model import SUPPORTED, View, read_model
@@ -103,9 +103,12 @@ def test_a_stopped_command_goes_on_to_the_true_cameras(
     assert 3 <= Database(photos / "colmap.db").count("keypoints") < COUNT
 
     monkeypatch.setattr(posing, "_show", show)
+    (photos / "another.heic").write_bytes(b"")
     assert main(["data", "pose", str(photos)]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
+    assert "leaving out 1 photograph of a kind that is not read" in printed.out
+    (photos / "another.heic").unlink()
     assert "9 of 9 photographs" in printed.out
     assert printed.out.endswith(f"train it: nerftrain scene=colmap scene.root={photos}\n")
     assert sorted(path.name for path in photos.iterdir() if path.suffix != ".png") == [
@@ -202,6 +205,19 @@ def test_what_holds_nothing_to_pose_is_refused(tmp_path: Path):
     assert f"did you mean {tmp_path / 'shots'}?" in refused(tmp_path)
     assert "holds 2 photographs: at least 3" in refused(tmp_path / "shots", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_photographs_of_a_kind_that_is_not_read_are_named(tmp_path: Path):
+    for name in ("IMG_2.HEIC", "IMG_1.HEIC", "._IMG_0.HEIC", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    words = refused(tmp_path)
+    assert "holds 2 photographs of a kind that is not read, such as IMG_1.HEIC" in words
+    assert "make JPEGs of them" in words
+    Image.new("RGB", (4, 3)).save(tmp_path / "IMG_2.jpg")  # the same photograph, readable
+    assert str(what_is_unread(tmp_path)).startswith("1 photograph of a kind")
+    Image.new("RGB", (4, 3)).save(tmp_path / "IMG_1.jpg")
+    assert what_is_unread(tmp_path) is None
+    assert what_is_unread(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
