@@ -19,10 +19,10 @@ constexpr int kSchedulers = 4;
 constexpr double kClocksPerMicrosecond = 1755;
 constexpr int kToL1 = 36, kToL2 = 270, kToShared = 28;  // clocks until what is read is there
 constexpr int kToMemory = 650;
-constexpr double kOfGpu = 132, kL2Bytes = 50e6;           // processors; what is more comes from memory each time
-constexpr double kMemoryBytesAClock = 18.4;               // of a processor's share
-constexpr double kBytesAClock = 32;                       // to or from the L2 cache
-constexpr size_t kL1Bytes = 256 << 10, kLine = 128;       // less what is shared memory
+constexpr double kOfGpu = 132, kL2Bytes = 50e6;      // processors; what is more comes from memory each time
+constexpr double kMemoryBytesAClock = 18.4;          // of a processor's share
+constexpr double kBytesAClock = 32;                  // to or from the L2 cache
+constexpr size_t kL1Bytes = 256 << 10, kLine = 128;  // less what is shared memory
 constexpr size_t kWays = 8;
 constexpr int kStored = 3000;                             // clocks that stores may be behind
 constexpr int kWaiting = 8;                               // clocks that requests may wait for those before them
@@ -388,7 +388,7 @@ class Processor {
     const size_t shared = launch.shared_bytes ? launch.shared_bytes + kSharedOfSystem : 0;
     if (shared) at_once_ = std::min(at_once_, int(kSharedAtOnce / shared));
     at_once_ = std::max(at_once_, 1);
-    l1_ = L1Cache(kL1Bytes - at_once_ * shared);
+    l1_ = L1Cache(kL1Bytes - std::min(at_once_ * shared, kSharedAtOnce));
   }
 
   // The clocks for some blocks, each of the traces of its warps.
