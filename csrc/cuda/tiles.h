@@ -1,6 +1,9 @@
 // Rays' samples by tiles: each lane of a warp has four neighbouring ones, which it reads and writes at once. What goes
 // along a ray is scanned within lanes and then over them, and stops where the ray does.
 #pragma once
+#include <cstdint>
+#include <initializer_list>
+
 #include "ray_warps.h"
 
 namespace nerftrain {

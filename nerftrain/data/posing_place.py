@@ -30,6 +30,7 @@ _UNREAD = (
     ".arw",
     ".raf",
     ".rw2",
+    ".orf",
 )
 _LEAST = 3  # photographs, of which depth can be told with any certainty
 _EXIF, _MODEL, _FOCAL_LENGTH = 0x8769, 0x0110, 0x920A  # EXIF 2.32, tables 3, 4 and 7

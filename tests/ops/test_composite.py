@@ -14,6 +14,7 @@ from nerftrain.ops.composite import Composited, composite, composite_reference
 from nerftrain.types import Samples
 
 NAMES = (*Composited._fields, "density's gradient", "channels' gradient")
+RAYS_OWN = NAMES[:4]  # the others are of samples
 Composite = Callable[[Tensor, Tensor, Samples], Composited]
 
 
@@ -174,8 +175,7 @@ def test_a_ray_does_not_depend_on_its_neighbours(make_samples, dtype, num_channe
     density[of_others], channels[of_others] = math.nan, math.inf
     actual = gradients(composite, density, channels, samples)
     for name, one, other in zip(NAMES, actual, expected, strict=True):
-        of_rays = name in ("channels", "opacity", "depth", "distortion")
-        own = slice(17, 19) if of_rays else slice(first, last)
+        own = slice(17, 19) if name in RAYS_OWN else slice(first, last)
         assert torch.equal(one[own], other[own]), name
 
 
@@ -197,6 +197,16 @@ def test_a_ray_may_lie_anywhere(make_samples, dtype, assert_close):
     exactly = {"rtol": 0, "atol": 0} if in_order else {}
     compare(alone.channels, whole.channels[17:19], **exactly)
     compare(alone.weights, whole.weights[first:last], **exactly)
+
+
+def test_where_there_are_no_rays_all_rows_are_cleared(device, dtype):
+    rows = torch.ones(9, dtype=dtype, device=device)
+    nobodys = torch.zeros(9, dtype=torch.int64, device=device)
+    samples = Samples(rows, rows + 1, nobodys, nobodys[:1])
+    out = gradients(composite, rows, torch.ones_like(rows[:, None]).repeat(1, 3), samples)
+    for name, value in zip(NAMES, out, strict=True):
+        assert value.shape[0] == (0 if name in RAYS_OWN else 9)
+        assert (value == 0).all(), name
 
 
 def test_distortion_vanishes_for_one_infinitely_thin_sample(device):
