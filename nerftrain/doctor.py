@@ -39,6 +39,7 @@ OPTIONAL_PACKAGES = {
     "viser": "nerftrain view: pip install 'nerftrain[view]'",
     "trimesh": "nerftrain export: pip install 'nerftrain[export]'",
     "skimage": "meshes of nerftrain export: the same",
+    "pillow_heif": "HEIF, telephones' photographs: pip install 'nerftrain[heif]'",
     "pycolmap": "COLMAP scenes and nerftrain data pose: pip install pycolmap",
 }
 # A file that gives a folder away as a scene of a kind.

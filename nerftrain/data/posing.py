@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from nerftrain.data.colmap_process import Database, run_step
@@ -36,13 +35,15 @@ from nerftrain.errors import RunError, UserError
 from nerftrain.lens import check_invertible
 from nerftrain.scenes.colmap import Photo, check_shape, make_cameras
 from nerftrain.scenes.colmap_model import import_pycolmap, read_model
+from nerftrain.scenes.images import HEIF_SUFFIXES, open_image
 from nerftrain.scenes.world import normalization
 
 NUM_FRAMES = 150  # of a film
 LOG, _WORK = "colmap.log", ".part-sparse"
 _ALL_PAIRS_UP_TO = 200  # photographs, 20 thousand pairs
 _LEAST = 3  # photographs that a model must have
-_CONVERTED_AT_ONCE = 16  # copies of photographs that COLMAP cannot read
+_CONVERTED = (".webp", *HEIF_SUFFIXES)  # what COLMAP cannot read
+_CONVERTED_AT_ONCE = 16  # copies of photographs
 
 Say = Callable[[str], None]
 
@@ -212,7 +213,8 @@ def _batches(capture: _Capture) -> Iterator[list[dict[str, Any]]]:
     """Give what COLMAP is handed at a time: batches of images that share a camera.
 
     Where a camera is in the database, its number goes with them. COLMAP's wheels for Python read no
-    WebP since 4.0. Such photographs are handed over as PNG copies under the same name.
+    WebP since 4.0, and no HEIF. Such photographs are handed over as PNG copies under the same name,
+    with their EXIF: it tells the focal length.
     """
     known = capture.database.images()
     wanted = [
@@ -220,17 +222,18 @@ def _batches(capture: _Capture) -> Iterator[list[dict[str, Any]]]:
         for photograph in capture.photographs
         if not (photograph.name in known and known[photograph.name].has_features)
     ]
-    webp = [photograph for photograph in wanted if photograph.name.lower().endswith(".webp")]
-    plain = [photograph for photograph in wanted if photograph not in webp]
+    others = [p for p in wanted if p.picture.path.suffix.lower() in _CONVERTED]
+    plain = [photograph for photograph in wanted if photograph not in others]
     # Even of none: the cameras may have to change their model.
     yield _by_camera(capture, plain, capture.place.images)
     copies = capture.work / "copies"
-    for first in range(0, len(webp), _CONVERTED_AT_ONCE):
-        some = webp[first : first + _CONVERTED_AT_ONCE]
+    for first in range(0, len(others), _CONVERTED_AT_ONCE):
+        some = others[first : first + _CONVERTED_AT_ONCE]
         copies.mkdir()
         for photograph in some:
-            with Image.open(photograph.picture.path) as image:
-                image.convert("RGB").save(copies / photograph.name, "PNG", compress_level=1)
+            with open_image(photograph.picture.path) as image:
+                options = {"exif": image.getexif(), "compress_level": 1}
+                image.convert("RGB").save(copies / photograph.name, "PNG", **options)
         yield _by_camera(capture, some, copies)
         shutil.rmtree(copies)
 

@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.formats import SPLIT_FOLDERS
 from nerftrain.data.frames_of_video import VIDEO_SUFFIXES
 from nerftrain.errors import UserError
 from nerftrain.paths import as_override
-from nerftrain.scenes.images import Picture, read_header
+from nerftrain.scenes.images import Picture, open_image, read_header
 from nerftrain.scenes.photos import check_alpha, photo_folder, photo_names
 
 # What cameras and phones write, too, but nothing here reads.
 _UNREAD = (
-    ".heic",
-    ".heif",
     ".avif",
     ".jxl",
     ".dng",
@@ -190,7 +186,7 @@ def _lens(picture: Picture) -> tuple[str, ...]:
     """Tell cameras apart: by the size of their images and, where files say so, model and zoom."""
     size = str(picture.width), str(picture.height)
     try:
-        with Image.open(picture.path) as image:
+        with open_image(picture.path) as image:
             exif = image.getexif()
             focal_length = exif.get_ifd(_EXIF).get(_FOCAL_LENGTH)
             return (*size, str(exif.get(_MODEL)), str(focal_length))

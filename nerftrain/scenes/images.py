@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nerftrain.errors import UserError
 # What PIL raises for files that are damaged or no images.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # what telephones take unless told otherwise
 
 _ORIENTATION = 0x0112  # EXIF 2.32, table 4
 TURNED_BY_PILLOW = "TIFF"  # as its EXIF says, and its size with it; others are left as stored
@@ -40,6 +42,32 @@ class Picture:
         return (self.height, self.width) if on_its_side else (self.width, self.height)
 
 
+def open_image(path: Path) -> Image.Image:
+    """Open an image file by Pillow, HEIF too: its pixels come upright, whatever its EXIF said.
+
+    Raises:
+        UserError: it is HEIF, which needs a package that is not installed.
+        OSError, and what else Pillow raises: it is damaged or no image.
+    """
+    if path.suffix.lower() in HEIF_SUFFIXES and (missing := _missing_heif()):
+        raise UserError(
+            f"{path} is HEIF, which needs pillow-heif ({missing}): pip install 'nerftrain[heif]', "
+            "or make JPEGs of such photographs"
+        )
+    return Image.open(path)
+
+
+@cache
+def _missing_heif() -> str | None:
+    """Let Pillow read HEIF; why it cannot, otherwise."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        return str(error)
+    register_heif_opener(thumbnails=False)
+    return None
+
+
 def read_header(path: Path, heed_exif: bool = False) -> Picture:
     """Read the size and the kind of an image.
 
@@ -49,10 +77,10 @@ def read_header(path: Path, heed_exif: bool = False) -> Picture:
             upright on its side.
 
     Raises:
-        UserError: the file is no image.
+        UserError: the file is no image, or HEIF and nothing reads it.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             mode = "RGBA" if has_alpha else "RGB"
             turns = _turns(image) if heed_exif else 0
@@ -141,7 +169,7 @@ def decode(picture: Picture) -> Tensor:
         UserError: the file is truncated.
     """
     try:
-        with Image.open(picture.path) as image:
+        with open_image(picture.path) as image:
             turns = 0 if image.format == TURNED_BY_PILLOW else picture.turns
             pixels = np.rot90(np.array(image.convert(picture.mode)), -turns)
             return torch.from_numpy(np.ascontiguousarray(pixels))

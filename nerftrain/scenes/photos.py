@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir
-from nerftrain.scenes.images import Picture, decode, shrink
+from nerftrain.scenes.images import HEIF_SUFFIXES, Picture, decode, shrink
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", *HEIF_SUFFIXES)
 PROGRESS_AFTER = 2.0  # seconds of reading
 _CACHE_VERSION = "area 1"  # of what shrinking makes; a change leaves old entries unread
 
@@ -32,10 +32,21 @@ _warning = threading.Lock()
 
 
 def photo_names(folder: Path) -> list[str]:
-    """List the photographs that lie in a folder itself, by name."""
+    """List the photographs that lie in a folder itself, by name.
+
+    HEIF whose stem another has, too, is left out: the other was made of it.
+    """
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     # Hidden ones, such as the ._ twins that macOS leaves on other disks, are no photographs.
-    return [n for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    names = [n for n in names if n[0] != "." and _suffix(n) in IMAGE_SUFFIXES]
+    plain = {os.path.splitext(n)[0] for n in names if _suffix(n) not in HEIF_SUFFIXES}
+    return [
+        n for n in names if _suffix(n) not in HEIF_SUFFIXES or os.path.splitext(n)[0] not in plain
+    ]
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def photo_folder(folder: Path) -> Path | None:
@@ -61,8 +72,9 @@ class Listing:
         """Map names, and stems without suffix, to the names of the image files in a folder."""
         if folder not in self._folders:
             names = sorted(os.listdir(folder)) if folder.is_dir() else []
-            images = [n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
-            by_stem = {os.path.splitext(name)[0]: name for name in reversed(images)}
+            images = [n for n in names if _suffix(n) in IMAGE_SUFFIXES]
+            plain = [n for n in images if _suffix(n) not in HEIF_SUFFIXES]
+            by_stem = {os.path.splitext(n)[0]: n for n in reversed((*plain, *images))}
             self._folders[folder] = by_stem | {name: name for name in images}
         return self._folders[folder]
 

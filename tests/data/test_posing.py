@@ -103,12 +103,12 @@ def test_a_stopped_command_goes_on_to_the_true_cameras(
     assert 3 <= Database(photos / "colmap.db").count("keypoints") < COUNT
 
     monkeypatch.setattr(posing, "_show", show)
-    (photos / "another.heic").write_bytes(b"")
+    (photos / "another.dng").write_bytes(b"")
     assert main(["data", "pose", str(photos)]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
     assert "leaving out 1 photograph of a kind that is not read" in printed.out
-    (photos / "another.heic").unlink()
+    (photos / "another.dng").unlink()
     assert "9 of 9 photographs" in printed.out
     assert printed.out.endswith(f"train it: nerftrain scene=colmap scene.root={photos}\n")
     assert sorted(path.name for path in photos.iterdir() if path.suffix != ".png") == [
@@ -131,9 +131,29 @@ def test_a_stopped_command_goes_on_to_the_true_cameras(
     assert "has cameras already" in refused(photos)
 
 
+def test_files_that_colmap_cannot_read_tell_their_focal_length(photos: Path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 35  # mm, were this film (EXIF 2.32, table 8)
+    for path in photos.iterdir():
+        with Image.open(path) as image:
+            suffix = ".HEIC" if path.stem.endswith("1") else ".webp"
+            image.save(path.with_suffix(suffix), exif=exif.tobytes(), quality=95)
+        path.unlink()
+    find(photos, camera="SIMPLE_PINHOLE")
+    with sqlite3.connect(photos / "colmap.db") as database:
+        focal_lengths = {
+            np.frombuffer(row[0])[0] for row in database.execute("SELECT params FROM cameras")
+        }
+    assert len(focal_lengths) == 1
+    diagonal = np.hypot(WIDTH, HEIGHT) / np.hypot(36, 24)  # pixels for each mm of film
+    assert focal_lengths.pop() == pytest.approx(35 * diagonal, rel=1e-3)
+
+
 def test_features_outlive_a_change_of_lens_and_files_of_all_kinds_are_taken(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    pytest.importorskip("pillow_heif").register_heif_opener()
     turn_and_convert(photos)
     out = photos.parent / "scene"
     found = find(photos, out=out, pairs="neighbours")
@@ -161,13 +181,13 @@ def test_features_outlive_a_change_of_lens_and_files_of_all_kinds_are_taken(
 
 
 def turn_and_convert(photos: Path) -> None:
-    """Make portraits of two photographs, and other kinds of files of three."""
+    """Make portraits of two photographs, and other kinds of files of four."""
     for index in (2, 5):
         path = photos / f"view_{index:02d}.png"
         with Image.open(path) as image:
             turned = image.rotate(90, expand=True)
         turned.save(path)
-    for index, suffix in ((1, ".JPG"), (3, ".WEBP"), (6, ".TIF")):
+    for index, suffix in ((1, ".JPG"), (3, ".WEBP"), (6, ".TIF"), (7, ".HEIC")):
         path = photos / f"view_{index:02d}.png"
         with Image.open(path) as image:
             image.save(path.with_suffix(suffix), quality=95)
@@ -208,10 +228,10 @@ def test_what_holds_nothing_to_pose_is_refused(tmp_path: Path):
 
 
 def test_photographs_of_a_kind_that_is_not_read_are_named(tmp_path: Path):
-    for name in ("IMG_2.HEIC", "IMG_1.HEIC", "._IMG_0.HEIC", "notes.txt"):
+    for name in ("IMG_2.DNG", "IMG_1.DNG", "._IMG_0.DNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     words = refused(tmp_path)
-    assert "holds 2 photographs of a kind that is not read, such as IMG_1.HEIC" in words
+    assert "holds 2 photographs of a kind that is not read, such as IMG_1.DNG" in words
     assert "make JPEGs of them" in words
     Image.new("RGB", (4, 3)).save(tmp_path / "IMG_2.jpg")  # the same photograph, readable
     assert str(what_is_unread(tmp_path)).startswith("1 photograph of a kind")

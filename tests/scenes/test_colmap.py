@@ -17,10 +17,11 @@ from PIL import Image
 from nerftrain import paths
 from nerftrain.cameras import look_at, pixel_rays
 from nerftrain.errors import UserError
-from nerftrain.scenes import Scene
+from nerftrain.scenes import Scene, images
 from nerftrain.scenes.colmap import load_scene
 from nerftrain.scenes.colmap_model import SUPPORTED, read_model
-from nerftrain.scenes.images import shrink
+from nerftrain.scenes.images import read_header, shrink
+from nerftrain.scenes.photos import photo_names
 
 pycolmap = pytest.importorskip("pycolmap", reason="COLMAP models: pip install pycolmap")
 
@@ -253,6 +254,45 @@ def test_points_are_not_needed(tmp_path: Path):
 
 
 # --- Images --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", ROTATIONS)
+def test_heif_comes_upright_by_itself(tmp_path: Path, orientation: int):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    capture(tmp_path)
+    before = load(tmp_path).splits["train"]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (tmp_path / "images").iterdir():
+        with Image.open(path) as image:
+            image = image.rotate(90 * ROTATIONS[orientation], expand=True)
+        # By bytes it writes the turn where HEIF has it, as telephones do.
+        image.save(path.with_suffix(".HEIC"), exif=exif.tobytes(), quality=-1, chroma=444)
+        path.unlink()
+    after = load(tmp_path).splits["train"]
+    assert torch.equal(after.cameras.intrinsics, before.cameras.intrinsics)
+    difference = after.pixels.int() - before.pixels.int()
+    assert difference.abs().max() <= 3  # colours are stored as luma and chroma
+
+
+def test_heif_beside_what_was_made_of_it_is_left_alone(tmp_path: Path):
+    capture(tmp_path)
+    before = load(tmp_path)
+    for path in list((tmp_path / "images").iterdir()):
+        path.with_suffix(".HEIC").write_bytes(b"")
+        path.rename(path.with_suffix(".webp"))
+    names = [f"view_{index:02d}.webp" for index in range(1, 11)]
+    assert photo_names(tmp_path / "images") == names
+    assert torch.equal(load(tmp_path).splits["train"].pixels, before.splits["train"].pixels)
+
+
+def test_heif_says_which_package_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._missing_heif.cache_clear()
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pip install 'nerftrain\[heif\]'"):
+        read_header(tmp_path / "IMG_1.HEIC")
+    images._missing_heif.cache_clear()
 
 
 def test_portraits_and_landscapes_keep_their_own_pixels(tmp_path: Path):
