@@ -117,8 +117,8 @@ struct GrowingSteps {
     return k <= ray.knee_step ? ray.first + k * step : grown(ray, k);
   }
   NT_HD float middle(const OfRay& ray, int of) const {
-    const float k = number_of(of), next = k + 1.f, even = ray.first + k * step, end = grown(ray, next);
-    return 0.5f * ((k <= ray.knee_step ? even : end * shrink) + (next <= ray.knee_step ? even + step : end));
+    const float k = number_of(of), next = k + 1.f, even = fused(k, step, ray.first), end = grown(ray, next);
+    return 0.5f * ((k <= ray.knee_step ? even : product(end, shrink)) + (next <= ray.knee_step ? even + step : end));
   }
   NT_HD float distance(const OfRay& ray, int step) const { return middle(ray, step); }
   // The middle of a step that grows is not quite half a step from its start: kMostCone^2 / 8 of the distance.
@@ -128,7 +128,9 @@ struct GrowingSteps {
   NT_HD int until(const OfRay& ray, float exit) const { return ceil_bits(step_of(ray, exit) - kBesideWall); }
 
  private:
-  NT_HD float grown(const OfRay& ray, float k) const { return ray.knee * exp2f((k - ray.knee_step) * doublings); }
+  NT_HD float grown(const OfRay& ray, float k) const {
+    return product(ray.knee, exp2f((k - ray.knee_step) * doublings));
+  }
 };
 
 // The blocks of 4^3 cells that are occupied lie between these, inclusive.
@@ -235,6 +237,9 @@ struct BoxRay {
     return false;
   }
 
+  // The cell along an axis in which it is at x. That it lies in the box is known of steps by the same rounding.
+  NT_HD int cell_bits(int a, float x) const { return floor_bits(fused(x, per_x[a], from[a])); }
+
   // From where it lies and how it moves: how far one cell is, and the walls of cell 0.
   template <class Steps>
   NT_HD void measure() {
@@ -275,7 +280,7 @@ struct BoxRay {
   NT_HD bool holds(const OccupancyGrid& g, float x) const {
     bool in = true;
     for (int a = 0; a < 3; ++a) {
-      const int cell = floor_bits(from[a] + x * per_x[a]) - kNumber;
+      const int cell = cell_bits(a, x) - kNumber;
       in = in && uint32_t(cell) < uint32_t(g.resolution[a]);
     }
     return in;
@@ -341,7 +346,7 @@ struct BoxMarch : BoxRay {
   NT_HD Look look(const BoxBlocks& blocks, const Steps& steps, const typename Steps::OfRay& on, Empty empty) const {
     const float x = steps.middle(on, next);
     int at[3];
-    for (int a = 0; a < 3; ++a) at[a] = floor_bits(from[a] + x * per_x[a]);
+    for (int a = 0; a < 3; ++a) at[a] = cell_bits(a, x);
     const uint32_t block = blocks.place(at) - blocks.first;
     int within = empty(block);  // one less than the side of the cube
     uint32_t occupied = 0;

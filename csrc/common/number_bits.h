@@ -1,6 +1,8 @@
 // Integers as the bits of floats: those of 2^23 + n are those of 2^23 and n, for n below 2^23. Additions that round
 // down or up make them, so that nothing is converted.
 #pragma once
+#include <math.h>
+
 #include "macros.h"
 
 namespace nerftrain {
@@ -29,6 +31,24 @@ NT_HD int ceil_bits(float x) {
 #else
   const NumberBits sum{x + 8388608.f};
   return sum.bits + (sum.number - 8388608.f < x);
+#endif
+}
+
+// x y + z, rounded once wherever it is asked for: a compiler may fuse what stands in one place and not in another.
+NT_HD float fused(float x, float y, float z) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(x, y, z);
+#else
+  return fmaf(x, y, z);
+#endif
+}
+
+// x y, rounded, whatever it is added to.
+NT_HD float product(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(x, y);
+#else
+  return x * y;
 #endif
 }
 

@@ -55,6 +55,10 @@ struct Cuda {
   static int shared_of_processor(const torch::stable::Tensor& like) {
     return attribute_of(like, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
+  // Those that a block can ask for.
+  static int shared_of_block(const torch::stable::Tensor& like) {
+    return attribute_of(like, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  }
 
   // As many blocks as the device runs at once, `each` to a processor, but no more than there are tiles of the work.
   static dim3 standing_grid(const torch::stable::Tensor& like, int64_t n, int64_t tile, int each) {
@@ -71,9 +75,10 @@ struct Cuda {
     config.blockDim = dim3(unsigned(threads));
     config.dynamicSmemBytes = shared;
     config.stream = stream_of(like);
-    // More than 48 KiB have to be asked for.
+    // More than 48 KiB have to be asked for: all that there is, or a launch that has more may find that another, from
+    // another thread, has just asked for less.
     if (shared > 48 << 10)
-      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of_block(like)));
     STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
   }
 

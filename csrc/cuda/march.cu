@@ -117,11 +117,27 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
+// Behind the rays' samples nothing is seen.
+struct UnseenRest {
+  const int64_t* first;  // [1] the sample
+  int64_t num;
+  bool* visible;
+
+  UnseenRest(const Tensor& offsets, const Tensor& flags)
+      : first(read<int64_t>(offsets) + offsets.size(0) - 1), num(flags.numel()), visible(write<bool>(flags)) {}
+  __device__ __forceinline__ void clear(int64_t thread, int64_t num_threads) const {
+    for (int64_t i = *first + thread; i < num; i += num_threads) visible[i] = false;
+  }
+  // As a body of its own.
+  __device__ void operator()(int64_t i) const { visible[i] = i < *first && visible[i]; }
+};
+
 constexpr int kPassedAtOnce = 4;  // samples of a ray
 
 // Light is multiplied in the order of the samples, so that the same ones are seen as on a CPU. Float64 goes ray by ray.
 __global__ void __launch_bounds__(kStagedThreads)
-    visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body) {
+    visible_samples_kernel(int64_t num_rays, int rays_of_warp, VisibleSamples<float> body, UnseenRest rest) {
+  rest.clear(piece_of(blockIdx.x, blockDim.x, threadIdx.x), int64_t(gridDim.x) * blockDim.x);
   const RaysOfWarp rays(num_rays, rays_of_warp, body.offsets);
   float* kept = staged_numbers();  // of the light; less than none of it where the sample is seen
   const auto at = body.thresholds();
@@ -149,10 +165,15 @@ __global__ void __launch_bounds__(kStagedThreads)
 }
 
 struct CudaMarch : Cuda {
-  using Cuda::for_each;
-
-  static void for_each(const torch::stable::Tensor& like, int64_t n, const VisibleSamples<float>& body) {
-    if (n) for_each_ray_warp(like, n, kStaged, kStagedWarps, kStaged * sizeof(float), visible_samples_kernel, body);
+  static void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& flags,
+                           const VisibleSamples<float>& body) {
+    for_each_ray_warp(like, offsets.size(0) - 1, kStaged, kStagedWarps, kStaged * sizeof(float), visible_samples_kernel,
+                      body, UnseenRest(offsets, flags[0]));
+  }
+  static void for_each_ray(const Tensor& like, const Tensor& offsets, const std::vector<Tensor>& flags,
+                           const VisibleSamples<double>& body) {
+    for_each(like, offsets.size(0) - 1, body);
+    for_each(like, flags[0].numel(), UnseenRest(offsets, flags[0]));
   }
 };
 

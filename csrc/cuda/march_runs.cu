@@ -89,7 +89,7 @@ constexpr int kBoxThreads = 320, kBoxWarps = kBoxThreads / kWarp;
 constexpr int kBlocksAtOnce = 2;   // of a processor
 constexpr int kMostRays = 1536;    // of a block
 constexpr int kEnoughRays = 256;   // that have room beside a table
-constexpr int kKept = 1024;        // bytes of shared memory that a block cannot have
+constexpr int kKept = 1024;        // bytes of shared memory that each block takes of a processor beside its own
 constexpr int kLengths = 96;       // kinds of lengths: four for each doubling, so enough for kMaxNumbered
 constexpr int kFewGoing = 28;      // lanes: no more of a warp go on before others take new rays
 constexpr int kFewInBox = 16;      // the same where rays go from box to box
@@ -316,11 +316,14 @@ struct BoxLaunch {
 
   BoxLaunch(const Tensor& like, const MarchRays& rays_, int64_t num_rays) : table(0), rays(0) {
     const int64_t processors = Cuda::num_processors(like), shared = Cuda::shared_of_processor(like);
+    const int64_t most = Cuda::shared_of_block(like);
     const auto fitting = [&](int64_t table_, int at_once) {
-      return min_of((shared / at_once - kKept - BoxRoom::bytes(table_, 0)) / BoxRoom::kOfRay, int64_t(kMostRays));
+      const int64_t of_block = min_of(shared / at_once - kKept, most) - BoxRoom::bytes(table_, 0);
+      return min_of(of_block / BoxRoom::kOfRay, int64_t(kMostRays));
     };
     int at_once = kBlocksAtOnce;
-    if (rays_.grid.num_levels == 1 && !(rays_.settings.cone_angle > 0.f) && !rays_.slices) {
+    const bool in_fours = reinterpret_cast<uintptr_t>(rays_.grid.bits.empty) % sizeof(uint4) == 0;
+    if (rays_.grid.num_levels == 1 && !(rays_.settings.cone_angle > 0.f) && !rays_.slices && in_fours) {
       table = cubed(rays_.grid.side / 4);
       while (at_once > 0 && fitting(table, at_once) < kEnoughRays) --at_once;
       if (at_once == 0) {

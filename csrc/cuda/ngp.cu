@@ -362,15 +362,15 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
 #pragma unroll
     for (int k = 0; k < kIn / 16; ++k) {
       float v_in[2][4];
+      __syncwarp();
       apply_back<kIn>(v_in, v_hidden, rows + 8 * k);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int feature = 16 * k + 8 * n + 2 * lane.place;  // and the next: their number is even
-        if (feature >= net.num_features) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int64_t row = first + lane.group + 8 * half;
-          if (row < net.num)  // those behind the last that is used get zeros
+          if (feature < net.num_features && row < net.num)  // those behind the last that is used get zeros
             *reinterpret_cast<float2*>(net.v_features + row * net.num_features + feature) = {
                 v_in[n][2 * half] * factor, v_in[n][2 * half + 1] * factor};
         }

@@ -25,6 +25,7 @@ struct ClearRest {
       : first(read<int64_t>(offsets) + offsets.size(0) - 1), packed{} {
     if (all.size() > size_t(kMost)) throw std::runtime_error("clear_rest: too many tensors");
     for (size_t k = 0; k < all.size(); ++k) {
+      if (all[k].element_size() % sizeof(uint32_t)) throw std::runtime_error("clear_rest: of numbers of four bytes");
       const int64_t words = all[k].numel() * int64_t(all[k].element_size() / sizeof(uint32_t));
       if (words) packed[k] = {static_cast<uint32_t*>(all[k].mutable_data_ptr()), words / all[k].size(0), words};
     }

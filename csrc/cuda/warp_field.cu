@@ -70,7 +70,7 @@ struct WarpForwardPlaces {
 
 // In the buffers at the end a block's samples stand beside each other.
 struct WarpBackwardPlaces : WarpForwardPlaces {
-  static constexpr int inputs = end;
+  static constexpr int inputs = WarpForwardPlaces::end;
   static constexpr int deltas = inputs + kShown;
   static constexpr int end = deltas + kShown;
 };

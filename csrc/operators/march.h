@@ -139,7 +139,7 @@ void visible_samples_as(const Tensor& density, const Tensor& t_starts, const Ten
   const VisibleSamples<T> body{read<T>(density),          read<T>(t_starts),    read<T>(t_ends),
                                read<int64_t>(offsets),    read<T>(least),       T(early_stop_eps),
                                read_or_none<T>(arriving), write<bool>(visible), write<T>(leaving)};
-  Backend::for_each(density, offsets.size(0) - 1, body);
+  for_each_ray<Backend>(density, offsets, {visible}, body);
 }
 
 // least: [2], of the opacity and of the weight.
@@ -148,7 +148,6 @@ std::tuple<Tensor, Tensor> visible_samples(const Tensor& density, const Tensor& 
                                            const Tensor& offsets, const Tensor& least, double early_stop_eps,
                                            const Tensor& arriving) {
   Tensor visible = make(density, {density.size(0)}, ScalarType::Bool), leaving = make(density, {offsets.size(0) - 1});
-  Backend::clear_rest(offsets, {visible});
   const auto run = is_double(density) ? visible_samples_as<Backend, double> : visible_samples_as<Backend, float>;
   run(density, t_starts, t_ends, offsets, least, early_stop_eps, arriving, visible, leaving);
   return {visible, leaving};

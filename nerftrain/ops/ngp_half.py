@@ -279,19 +279,25 @@ def agrees(device: torch.device) -> bool:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).mul(0.3).to(device).requires_grad_()
 
-    levels = HashLevels.geometric(8, 4, 32, 8)
-    table, places = random(levels.offsets[-1], 4), torch.rand(150, 3, generator=generator)
-    encoded = [Encoded(places.to(device), table, table.detach().half(), levels)]
+    def encoded_by(levels: HashLevels, num_features: int) -> Encoded:
+        table = random(levels.offsets[-1], num_features)
+        return Encoded(places, table, table.detach().half(), levels)
+
+    places = torch.rand(150, 3, generator=generator).to(device)
+    whole = [encoded_by(HashLevels.geometric(8, 4, 32, 8), 4)]
     networks = [random(64, 32), random(16, 64)], [random(64, 31), random(64, 64), random(3, 64)]
+    # Of densities alone; and of so few features, as proposals have, that some lanes have none.
     alone = [random(16, 32), random(1, 16)]
+    few, of_few = [encoded_by(HashLevels.geometric(3, 4, 16, 8), 2)], [random(16, 6), random(1, 16)]
     directions = torch.nn.functional.normalize(random(150, 3).detach(), dim=1)
-    leaves = [table, *networks[0], *networks[1], *alone]
+    leaves = [whole[0].table, few[0].table, *networks[0], *networks[1], *alone, *of_few]
     figures = []
     for field, density_of in (
         (ngp_half, density_half),
         (ngp_half_reference, ngp_half_density_reference),
     ):
-        outputs = *field(encoded, directions, *networks, 4), density_of(encoded, alone)
+        channels_and_density = field(whole, directions, *networks, 4)
+        outputs = *channels_and_density, density_of(whole, alone), density_of(few, of_few)
         total = torch.stack([output.sum() for output in outputs]).sum()
         grads = torch.autograd.grad(total, leaves)
         figures.append([*(output.detach() for output in outputs), *grads])

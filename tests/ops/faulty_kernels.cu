@@ -10,7 +10,7 @@ namespace nerftrain {
 extern __shared__ uint32_t dynamic_shared[];
 }
 
-enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded, kEarlyRead };
+enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded, kEarlyRead, kWideRead, kReadTwice };
 
 __global__ void faulty_kernel(int fault, float* out) {
   float* numbers = reinterpret_cast<float*>(nerftrain::dynamic_shared);
@@ -20,7 +20,14 @@ __global__ void faulty_kernel(int fault, float* out) {
   if (lane == 0) *count = 0;
   if (fault != kRace) __syncwarp();
   float sum = numbers[(lane + 1) % 32];
-  if (fault == kLateWrite) numbers[lane] = 0;
+  if (fault == kReadTwice) sum += numbers[lane];
+  if (fault == kLateWrite || fault == kReadTwice) numbers[lane] = 0;
+  if (fault == kWideRead) {
+    __syncwarp();
+    if (lane == 7) numbers[lane] = 0;
+    const float4 four = reinterpret_cast<float4*>(numbers)[1];
+    sum += four.x + four.y + four.z + four.w;
+  }
   if (fault == kBeyond) sum += numbers[lane + 33];
   if (fault == kUnaligned) sum += *reinterpret_cast<float*>(reinterpret_cast<char*>(out) + 2);
   if (fault == kAbsent && lane < 31) sum += __shfl_sync(0x7fffffffu, sum, 31);

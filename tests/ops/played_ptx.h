@@ -76,10 +76,21 @@ struct Kernel {
 };
 
 struct SharedWord {
-  int writer = -1, reader = -1;             // threads
-  bool added = false;                       // by the writer, and maybe by others
-  int64_t written = 0, read = 0;            // at which of the block's barriers
-  int64_t written_warp = 0, read_warp = 0;  // at which of their warp's
+  struct Reader {
+    int thread = -1;
+    int64_t at_block = 0, at_warp = 0;  // at which of the block's barriers, and of its warp's
+  };
+  int writer = -1;                        // a thread
+  bool added = false;                     // by the writer, and maybe by others
+  int64_t written = 0, written_warp = 0;  // at which barriers, as above
+  Reader readers[3];                      // the last, and before it the last of another thread and of another warp
+
+  void read_by(const Reader& reader) {
+    const Reader& last = readers[0];
+    if (last.thread != reader.thread) readers[1] = last;
+    if (last.thread / kLanes != reader.thread / kLanes) readers[2] = last;
+    readers[0] = reader;
+  }
 };
 
 // An instruction that a warp has issued.
@@ -354,26 +365,26 @@ inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, T
   if (address + bytes > block.shared.size()) fail(warp.kernel->name + ": beyond shared memory: " + i.text);
   if (address % bytes) fail(warp.kernel->name + ": not aligned: " + i.text);
   const int me = warp.thread(lane);
-  // Sub-words are of neighbours: what halves of a word hold is told apart by nobody.
-  SharedWord& word = block.words[address / 2];
   const auto apart = [&](int other, int64_t at_block, int64_t at_warp) {
     if (other < 0 || other == me) return true;
     return other / kLanes == me / kLanes ? at_warp < warp.barriers : at_block < block.barriers;
   };
-  const bool together = how == kAdds && word.added;
-  if (!together && !apart(word.writer, word.written, word.written_warp))
-    fail(warp.kernel->name + ": a race: " + i.text + " after another thread's write without a barrier");
-  if (how != kReads && !apart(word.reader, word.read, word.read_warp))
-    fail(warp.kernel->name + ": a race: " + i.text + " after another thread's read without a barrier");
+  // Halves of words are told apart, smaller parts are not.
   for (size_t half = 0; half < std::max<size_t>(bytes / 2, 1); ++half) {
-    SharedWord& part = block.words[address / 2 + half];
-    if (how != kReads) {
-      part.added = how == kAdds;
-      part.writer = me, part.written = block.barriers, part.written_warp = warp.barriers;
-      part.reader = -1;
-    } else {
-      part.reader = me, part.read = block.barriers, part.read_warp = warp.barriers;
+    SharedWord& word = block.words[address / 2 + half];
+    const bool together = how == kAdds && word.added;
+    if (!together && !apart(word.writer, word.written, word.written_warp))
+      fail(warp.kernel->name + ": a race: " + i.text + " after another thread's write without a barrier");
+    if (how == kReads) {
+      word.read_by({me, block.barriers, warp.barriers});
+      continue;
     }
+    for (const SharedWord::Reader& reader : word.readers)
+      if (!apart(reader.thread, reader.at_block, reader.at_warp))
+        fail(warp.kernel->name + ": a race: " + i.text + " after another thread's read without a barrier");
+    word = {};
+    word.added = how == kAdds;
+    word.writer = me, word.written = block.barriers, word.written_warp = warp.barriers;
   }
 }
 

@@ -787,6 +787,22 @@ def test_what_is_seen_does_not_depend_on_rounds(make_samples, device):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("num_rays", [0, 200])
+def test_nothing_is_seen_behind_the_samples_of_rays(make_samples, device, dtype, num_rays: int):
+    samples = make_samples(200, dtype=dtype)
+    rows = len(samples) + 1000
+    if num_rays == 0:
+        none = samples.t_starts[:0]
+        samples = Samples(none, none, samples.ray_indices[:0], samples.offsets[:1])
+    density = torch.full((rows,), 5.0, device=device, dtype=dtype)
+    for _ in range(3):  # what is not written may hold what stood there before
+        before = [torch.ones(rows, dtype=torch.bool, device=device) for _ in range(4)]
+        del before
+        seen = visible_samples(padded(samples, rows), density, 0.0, 0.0, 0.0)
+        assert bool(seen[: len(samples)].all())
+        assert not bool(seen[len(samples) :].any())
+
+
 @pytest.mark.parametrize("spare", [0, 100])
 def test_the_mean_opacity_is_that_of_rays_samples(make_samples, device, dtype, spare, assert_close):
     samples = make_samples(200, dtype=dtype)

@@ -30,6 +30,8 @@ FAULTS = {
     "a lane that is absent": "a lane that does not take part",
     "a lane that has ended": "lanes wait for others that never come",
     "a sum that others still add to": "a race: ld.shared.u32",
+    "a wide read": "a race: ld.shared.v4.f32",
+    "late write of what its thread has read, too": "a race: st.shared.u32",
 }
 
 

@@ -50,7 +50,11 @@ struct uint4 {
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerMultiprocessor };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
   std::memset(memory, value, bytes);
@@ -61,10 +65,12 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
-  *value = what == cudaDevAttrMultiProcessorCount ? 2 : 100 << 10;
+  int processors = 2, shared = 100 << 10;
 #ifdef PLAYED_PTX
-  if (const int num = played::num_timed()) *value = what == cudaDevAttrMultiProcessorCount ? num : 228 << 10;
+  if (const int num = played::num_timed()) processors = num, shared = 228 << 10;
 #endif
+  *value = what == cudaDevAttrMultiProcessorCount ? processors : shared;
+  if (what == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value -= 1 << 10;
   return cudaSuccess;
 }
 inline int atomicAdd(int* address, int n) {  // fibers are not interrupted
