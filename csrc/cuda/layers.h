@@ -60,8 +60,8 @@ __device__ __forceinline__ const uint32_t* square_rows(const uint32_t* matrix) {
   return matrix + lane % 16 * kStride + lane / 16 * 4;
 }
 
-// What reads and multiplies matrices is done by all lanes of a warp together; a layer begins by waiting for those that
-// have parted.
+// What reads and multiplies matrices is done by all lanes of a warp together: where some have parted before a layer,
+// __syncwarp stands between.
 
 // sums = inputs * matrix^T for 16 samples: a matrix [8 kTilesN][16 kTilesK], a row for each output, told by wide_rows.
 template <int kTilesK, int kTilesN>
@@ -89,7 +89,6 @@ __device__ __forceinline__ void apply_rows(float (&sums)[kTilesN][4], const uint
 template <int kTilesK, int kTilesN>
 __device__ __forceinline__ void apply(float (&sums)[kTilesN][4], const uint32_t (&inputs)[kTilesK][4],
                                       const uint32_t* matrix) {
-  __syncwarp();
   apply_rows(sums, inputs, wide_rows<stride_of(16 * kTilesK)>(matrix));
 }
 
@@ -138,7 +137,6 @@ __device__ __forceinline__ void apply_packed(uint32_t (&out)[kTiles][4], const u
                                              const uint32_t* matrix, Pair pair) {
   constexpr int kStride = stride_of(16 * kTilesK);
   const uint32_t* rows = wide_rows<kStride>(matrix);
-  __syncwarp();
   each_packed(out, [&](int k, float (&sums)[2][4]) { apply_rows(sums, inputs, rows + 16 * k * kStride); }, pair);
 }
 
@@ -147,7 +145,6 @@ __device__ __forceinline__ void apply_back_packed(uint32_t (&out)[kTiles][4], co
                                                   const uint32_t* matrix, Pair pair) {
   constexpr int kColumns = 16 * kTiles;
   const uint32_t* rows = square_rows<stride_of(kColumns)>(matrix);
-  __syncwarp();
   each_packed(out, [&](int k, float (&sums)[2][4]) { apply_back<kColumns>(sums, inputs, rows + 8 * k); }, pair);
 }
 

@@ -114,6 +114,7 @@ __device__ __forceinline__ void encode(uint32_t (&inputs)[kWarpIn / 16][4], cons
         inputs[k][half + 2 * upper] = pack_halves(value(column), value(column + 1));
       }
   }
+  __syncwarp();  // samples that are not there, and plain inputs, have parted lanes
 }
 
 __device__ __forceinline__ void hidden_layers(uint32_t (&given)[kDepth][kHiddenTiles][4],
