@@ -184,7 +184,10 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     )
     refinement = refinement.to(runtime.torch_device)
     inputs = _sampler_inputs(scene, refinement.poses_are_true)
-    sampler = plans["sampler"].build(**inputs, make_field=make_field).to(runtime.torch_device)
+    sampler = plans["sampler"].build(**inputs, make_field=make_field)
+    if scene.splits["train"].valid is not None:
+        sampler.live_pixels = scene.splits["train"].drawable(sampler.live_pixels)
+    sampler = sampler.to(runtime.torch_device)
     learning = {"model": model, "sampler": sampler, "refinement": refinement}
     params = [{"params": [*model.parameters(), *sampler.parameters()]}, *refinement.groups()]
     return Run(

@@ -84,6 +84,15 @@ class Picture:
     truth: Tensor  # [H, W, 3]
     depth: Tensor  # [H, W] distance, divided by the opacity
     opacity: Tensor  # [H, W]
+    valid: Tensor | None = (
+        None  # [H, W] bool, the pixels that count; None: all. In others it is true
+    )
+
+    @property
+    def psnr(self) -> float:
+        """The PSNR in dB of the pixels that count."""
+        pair = self.prediction, self.truth
+        return metrics.psnr(*(pair if self.valid is None else (x[self.valid] for x in pair)))
 
     def cpu(self) -> Picture:
         """Copy it to the CPU."""
@@ -213,23 +222,30 @@ def _picture(
     device = rendering.rgb.device
     truth = composite_over(split.image(index).to(device), background.to(device)).float()
     height, width = truth.shape[:2]
+    valid = split.valid_of(index)
+    prediction = rendering.rgb.float().reshape(height, width, 3).clamp(0, 1)
+    if valid is not None:
+        valid = valid.to(device)
+        prediction = torch.where(valid[:, :, None], prediction, truth)
     opacity = rendering.opacity.float().reshape(height, width)
     depth = rendering.depth.float().reshape(height, width)
     return Picture(
         name=Path(split.names[index]).stem,
-        prediction=rendering.rgb.float().reshape(height, width, 3).clamp(0, 1),
+        prediction=prediction,
         truth=truth,
         depth=depth
         / opacity.clamp_min(1e-6),  # empty rays have no distance; the depth image leaves them out
         opacity=opacity,
+        valid=valid,
     )
 
 
 def _score(picture: Picture, lpips: metrics.ImageMetric | None) -> ViewScore:
-    pair = (picture.prediction, picture.truth)
-    return ViewScore(
-        picture.name, metrics.psnr(*pair), metrics.ssim(*pair), lpips(*pair) if lpips else None
-    )
+    pair = prediction, truth = picture.prediction, picture.truth
+    if picture.valid is not None:  # what does not count must not show in windows that reach into it
+        pair = prediction * picture.valid[:, :, None], truth * picture.valid[:, :, None]
+    similarity = metrics.ssim(*pair, picture.valid)
+    return ViewScore(picture.name, picture.psnr, similarity, lpips(*pair) if lpips else None)
 
 
 def _resolution(cameras: Cameras, chosen: list[int]) -> str:
@@ -260,8 +276,7 @@ def write_images(folder: Path, evaluation: Evaluation) -> Path:
         images = _images(picture)
         for column, image in images.items():
             image.save(folder / f"{number:02d}-{picture.name}-{column}.png")
-        psnr = metrics.psnr(picture.prediction, picture.truth)
-        rows.append((f"{picture.name}  {psnr:.2f} dB", images))
+        rows.append((f"{picture.name}  {picture.psnr:.2f} dB", images))
     sheet = folder / "comparison.png"
     _sheet(rows).save(sheet)
     return sheet

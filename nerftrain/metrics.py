@@ -29,8 +29,11 @@ def psnr(prediction: Tensor, target: Tensor) -> float:
     return float(-10 * difference.square().mean().clamp_min(floor).log10())
 
 
-def ssim(prediction: Tensor, target: Tensor) -> float | None:
-    """Return the SSIM of one image, or None where it is smaller than the 11x11 window."""
+def ssim(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> float | None:
+    """Return the SSIM of one image, or None where it is smaller than the 11x11 window.
+
+    It is the mean over windows whose middle counts, valid [H, W] bool; None: all.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(prediction.shape[:2]) < SSIM_WINDOW:
@@ -43,9 +46,12 @@ def ssim(prediction: Tensor, target: Tensor) -> float | None:
             sigma=1.5,
             kernel_size=SSIM_WINDOW,
             data_range=1.0,
+            return_full_image=valid is not None,
         )
-    assert isinstance(score, Tensor)  # a tuple only where the full image is asked for
-    return float(score)
+    if valid is None:
+        assert isinstance(score, Tensor)  # a tuple only where the full image is asked for
+        return float(score)
+    return float(score[1][0, :, valid].mean()) if bool(valid.any()) else None
 
 
 def load_lpips() -> tuple[ImageMetric | None, str]:

@@ -466,7 +466,7 @@ class Movable:
         return [1, 2]
 
 
-TRAIN = {"train": SimpleNamespace(cameras="cameras", masks=lambda: "masks")}
+TRAIN = {"train": SimpleNamespace(cameras="cameras", masks=lambda: "masks", valid=None)}
 
 
 def toy_scene(name: str, root: str | None, alpha: bool) -> SimpleNamespace:

@@ -51,6 +51,7 @@ SHARED = {  # by the alternatives of a package
     "models.tcnn",
     "scenes.frames",
     "scenes.images",
+    "scenes.masks",
     "scenes.photos",
     "scenes.split_folders",
     "scenes.times",

@@ -44,6 +44,17 @@ def test_ssim_of_flat_images_follows_its_equation():
     assert metrics.ssim(first, second) == pytest.approx(luminance, abs=1e-4)
 
 
+def test_ssim_of_what_counts_is_the_mean_over_windows_around_it(image):
+    noisy = image.clone()
+    noisy[:, 10:] += 0.3 * torch.randn(24, 10, 3, generator=torch.Generator().manual_seed(1))
+    whole = torch.ones(24, 20, dtype=torch.bool)
+    assert metrics.ssim(noisy, image, whole) == pytest.approx(metrics.ssim(noisy, image))
+    left = torch.arange(20).expand(24, 20) < 10 - metrics.SSIM_WINDOW // 2
+    assert metrics.ssim(noisy, image, left) == pytest.approx(1.0)  # no window reaches column 10
+    assert metrics.ssim(noisy, image, ~left) < metrics.ssim(noisy, image)
+    assert metrics.ssim(noisy, image, ~whole) is None
+
+
 def test_ssim_of_less_than_a_window_is_none(image):
     assert metrics.ssim(image[:10], image[:10]) is None
 

@@ -23,6 +23,7 @@ from nerftrain.scenes import colmap, transforms
 from nerftrain.scenes.colmap_model import model_suffix, read_model
 from nerftrain.scenes.frames import Frame, read_entries
 from nerftrain.scenes.images import Picture, read_header
+from nerftrain.scenes.masks import check_mask
 from nerftrain.scenes.photos import check_alpha
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.split_folders import SPLITS
@@ -45,6 +46,10 @@ def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[Vi
     frames = read_frames(path, entries, faults, moves)
     pictures = read_pictures(path, frames, faults)
     compare(check_alpha, path, pictures, faults)
+    for frame, picture in zip(frames, pictures, strict=True):
+        mask = faults.attempt(transforms.find_mask, folder, frame)
+        if mask is not None and picture is not None:
+            faults.attempt(check_mask, mask, picture)
     if frames:
         poses = torch.stack([frame.pose for frame in frames])
         faults.attempt(find_place, path, content, poses, _PLACEMENT)
@@ -109,12 +114,19 @@ def _factors(folder: Path) -> list[float]:
     return [1.0, *factors] if (folder / "images").is_dir() or not factors else factors
 
 
+def _is_colmap(folder: Path) -> bool:
+    models = colmap.find_models(folder)
+    # What nerfstudio's tools made is told by its transforms.json first.
+    is_nerfstudios = bool(models) and (folder / "colmap") in models[0].parents
+    return bool(models) and not (is_nerfstudios and (folder / transforms.FILE).is_file())
+
+
 CAPTURES = (
     Format(
         kind="colmap",
         words="COLMAP: a sparse model and photographs",
         mark="a COLMAP model in sparse/0 or sparse",
-        is_marked=lambda folder: bool(colmap.find_models(folder)),
+        is_marked=_is_colmap,
         gather=_gather_colmap,
         is_capture=True,
         factors=_factors,

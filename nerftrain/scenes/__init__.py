@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.cameras import pixel_rays
+from nerftrain.errors import UserError
 from nerftrain.ops.rays import composite_over as composite_over
 from nerftrain.ops.rays import draw_pixels, in_turn, locate, pixel_colors
 from nerftrain.types import Batch, Cameras, Contraction
@@ -27,6 +28,7 @@ class Split:
     cameras: Cameras
     pixels: Tensor  # [P, 3 or 4] uint8, straight colour and, of 4, alpha
     names: tuple[str, ...]  # file names, for reports
+    valid: Tensor | None = None  # [P] bool, the pixels that count; None: all of them
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -70,6 +72,31 @@ class Split:
         width = int(self.cameras.widths[index])
         return self.pixels[start:end].view(-1, width, self.pixels.shape[1]).float() / 255
 
+    def valid_of(self, index: int) -> Tensor | None:
+        """Tell which pixels of image index count, [H, W] bool; None: all of them."""
+        if self.valid is None:
+            return None
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        return self.valid[start:end].view(-1, int(self.cameras.widths[index]))
+
+    def drawable(self, pixels: Tensor | None) -> Tensor | None:
+        """Leave out of pixels to draw from [P] integers, None: all, those that do not count.
+
+        Raises:
+            UserError: none is left, or there are more than can be numbered.
+        """
+        if self.valid is None:
+            return pixels
+        if pixels is not None:
+            left = pixels[self.valid[pixels.long()]]
+        elif len(self.valid) <= torch.iinfo(torch.int32).max:
+            left = self.valid.nonzero().squeeze(1).to(torch.int32)
+        else:
+            raise UserError(f"masks of {len(self.valid):,} pixels: give a larger scene.downscale")
+        if not len(left):
+            raise UserError(f"masks leave nothing to train on of the {self.name} images")
+        return left
+
     def locate(self, pixel_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find camera, column and row, [R] int64 each, of pixel_indices [R] into ``pixels``."""
         if self._common_size is not None:
@@ -103,7 +130,9 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Copy cameras and images to a device."""
-        return replace(self, cameras=self.cameras.to(device), pixels=self.pixels.to(device))
+        valid = None if self.valid is None else self.valid.to(device)
+        pixels = self.pixels.to(device)
+        return replace(self, cameras=self.cameras.to(device), pixels=pixels, valid=valid)
 
 
 @cache

@@ -19,6 +19,7 @@ from nerftrain.lens import check_invertible
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import Lens, View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
+from nerftrain.scenes.masks import read_valid
 from nerftrain.scenes.photos import Listing, check_alpha, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
 from nerftrain.types import Cameras, Contraction
@@ -36,6 +37,7 @@ class Photo:
     view: View
     picture: Picture
     size: tuple[int, int]  # width, height
+    mask: Path | None = None
 
 
 def load_scene(
@@ -52,6 +54,7 @@ def load_scene(
     near: float,
     far: float,
     contraction: Contraction,
+    masks: str | None = None,
 ) -> Scene:
     """Read a COLMAP model (sparse/0, sparse, or the folder itself) and its images.
 
@@ -70,6 +73,8 @@ def load_scene(
         near: distance at which rays start, scene units.
         far: distance at which rays end.
         contraction: of the space around the box, which is +-1 on every axis.
+        masks: the folder in root of masks, each named as its image (a.png or a.jpg.png for a.jpg);
+            what is black there is neither trained on nor judged by. None: all pixels count.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
@@ -91,6 +96,7 @@ def load_scene(
             upright = {photo.view.name: photo.view.pose for photo in photos}
             poses = torch.stack([upright.get(view.name, view.pose) for view in views])
             world = normalization(poses, center, up, scale)
+            photos = _with_masks(photos, folder, masks)
             train, test = holdout([photo.view.name for photo in photos], test_every)
             splits = {
                 key: _split(key, [photos[i] for i in rows], world, model, pool)
@@ -108,19 +114,28 @@ def load_scene(
 
 
 def find_models(folder: Path) -> list[Path]:
-    """Find the models in a folder, of those in one place the one with most images first."""
-    sparse = folder / "sparse"
-    numbered = sorted(sparse.iterdir()) if sparse.is_dir() else []
-    for places in (numbered, [sparse], [folder]):
+    """Find the models in a folder, of those in one place the one with most images first.
+
+    nerfstudio's tools leave them in ``colmap/sparse``, beside the images.
+    """
+    sparse, beside = folder / "sparse", folder / "colmap" / "sparse"
+    for places in (_inside(sparse), [sparse], [folder], _inside(beside), [beside]):
         models = [place for place in places if model_suffix(place)]
         if len(models) > 1:
             models.sort(key=num_images, reverse=True)
             _log.warning(
-                "%s holds %d models: taking the largest, %s", sparse, len(models), models[0].name
+                "%s holds %d models: taking the largest, %s",
+                models[0].parent,
+                len(models),
+                models[0].name,
             )
         if models:
             return models
     return []
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _find_folder(name: str, root: str | None, data_root: str | None) -> Path:
@@ -284,6 +299,28 @@ def _files(folder: Path, views: list[View]) -> list[Path | None]:
     return [listing.find(view.name) for view in views]
 
 
+def _with_masks(photos: list[Photo], folder: Path, masks: str | None) -> list[Photo]:
+    if masks is None:
+        return photos
+    listing = Listing(folder / masks)
+    names = [photo.view.name for photo in photos]
+    found = [listing.find(f"{name}.png") or listing.find(name) for name in names]
+    if not any(found):
+        raise UserError(
+            f"scene.masks={masks}: {listing.root} holds no mask of the images, such as "
+            f"{Path(names[0]).stem}.png or {names[0]}.png: give the folder that does"
+        )
+    without = [name for name, mask in zip(names, found, strict=True) if mask is None]
+    if without:
+        _log.warning(
+            "%d of %d images have no mask, such as %s: all of them counts",
+            len(without),
+            len(names),
+            without[0],
+        )
+    return [replace(photo, mask=mask) for photo, mask in zip(photos, found, strict=True)]
+
+
 def check_shape(view: View, picture: Picture, model: Path) -> None:
     """Check that a file, of any scale, has the proportions of its camera.
 
@@ -308,8 +345,10 @@ def _split(
 ) -> Split:
     cameras = make_cameras(photos, world)
     check_invertible(cameras, str(model / f"cameras{model_suffix(model)}"))
-    pixels = read_photos([p.picture for p in photos], [p.size for p in photos], pool)
-    return Split(key, cameras, pixels, tuple(photo.picture.path.name for photo in photos))
+    pictures, sizes = [p.picture for p in photos], [p.size for p in photos]
+    pixels = read_photos(pictures, sizes, pool)
+    valid = read_valid([photo.mask for photo in photos], pictures, sizes, pool)
+    return Split(key, cameras, pixels, tuple(picture.path.name for picture in pictures), valid)
 
 
 def make_cameras(photos: Sequence[Photo], world: torch.Tensor) -> Cameras:

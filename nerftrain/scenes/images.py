@@ -166,15 +166,47 @@ def decode(picture: Picture) -> Tensor:
     """Read an image as [H, W, 3 or 4] uint8.
 
     Raises:
-        UserError: the file is truncated.
+        UserError: the file is truncated, or its numbers have no range that is known.
     """
     try:
         with open_image(picture.path) as image:
             turns = 0 if image.format == TURNED_BY_PILLOW else picture.turns
-            pixels = np.rot90(np.array(image.convert(picture.mode)), -turns)
+            pixels = np.rot90(
+                np.array(_of_bytes(image, picture.path).convert(picture.mode)), -turns
+            )
             return torch.from_numpy(np.ascontiguousarray(pixels))
     except _IMAGE_ERRORS as error:
         raise _broken(picture.path, error) from error
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """Read an image as [H, W] uint8, its luma.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    try:
+        with open_image(path) as image:
+            return np.array(_of_bytes(image, path).convert("L"))
+    except _IMAGE_ERRORS as error:
+        raise _broken(path, error) from error
+
+
+def _of_bytes(image: Image.Image, path: Path) -> Image.Image:
+    """Bring grey levels of 16 bits to 8, which Pillow would cut off.
+
+    Raises:
+        UserError: they are numbers of another kind.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.array(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise UserError(
+            f"{path} holds {'floating point' if image.mode == 'F' else '32 bit'} numbers, whose "
+            "range nobody knows: save it with 8 or 16 bits"
+        )
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def shrink(image: Tensor, width: int, height: int) -> Tensor:

@@ -18,6 +18,7 @@ from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.calibration import read_lens
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
+from nerftrain.scenes.masks import read_valid
 from nerftrain.scenes.photos import Listing, check_alpha, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
@@ -44,6 +45,8 @@ def load_scene(
     far: float,
 ) -> Scene:
     """Read a folder with one transforms.json, a capture by instant-ngp's or nerfstudio's tools.
+
+    Where frames have a mask_path, what is black there is neither trained on nor judged by.
 
     The test views are those of test_filenames where the file lists them (or of val_filenames),
     else every test_every-th by name. Where all frames carry a time the scene moves.
@@ -140,8 +143,9 @@ def _load(
         sizes = [shrunk_size(picture, further) for picture in pictures]
         cameras = make_cameras(content, frames, originals, sizes, place.world)
         check_invertible(cameras, str(path))
+        masks = [find_mask(path.parent, frame) for frame in frames]
         splits = {
-            split: _read_split(split, cameras, pictures, sizes, indices, pool)
+            split: _read_split(split, cameras, pictures, sizes, masks, indices, pool)
             for split, indices in members.items()
         }
     if "val" in splits and members["val"] == members["test"]:
@@ -163,10 +167,12 @@ def _read_split(
     cameras: Cameras,
     pictures: Sequence[Picture],
     sizes: Sequence[tuple[int, int]],
+    masks: Sequence[Path | None],
     indices: Sequence[int],
     pool: ThreadPoolExecutor,
 ) -> Split:
     chosen = torch.tensor(indices)
+    its, its_sizes = [pictures[i] for i in indices], [sizes[i] for i in indices]
     return Split(
         name=name,
         cameras=Cameras(
@@ -177,9 +183,26 @@ def _read_split(
             times=None if cameras.times is None else cameras.times[chosen],
             distortion=None if cameras.distortion is None else cameras.distortion[chosen],
         ),
-        pixels=read_photos([pictures[i] for i in indices], [sizes[i] for i in indices], pool),
-        names=tuple(pictures[i].path.name for i in indices),
+        pixels=read_photos(its, its_sizes, pool),
+        names=tuple(picture.path.name for picture in its),
+        valid=read_valid([masks[i] for i in indices], its, its_sizes, pool),
     )
+
+
+def find_mask(root: Path, frame: Frame) -> Path | None:
+    """Find the mask that a frame names; None where it names none.
+
+    Raises:
+        UserError: it is not there.
+    """
+    named = frame.entry.get("mask_path")
+    if named is None:
+        return None
+    if not isinstance(named, str) or not (found := root / named.replace("\\", "/")).is_file():
+        raise UserError(
+            f"{frame.where}: its mask {short(named)} is missing: restore it, or take mask_path out"
+        )
+    return found
 
 
 def make_cameras(
@@ -282,8 +305,7 @@ def split_members(
     """
     listed = {split: _listed(path, content, split, everywhere) for split in SPLITS}
     if not any(listed.values()):
-        train, test = holdout([_plain(frame.file_path) for frame in frames], test_every)
-        return {"train": train, "test": test}
+        return _held_out(path, [_plain(frame.file_path) for frame in frames], test_every)
     members = {
         split: [i for i, frame in enumerate(frames) if _plain(frame.file_path) in names]
         for split, names in listed.items()
@@ -298,6 +320,27 @@ def split_members(
     elif rest:
         _log.warning("%s: %d frames are in none of its lists and not used", path, len(rest))
     return _checked(path, members)
+
+
+def _held_out(path: Path, names: Sequence[str], test_every: int) -> dict[str, list[int]]:
+    """Make every so many images a test view; frames of one image go the same way."""
+    frames: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        frames.setdefault(name, []).append(index)
+    if len(frames) < len(names):
+        twice = next(name for name, indices in frames.items() if len(indices) > 1)
+        _log.warning(
+            "%s: %d frames name images that others name, too, such as %s",
+            path,
+            len(names) - len(frames),
+            short(twice),
+        )
+    images = list(frames.values())
+    parts = holdout(list(frames), test_every)
+    return {
+        split: [index for image in part for index in images[image]]
+        for split, part in zip(("train", "test"), parts, strict=True)
+    }
 
 
 def _listed(

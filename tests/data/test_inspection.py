@@ -194,6 +194,20 @@ def test_a_kind_that_does_not_exist_or_does_not_fit_is_refused(tiny_scene_root):
 # The command line
 
 
+def test_what_nerfstudio_made_is_read_by_its_transforms(tiny_scene_root, tmp_path):
+    pycolmap = pytest.importorskip("pycolmap", reason="COLMAP models: pip install pycolmap")
+    folder = tmp_path / "capture"
+    (folder / "colmap/sparse/0").mkdir(parents=True)
+    pycolmap.Reconstruction().write(str(folder / "colmap/sparse/0"))
+    content = json.loads((tiny_scene_root / "transforms_train.json").read_text())
+    for frame in content["frames"]:
+        frame["file_path"] = str(tiny_scene_root / f"{frame['file_path']}.png")
+    (folder / "transforms.json").write_text(json.dumps(content))
+    assert look(folder).kind.kind == "transforms"
+    (folder / "transforms.json").unlink()
+    assert look(folder).kind.kind == "colmap"
+
+
 def test_the_exit_status_and_the_lines_tell_faults(tiny_scene_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "check", str(tiny_scene_root)]) == 0

@@ -20,7 +20,7 @@ from nerftrain.errors import UserError
 from nerftrain.scenes import Scene, images
 from nerftrain.scenes.colmap import load_scene
 from nerftrain.scenes.colmap_model import SUPPORTED, read_model
-from nerftrain.scenes.images import read_header, shrink
+from nerftrain.scenes.images import decode, read_gray, read_header, shrink
 from nerftrain.scenes.photos import photo_names
 
 pycolmap = pytest.importorskip("pycolmap", reason="COLMAP models: pip install pycolmap")
@@ -273,6 +273,51 @@ def test_heif_comes_upright_by_itself(tmp_path: Path, orientation: int):
     assert torch.equal(after.cameras.intrinsics, before.cameras.intrinsics)
     difference = after.pixels.int() - before.pixels.int()
     assert difference.abs().max() <= 3  # colours are stored as luma and chroma
+
+
+def test_a_model_where_nerfstudio_leaves_it_is_found(tmp_path: Path):
+    capture(tmp_path)
+    before = load(tmp_path)
+    (tmp_path / "colmap").mkdir()
+    (tmp_path / "sparse").rename(tmp_path / "colmap/sparse")
+    assert_same(load(tmp_path), before)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".png.png"])  # by stem, or as COLMAP has them
+def test_masks_are_found_by_the_names_of_images(tmp_path: Path, caplog, suffix: str):
+    capture(tmp_path)
+    (tmp_path / "masks").mkdir()
+    assert "holds no mask of the images" in refused(tmp_path, masks="masks")
+    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    mask[:, : WIDTH // 2] = 0
+    for number in range(2, 11):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"view_{number:02d}{suffix}")
+    scene = load(tmp_path, masks="masks")
+    assert "1 of 10 images have no mask, such as view_01.png" in caplog.text
+    assert load(tmp_path).splits["train"].valid is None
+    for split in scene.splits.values():
+        for index, name in enumerate(split.names):
+            expected = torch.from_numpy(mask > 0) | (name == "view_01.png")
+            assert torch.equal(split.valid_of(index), expected)
+
+
+def test_grey_levels_of_16_bits_are_those_of_8(tmp_path: Path):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / "16.png")
+    Image.fromarray((levels * 257).astype(np.int32)).save(tmp_path / "32.tif")
+    for name in ("16.png", "32.tif"):
+        found = decode(read_header(tmp_path / name))
+        assert found.shape == (16, 16, 3)
+        assert torch.equal(found[:, :, 1], torch.from_numpy(levels.astype(np.uint8)))
+        assert np.array_equal(read_gray(tmp_path / name), levels)
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1e-4, np.float32), (1000, np.int32)])
+def test_numbers_whose_range_nobody_knows_are_refused(tmp_path: Path, factor: float, kind: type):
+    levels = (np.arange(256).reshape(16, 16) * factor).astype(kind)
+    Image.fromarray(levels).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="whose range nobody knows: save it with 8 or 16 bits"):
+        decode(read_header(tmp_path / "a.tif"))
 
 
 def test_heif_beside_what_was_made_of_it_is_left_alone(tmp_path: Path):

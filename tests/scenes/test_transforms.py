@@ -124,6 +124,19 @@ def test_world_brings_the_files_cameras_to_the_scenes(root):
     assert not scene.has_alpha
 
 
+def test_frames_of_one_image_are_never_on_both_sides(root, caplog):
+    def repeat(content) -> None:
+        content["frames"] += [
+            content["frames"][i] | {"file_path": f"./images/r_{i}.jpg"} for i in (0, 3)
+        ]
+
+    edit(root, repeat)
+    scene = load(root, test_every=4)
+    assert "2 frames name images that others name, too, such as 'images/r_0.jpg'" in caplog.text
+    assert scene.splits["test"].names == ("r_0.jpg", "r_0.jpg", "r_4.jpg")
+    assert scene.splits["train"].names == tuple(f"r_{i}.jpg" for i in (1, 2, 3, 3, 5, 6, 7))
+
+
 def test_the_files_own_coordinates_can_be_kept(root):
     scene = load(root, center=False, up=False, scale=False)
     assert torch.equal(scene.world, torch.eye(4).double())

@@ -1,0 +1,84 @@
+"""Masks beside photographs: which of their pixels are neither trained on nor judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerftrain.errors import UserError
+from nerftrain.scenes.images import Picture, read_gray, read_header
+
+
+def read_valid(
+    masks: Sequence[Path | None],
+    pictures: Sequence[Picture],
+    sizes: Sequence[tuple[int, int]],
+    pool: ThreadPoolExecutor,
+) -> Tensor | None:
+    """Tell which pixels masks leave, [P] bool, in the order of `read_photos`.
+
+    A mask is black where its photograph does not count. Of a shrunk photograph a pixel counts where
+    all of its area does.
+
+    Args:
+        masks: of each photograph; None: all of it counts.
+        pictures: the photographs; masks lie as these are stored, or upright.
+        sizes: width and height at which each is trained on.
+        pool: where decoding runs.
+
+    Returns:
+        None where there are no masks.
+
+    Raises:
+        UserError: a mask is damaged or of another shape, or leaves nothing.
+    """
+    if not any(masks):
+        return None
+    return torch.cat(list(pool.map(_read, masks, pictures, sizes)))
+
+
+def _read(mask: Path | None, picture: Picture, size: tuple[int, int]) -> Tensor:
+    width, height = size
+    if mask is None:
+        return torch.ones(width * height, dtype=torch.bool)
+    turns = check_mask(mask, picture)
+    black = np.rot90(read_gray(mask) == 0, -turns)
+    found = torch.from_numpy(black.astype(np.float32))[None]
+    valid = torch.nn.functional.adaptive_max_pool2d(found, (height, width)) == 0
+    if not bool(valid.any()):
+        raise UserError(
+            f"{mask} leaves nothing of {picture.path}: a mask is black where a photograph does not "
+            "count, and white where it does; leave out photographs that do not count at all"
+        )
+    return valid.flatten()
+
+
+def check_mask(mask: Path, picture: Picture) -> int:
+    """Check that a mask has the proportions of its photograph.
+
+    Returns:
+        By how many quarter turns clockwise it has to be turned to be upright.
+
+    Raises:
+        UserError: it has not, or it is damaged.
+    """
+    header = read_header(mask)
+    shape = header.width, header.height
+    if _is_scaled(shape, (picture.width, picture.height)):
+        return picture.turns
+    if _is_scaled(shape, picture.shown):
+        return 0
+    raise UserError(
+        f"{mask} is {header.width}x{header.height}, but its photograph {picture.path} is "
+        f"{picture.width}x{picture.height}: give a mask of the same size"
+    )
+
+
+def _is_scaled(shape: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Tell whether two shapes have the same proportions, but for rounding to whole pixels."""
+    return abs(shape[0] * other[1] - shape[1] * other[0]) <= sum(other)
