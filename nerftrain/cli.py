@@ -385,9 +385,13 @@ def _view(arguments: Sequence[str]) -> int:
 
 
 def _resume(arguments: Sequence[str]) -> int:
-    parser = _verb("resume", "Go on with a run from its last checkpoint.", checkpoint=False)
+    description = (
+        "Go on with a run from its last checkpoint, with its seed and its scene. Where that has "
+        "moved, scene.root=PATH says where it is now."
+    )
+    parser = _verb("resume", description, checkpoint=False)
     parsed = _parse_flags(parser, arguments)
-    run = _load(parsed)
+    run = _load(parsed, resume=True)
     from nerftrain.config import SNAPSHOT, write_snapshot
 
     before = (run.run_dir / SNAPSHOT).read_bytes()
@@ -438,7 +442,7 @@ def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.Argu
     return parser
 
 
-def _load(parsed: argparse.Namespace) -> Run:
+def _load(parsed: argparse.Namespace, resume: bool = False) -> Run:
     from nerftrain import config
 
     if not parsed.run:
@@ -446,6 +450,8 @@ def _load(parsed: argparse.Namespace) -> Run:
     run_dir, overrides = Path(parsed.run[0]), parsed.run[1:]
     cfg = config.load_run(run_dir, overrides, parsed.trust)
     _start_logging(None)
+    if resume:
+        config.check_same_data(config.load_run(run_dir, [], parsed.trust), cfg)
     return config.assemble(cfg, run_dir)
 
 

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from nerftrain.scenes import Scene
     from nerftrain.trainer import Run
 
-__all__ = ["assemble", "build", "check", "compose", "create_run_dir", "load_run"]
+__all__ = [
+    "assemble",
+    "build",
+    "check",
+    "check_same_data",
+    "compose",
+    "create_run_dir",
+    "load_run",
+]
 
 SNAPSHOT = "config.yaml"  # the resolved config in a run's folder
 
@@ -50,6 +58,9 @@ _VALUES = {
 }
 _SWEEP = {"resume": bool}  # of the whole sweep, so no part of a run; old runs do not have it
 _PATHS = ("root", "data_root")  # keys of a scene
+# What a run stays with once it has begun, and the keys of it that only say where the data lie.
+_LASTING = ("seed", "data_root", "scene")
+_PLACES = ("scene.root", "scene.data_root", "scene.images")
 # A run is the same with other values of these; what data_root is used for, the scene holds too.
 _INDIFFERENT = ("run_dir", "data_root", "trusted", "logger")
 
@@ -422,6 +433,57 @@ def load_run(run_dir: Path, overrides: Sequence[str], trust: bool = False) -> Di
     for text in overrides:
         apply_override(cfg, text, fixed=tuple(_GROUPS))
     return cfg
+
+
+def check_same_data(recorded: DictConfig, cfg: DictConfig) -> None:
+    """Refuse to go on with a run on other data or with another seed: its figures are of one.
+
+    The scene may be read from another place where it cannot be read at the recorded one any more.
+    That the same images lie there is taken on trust.
+
+    Args:
+        recorded: the run's own config.
+        cfg: the config to go on with.
+
+    Raises:
+        UserError: a changed value of ``seed``, ``data_root`` or the scene, or a mistake in ``cfg``.
+    """
+    check(cfg)
+    before, after = ({k: _snapshot(plain(c))[k] for k in _LASTING} for c in (recorded, cfg))
+    changed = dict(_changes(before, after))
+    for key, (old, new) in changed.items():
+        if key not in _PLACES:
+            moved = ", or scene.root=PATH for a scene that has moved" if key == "data_root" else ""
+            raise UserError(
+                f"{key}={schema.shown(new)}: the run has begun with {key}={schema.shown(old)} and "
+                f"stays with it; leave it out{moved}, or start another run"
+            )
+    if changed and _can_be_read(recorded):
+        key, (old, new) = next(iter(changed.items()))
+        raise UserError(
+            f"{key}={schema.shown(new)}: the run's scene can still be read with "
+            f"{key}={schema.shown(old)}; leave it out, or start another run"
+        )
+
+
+def _changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """List the dotted keys whose values differ, each with both."""
+    for name, new in after.items():
+        key, old = f"{prefix}{name}", before.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{key}.")
+        elif old != new:
+            yield key, (old, new)
+
+
+def _can_be_read(recorded: DictConfig) -> bool:
+    try:
+        check(recorded)["scene"].build()
+    except (UserError, OSError):  # the latter from a file system that is gone
+        return False
+    return True
 
 
 def _add_runtime(cfg: DictConfig) -> None:

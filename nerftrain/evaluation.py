@@ -376,7 +376,7 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
     )
     folder = run.run_dir / "eval" / f"{split}-{label}"
     folder.mkdir(parents=True, exist_ok=True)
-    final = {**result.summary(), **_training_figures(state), "seed": run.seed}
+    final = {**result.summary(), **_training_figures(state, run.seed)}
     report.write_metrics(folder, final)
     (folder / "views.json").write_text(json.dumps(result.rows(), indent=1) + "\n", encoding="utf-8")
     write_images(folder / "images", result)
@@ -529,5 +529,7 @@ def write_cameras(run: Run) -> None:
     report.say(f"refined (root mean square: {listed}): {report.write_cameras(run.run_dir, frames)}")
 
 
-def _training_figures(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {"steps": state["step"], "train_seconds": state.get("seconds")}
+def _training_figures(state: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Tell how a checkpoint was trained; ``seed`` is for one that does not say."""
+    trained_with = state.get("config", {}).get("seed", seed)
+    return {"steps": state["step"], "train_seconds": state.get("seconds"), "seed": trained_with}

@@ -40,9 +40,11 @@ class Part:
 TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
 
 
-def load_scene(name: str, fault: str | None) -> SimpleNamespace:
+def load_scene(name: str, root: str | None, fault: str | None) -> SimpleNamespace:
     if fault:
         raise UserError(f"fault={fault}: no data there")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"root={root}: there is no such folder")
     bounds = {"aabb": None, "contraction": "none", "near": 0.0, "far": 1.0}
     return SimpleNamespace(name=name, has_alpha=True, is_dynamic=False, splits=TRAIN, **bounds)
 
@@ -79,7 +81,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     work.mkdir()
     nodes: dict[str, Any] = {
         "runtime": {"_target_": "Device"},
-        "scene": {"_target_": "load_scene", "name": "cube", "fault": None},
+        "scene": {"_target_": "load_scene", "name": "cube", "root": None, "fault": None},
         "background": {"_target_": "background", "train": "white"},
         "model": {"_target_": "Part", "name": "net"},
         "sampler": {"_target_": "Part", "name": "grid"},
@@ -229,10 +231,37 @@ def test_overrides_may_stand_on_both_sides_of_a_flag(toy: list[str]):
 def test_resume_goes_on_in_the_same_folder_with_its_overrides(toy: list[str]):
     main(toy)
     folder = the_run()
-    assert main(["resume", str(folder), "--trust", "seed=5"]) == 0
+    assert main(["resume", str(folder), "--trust", "trainer.ending=soon"]) == 0
     run, resume = calls[-1]
-    assert (run.run_dir, run.seed, resume) == (folder, 5, True)
-    assert OmegaConf.load(folder / "config.yaml").seed == 5
+    assert (run.run_dir, run.settings, resume) == (folder, "soon", True)
+    assert OmegaConf.load(folder / "config.yaml").trainer.ending == "soon"
+
+
+@pytest.mark.parametrize("override", ["seed=5", "scene.name=sphere", "scene.root=other"])
+def test_a_run_is_not_gone_on_with_on_other_data_or_with_another_seed(
+    toy: list[str], capfd: pytest.CaptureFixture[str], override: str
+):
+    for name in ("data", "other"):
+        Path(name).mkdir()
+    main([*toy, "scene.root=data"])
+    before = {path: path.read_bytes() for path in the_run().rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert main(["resume", str(the_run()), "--trust", override]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"nerftrain: {override.partition('=')[0]}=")
+    assert "leave it out, or start another run" in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in the_run().rglob("*") if path.is_file()} == before
+    assert len(calls) == 1
+
+
+def test_a_run_whose_scene_has_moved_is_gone_on_with(toy: list[str]):
+    Path("data").mkdir()
+    main([*toy, "scene.root=data"])
+    Path("data").rename("moved")
+    assert main(["resume", str(the_run()), "--trust", "scene.root=moved", "seed=1"]) == 0
+    recorded = OmegaConf.load(the_run() / "config.yaml")
+    assert recorded.scene.root == str(Path("moved").absolute())
 
 
 def test_a_refused_resume_keeps_the_runs_config(toy: list[str]):

@@ -676,6 +676,43 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": 2}, "seed=2: the run has begun with seed=1 and stays with it; leave it out"),
+        ({"scene__hints": {"seconds": 9}}, "scene.hints.seconds=9: the run has begun with"),
+        ({"data_root": "/new"}, "leave it out, or scene.root=PATH for a scene that has moved"),
+        ({"scene__root": "/new"}, "scene.root=/new: the run's scene can still be read with"),
+        ({"scene__root": "/new", "scene__alpha": False}, "scene.alpha=false: the run has begun"),
+    ],
+)
+def test_a_run_stays_with_its_seed_and_its_data(changes: dict[str, Any], line: str):
+    recorded = whole(scene__hints={"seconds": 300})
+    config.check_same_data(recorded, recorded)
+    with pytest.raises(UserError) as error:
+        config.check_same_data(recorded, whole(**{"scene__hints": {"seconds": 300}, **changes}))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_values_again_are_no_change():
+    again = whole(scene__root=str(Path("data/cube").absolute()), trainer__every=7)
+    config.check_same_data(whole(), again)
+
+
+@pytest.mark.parametrize("kind", [UserError, OSError])
+def test_a_scene_may_be_elsewhere_where_it_cannot_be_read_any_more(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
+    def gone(name: str, root: str, alpha: bool) -> None:
+        raise kind(f"{root} is gone")
+
+    monkeypatch.setitem(globals(), "toy_scene", gone)
+    config.check_same_data(whole(), whole(scene__root="/new"))
+    with pytest.raises(UserError, match=r"the run has begun with scene\.alpha=true"):
+        config.check_same_data(whole(), whole(scene__root="/new", scene__alpha=False))
+
+
 def test_a_runs_config_takes_overrides_of_its_keys(run_dir: Path):
     cfg = config.load_run(run_dir, ["trainer.every=5", "optimizer.lr=0.5"], trust=True)
     assert (cfg.trainer.every, cfg.optimizer.lr) == (5, 0.5)

@@ -198,6 +198,15 @@ def test_evaluating_a_run_uses_averaged_weights_and_writes_everything(run, rende
     assert "100.00" in capsys.readouterr().out
 
 
+def test_an_evaluation_tells_the_seed_that_was_trained_with(run, rendered):
+    path = checkpoint.find(run.run_dir, "last")
+    checkpoint.save(path, {**checkpoint.load(path), "config": {"seed": 3}})
+    run.seed = 5  # as an override of the command line says
+    evaluation.evaluate_run(run, "test", "last", 1)
+    figures = json.loads((run.run_dir / "eval" / "test-last" / "metrics.json").read_text())
+    assert figures["seed"] == 3
+
+
 def test_evaluating_a_run_checks_before_it_renders(run, rendered):
     with pytest.raises(UserError, match="no split 'val'"):
         evaluation.evaluate_run(run, "val", "last", None)
