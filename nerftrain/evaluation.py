@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 ERROR_GAIN = 5  # the amplification of error images, part of their file names
 SHEET_COLUMN = 400  # pixels, the widest column of the contact sheet
 COLUMNS = ("truth", "prediction", f"error-x{ERROR_GAIN}", "depth")
+_PICTURE_FILE = re.compile(r"\d{2}-.*-(truth|prediction|error-x\d+|depth)\.png")
 PATHS: dict[str, Callable[[Cameras, int], Cameras]] = {
     "orbit": camera_paths.orbit,
     "spiral": camera_paths.spiral,
@@ -266,19 +268,26 @@ def _mean(values: list[float | None]) -> float | None:
 def write_images(folder: Path, evaluation: Evaluation) -> Path:
     """Write truth, prediction, amplified error and depth of each kept view, and all in one sheet.
 
+    Those of other views, which an earlier call has left in the folder, are removed.
+
     Returns:
         The sheet, ``comparison.png``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, written = [], set()
     for number, picture in enumerate(evaluation.pictures):
         images = _images(picture)
         for column, image in images.items():
-            image.save(folder / f"{number:02d}-{picture.name}-{column}.png")
+            path = folder / f"{number:02d}-{picture.name}-{column}.png"
+            image.save(path)
+            written.add(path)
         rows.append((f"{picture.name}  {picture.psnr:.2f} dB", images))
     sheet = folder / "comparison.png"
     _sheet(rows).save(sheet)
+    for path in set(folder.glob("*.png")) - written:
+        if _PICTURE_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     return sheet
 
 
@@ -432,6 +441,7 @@ def render_run(
     fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
     kept = video.keep_frames(folder / name, images)
     written = video.write_video(folder / f"{name}.mp4", video.centered(kept, cameras), fps)
+    video.drop_later_frames(folder / name, len(cameras))
     report.say(f"{len(cameras)} frames: {written} and {folder / name}")
     return written
 

@@ -159,6 +159,14 @@ def keep_frames(folder: Path, frames: Iterable[np.ndarray]) -> Iterator[np.ndarr
         yield frame
 
 
+def drop_later_frames(folder: Path, count: int) -> None:
+    """Remove what ``keep_frames`` has left of an earlier, longer film: frames from ``count`` on."""
+    for path in folder.glob("*.png"):
+        number = path.stem
+        if number.isdecimal() and number == f"{int(number):04d}" and int(number) >= count:
+            path.unlink(missing_ok=True)
+
+
 def centered(frames: Iterable[np.ndarray], cameras: Cameras) -> Iterator[np.ndarray]:
     """Lay the frames [H, W, 3] uint8 of cameras of several sizes on black ones of one size."""
     height, width = int(cameras.heights.max()), int(cameras.widths.max())

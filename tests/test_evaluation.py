@@ -149,6 +149,18 @@ def test_images_show_truth_prediction_error_and_depth(scene, rendered, tmp_path)
     assert Image.open(sheet).width > 4 * WIDTH
 
 
+def test_images_of_earlier_views_are_removed_and_nothing_else(scene, rendered, tmp_path):
+    evaluation.write_images(tmp_path, evaluate(scene, Model(), num_pictures=5))
+    others = ["preview.png", "00-notes.png", "mine-truth.png", "02-r_2-truth.jpg"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / "04-r_4-error-x9.png").touch()  # of another version
+    evaluation.write_images(tmp_path, evaluate(scene, Model(), views=2, num_pictures=6))
+    kept = [f"{n:02d}-r_{v}-{k}.png" for n, v in ((0, 0), (1, 2)) for k in evaluation.COLUMNS]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted([*kept, *others, "comparison.png"])
+
+
 def test_the_depth_image_is_red_near_blue_far_and_white_where_see_through():
     depth = np.array([[2.0, 5.4, 6.0, 4.0]])
     image = evaluation.depth_image(depth, np.array([[1.0, 1.0, 1.0, 0.2]]))
@@ -222,6 +234,21 @@ def test_rendering_a_run_writes_film_and_frames(run, rendered, path):
     assert written == run.run_dir / "renders" / f"{path}-test-last.mp4"
     assert written.stat().st_size > 0
     assert len(list(written.with_suffix("").glob("*.png"))) == expected
+
+
+def test_a_shorter_film_leaves_no_frames_of_a_longer_one(run, rendered, monkeypatch):
+    frames = evaluation.render_run(run, "test", "orbit", 5, "last").with_suffix("")
+    evaluation.render_run(run, "test", "orbit", 2, "last")
+    assert sorted(path.name for path in frames.iterdir()) == ["0000.png", "0001.png"]
+    evaluation.render_run(run, "test", "orbit", 3, "last")
+    monkeypatch.setattr(video, "_write_h264", full_disk)
+    with pytest.raises(UserError):
+        evaluation.render_run(run, "test", "orbit", 2, "last")
+    assert len(list(frames.iterdir())) == 3
+
+
+def full_disk(*_: object) -> None:
+    raise OSError("no space left")
 
 
 def test_views_of_several_sizes_make_one_film_and_frames_of_their_own_size(run, rendered):

@@ -151,3 +151,13 @@ def test_frames_are_kept_on_their_way(tmp_path, frames):
     names = sorted(p.name for p in (tmp_path / "frames").iterdir())
     assert names == [f"{i:04d}.png" for i in range(5)]
     assert (np.asarray(Image.open(tmp_path / "frames" / names[3])) == frames[3]).all()
+
+
+def test_frames_of_a_longer_film_are_dropped_and_nothing_else(tmp_path, frames):
+    list(video.keep_frames(tmp_path, frames))
+    others = ["00004.png", "4.png", "0004.jpg", "0004-mine.png", "notes.png", "12345.txt"]
+    for name in (*others, "10000.png"):
+        (tmp_path / name).touch()
+    video.drop_later_frames(tmp_path, 2)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == sorted(["0000.png", "0001.png", *others])
