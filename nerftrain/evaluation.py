@@ -145,9 +145,9 @@ def find_split(scene: Scene, name: str) -> Split:
     """
     if name not in scene.splits:
         close = difflib.get_close_matches(name, list(scene.splits), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}? It has" if close else "; it has"
         raise UserError(
-            f"scene {scene.name} has no split '{name}'{hint} It has: {', '.join(scene.splits)}"
+            f"scene {scene.name} has no split '{name}'{hint}: {', '.join(scene.splits)}"
         )
     return scene.splits[name]
 
@@ -460,9 +460,9 @@ def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
         return cameras
     if path not in PATHS:
         close = difflib.get_close_matches(path, [VIEWS, *PATHS], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}? There are" if close else "; there are"
         raise UserError(
-            f"no camera path '{path}'{hint} There are: {', '.join([VIEWS, *PATHS])}, "
+            f"no camera path '{path}'{hint}: {', '.join([VIEWS, *PATHS])}, "
             f"and files *{PATH_FILE} that nerftrain view has saved"
         )
     return PATHS[path](cameras, frames)

@@ -119,6 +119,8 @@ def test_no_views_is_a_user_error(scene, rendered):
 def test_an_absent_split_lists_those_that_exist(scene, rendered):
     with pytest.raises(UserError, match=r"did you mean test\? It has: train, test"):
         evaluate(scene, Model(), split="tset")
+    with pytest.raises(UserError, match="scene toy has no split 'val'; it has: train, test"):
+        evaluate(scene, Model(), split="val")
     assert evaluation.validation_split(scene) == "test"
 
 
@@ -264,6 +266,8 @@ def test_views_of_several_sizes_make_one_film_and_frames_of_their_own_size(run, 
 def test_an_unknown_path_lists_the_known(run, rendered):
     with pytest.raises(UserError, match=r"did you mean orbit\? There are: views, orbit, spiral"):
         evaluation.render_run(run, "test", "obrit", 3, "last")
+    with pytest.raises(UserError, match="no camera path 'zigzag'; there are: views, orbit"):
+        evaluation.render_run(run, "test", "zigzag", 3, "last")
 
 
 @pytest.fixture
