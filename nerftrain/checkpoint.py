@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,25 @@ from nerftrain.errors import UserError
 FORMAT = 1  # raised when an older reader could no longer make sense of a file
 FOLDER = "checkpoints"
 
+# .NAME.pt.HOST.PID.part is being written; before there were hosts in them, .NAME.pt.PID.part.
+_PARTIAL = re.compile(r"\..+?\.pt\.(?:(?P<host>.*)\.)?(?P<pid>\d{1,9})\.part")
+_ABANDONED_SECONDS = 3600.0
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that at every moment a whole one lies at ``path``.
+
+    What processes that were killed have left half-written in its folder is removed first.
 
     Raises:
         UserError: where it cannot be written, e.g. on a full disk; an earlier file is left whole.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
+            _remove_abandoned(path.parent, os.fstat(file.fileno()).st_mtime)
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -193,6 +203,39 @@ def _check_format(path: Path, state: object) -> None:
             f"checkpoint {path} has format {state['format']}, this version of nerftrain reads "
             f"{FORMAT}; install the version named in the run's env.json"
         )
+
+
+def _remove_abandoned(folder: Path, now: float) -> None:
+    """Remove half-written checkpoints of which no process writes more.
+
+    Args:
+        folder: of checkpoints.
+        now: by the clock that gives its files their times, which may be a file server's.
+    """
+    # Other hosts may write into the folder too, and their processes are not seen from here. So one
+    # of this host goes once its process is gone, and any that nobody has written to for an hour: a
+    # save writes all the time, and an id may by now be another process's. Should one be removed
+    # too early, as from a container that has its host's name but not its processes, then that save
+    # fails and says so, and the checkpoint before it stays whole.
+    for path in folder.glob(".*.part"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match is None:
+            continue
+        with suppress(OSError):  # it may be finished by now
+            is_old = now - path.stat().st_mtime > _ABANDONED_SECONDS
+            if is_old or (match["host"] == platform.node() and _has_ended(int(match["pid"]))):
+                _remove(path)
+
+
+def _has_ended(pid: int) -> bool:
+    """Tell whether this machine has no process of this id; no where that cannot be asked."""
+    if os.name != "posix":  # elsewhere os.kill ends a process, whatever the signal
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # another one: there is such a process, of another user
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _remove(path: Path) -> None:

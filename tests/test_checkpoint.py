@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import os
 import pickle
+import platform
 import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +92,41 @@ def test_an_interrupt_while_saving_leaves_the_previous_checkpoint(tmp_path, stat
         checkpoint.save(path, state)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+KILLED = """
+import os, signal, sys, torch
+from nerftrain import checkpoint
+def half(state, file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+checkpoint.save(sys.argv[1], {})
+"""
+
+
+def test_what_a_killed_process_has_half_written_is_removed_by_the_next_save(tmp_path, state):
+    killed = [sys.executable, "-c", KILLED, str(tmp_path / "best.pt")]
+    root = str(Path(checkpoint.__file__).parents[1])
+    subprocess.run(killed, env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert len(list(tmp_path.glob(".best.pt.*.part"))) == 1
+    checkpoint.save(tmp_path / "last.pt", state)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_what_may_still_be_written_is_not_removed_before_an_hour(tmp_path, state):
+    alive = f".last.pt.{platform.node()}.{os.getppid()}.part"
+    names = [alive, ".last.pt.elsewhere.org.pt.1.part", ".last.pt.7.part"]  # the last of before
+    others = [".film.mp4.part", ".last.pt.part", "last.pt.elsewhere.1.part"]
+    for name in (*names, *others):
+        (tmp_path / name).write_bytes(b"half")
+    checkpoint.save(tmp_path / "last.pt", state)
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pt", *names, *others}
+    for name in (*names, *others):
+        os.utime(tmp_path / name, (time.time() - 4000,) * 2)
+    checkpoint.save(tmp_path / "last.pt", state)
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pt", *others}
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path, state):
