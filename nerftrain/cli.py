@@ -321,6 +321,18 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--resolution", type=_positive, help="voxels on the longest side (default 256)"
     )
+    parser.add_argument(
+        "--faces",
+        type=_positive,
+        metavar="N",
+        help="triangles at most (default: all; with a texture 50000)",
+    )
+    parser.add_argument(
+        "--texture",
+        type=_positive,
+        metavar="TEXELS",
+        help="an image of so many on a side, such as 2048, in place of colours at vertices",
+    )
     parser.add_argument("--count", type=_positive, help="of points, at most (default 1000000)")
     parser.add_argument(
         "--box", type=float, default=1.0, help="what is taken, times the scene's box (default 1)"
@@ -339,21 +351,26 @@ def _export(arguments: Sequence[str]) -> int:
         "--out",
         type=Path,
         metavar="FILE",
-        help="a mesh as .ply .obj .glb .stl .off, points as .ply .glb .xyz (default a .ply in "
-        "RUN/exports)",
+        help="a mesh as .ply .obj .glb .stl .off, with a texture as .glb, points as .ply .glb .xyz "
+        "(default in RUN/exports)",
     )
     parsed = _parse_flags(parser, arguments)
     kind = "points" if parsed.points else "mesh"
     if parsed.points and parsed.resolution:
         raise UserError("--resolution has no effect on points: give --count, or no --points")
+    for flag in ("faces", "texture"):
+        if parsed.points and getattr(parsed, flag):
+            raise UserError(f"--{flag} has no effect on points: leave it out, or give no --points")
     if parsed.count and not parsed.points:
         raise UserError("--count has no effect on a mesh: add --points, or give --resolution")
     run = _load(parsed)
-    from nerftrain.export import Wishes, export_run
+    from nerftrain.export import FACES_WITH_TEXTURE, Wishes, export_run
 
     wishes = Wishes(
         kind=kind,
         resolution=parsed.resolution or 256,
+        faces=parsed.faces or (FACES_WITH_TEXTURE if parsed.texture else None),
+        texture=parsed.texture,
         count=parsed.count or 1_000_000,
         box=parsed.box,
         views=parsed.views,

@@ -39,6 +39,8 @@ OPTIONAL_PACKAGES = {
     "viser": "nerftrain view: pip install 'nerftrain[view]'",
     "trimesh": "nerftrain export: pip install 'nerftrain[export]'",
     "skimage": "meshes of nerftrain export: the same",
+    "xatlas": "textures of meshes: pip install 'nerftrain[texture]'",
+    "fast_simplification": "meshes of fewer triangles: the same",
     "pillow_heif": "HEIF, telephones' photographs: pip install 'nerftrain[heif]'",
     "pycolmap": "COLMAP scenes and nerftrain data pose: pip install pycolmap",
 }

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from nerftrain import mesh, report, video
+from nerftrain import mesh, report, texture, video
 from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, background_color, load_into, spaced, stop_time
 from nerftrain.mesh import DepthViews
@@ -20,7 +21,14 @@ from nerftrain.rendering import see_surface
 from nerftrain.scenes import Scene
 from nerftrain.types import Cameras
 
-SUFFIXES = {"mesh": (".ply", ".obj", ".glb", ".stl", ".off"), "points": (".ply", ".glb", ".xyz")}
+SUFFIXES = {
+    "mesh": (".ply", ".obj", ".glb", ".stl", ".off"),
+    "mesh with texture": (".glb",),  # one file, image and all
+    "points": (".ply", ".glb", ".xyz"),
+}
+
+
+FACES_WITH_TEXTURE = 50_000  # to lay out four times as many takes nine times as long
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Wishes:
 
     kind: Literal["mesh", "points"]
     resolution: int  # voxels on the longest side of what is seen; of a mesh
+    faces: int | None  # triangles of a mesh, at most; None: as many as there are
+    texture: int | None  # texels on a side; None: a mesh has colours at its vertices
     count: int  # points at most; of a cloud
     box: float  # times the scene's box
     views: int  # training views that are rendered, at most
@@ -41,7 +51,7 @@ def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
     """Render the depth of training views and write what surface they see.
 
     Returns:
-        The file: by default ``run_dir/exports/<kind>-<checkpoint>.ply``.
+        The file: by default ``run_dir/exports/<kind>-<checkpoint>.ply``, or .glb with a texture.
 
     Raises:
         UserError: a wish that cannot be fulfilled, a missing library, an unwritable file.
@@ -49,12 +59,13 @@ def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
     path = _check(run, wishes)
     _, label = load_into(run, checkpoint_name)
     time = "" if wishes.time is None else f"-time{wishes.time:g}"
-    path = path or run.run_dir / "exports" / f"{wishes.kind}{time}-{label}.ply"
+    suffix = "ply" if wishes.texture is None else "glb"
+    path = path or run.run_dir / "exports" / f"{wishes.kind}{time}-{label}.{suffix}"
     views = depth_views(run, wishes)
     box = _scaled(run.scene.aabb, wishes.box).to(views.cameras.poses.device)
     world = run.scene.world if wishes.coordinates == "dataset" else None
     if wishes.kind == "mesh":
-        found = _extract(views, box, wishes.resolution)
+        found = _extract(views, box, wishes)
         found = replace(found, vertices=from_scene(found.vertices, world))
         write_mesh(path, found)
         what = f"{len(found.vertices):,} vertices, {len(found.faces):,} triangles"
@@ -74,28 +85,41 @@ def _check(run: Run, wishes: Wishes) -> Path | None:
     if wishes.kind == "mesh":
         mesh.library("skimage.measure", "scikit-image")
         mesh.check_resolution(wishes.resolution)
+    if wishes.faces is not None:
+        mesh.library("fast_simplification", "fast-simplification", texture.EXTRA)
+    if wishes.texture is not None:
+        mesh.library("xatlas", "xatlas", texture.EXTRA)
+        texture.check_size(wishes.texture)
     if not 0 < wishes.box < float("inf"):
         raise UserError(f"--box {wishes.box:g}: give a number above 0, times the scene's own box")
     if run.scene.is_dynamic and wishes.time is None:
         raise UserError(
             f"scene {run.scene.name} moves: say of which moment, --time 0 (first) to 1 (last)"
         )
-    known = SUFFIXES[wishes.kind]
+    what = wishes.kind if wishes.texture is None else "mesh with texture"
+    known = SUFFIXES[what]
     if wishes.out is not None and wishes.out.suffix.lower() not in known:
-        raise UserError(f"--out {wishes.out}: a {wishes.kind} file ends in {' '.join(known)}")
+        raise UserError(f"--out {wishes.out}: a {what} file ends in {' '.join(known)}")
     if wishes.out is not None:
         _make_folder(wishes.out)
     return wishes.out
 
 
-def _extract(views: DepthViews, box: Tensor, resolution: int) -> mesh.Mesh:
+def _extract(views: DepthViews, box: Tensor, wishes: Wishes) -> mesh.Mesh | texture.Textured:
+    grid = mesh.Grid.over(mesh.tight_box(views, box), wishes.resolution)
     try:
-        return mesh.extract(views, mesh.Grid.over(mesh.tight_box(views, box), resolution))
+        found = mesh.extract(views, grid)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise UserError(
-            f"memory does not hold --resolution {resolution}: give less, an eighth of it is needed "
-            "for half as much"
+            f"memory does not hold --resolution {wishes.resolution}: give less, an eighth of it is "
+            "needed for half as much"
         ) from error
+    if wishes.faces is not None:
+        found = mesh.simplified(views, found, wishes.faces, grid.reach)
+    if wishes.texture is None:
+        return found
+    report.say(f"laying out {len(found.faces):,} triangles")
+    return texture.textured(views, found, grid.reach, wishes.texture)
 
 
 def _scaled(box: Tensor, factor: float) -> Tensor:
@@ -125,7 +149,7 @@ def depth_views(run: Run, wishes: Wishes) -> DepthViews:
 def _pixels_wanted(wishes: Wishes, views: int) -> int:
     """Choose the longer side of images that are rendered."""
     if wishes.kind == "mesh":
-        return round(1.5 * wishes.resolution)
+        return round(max(1.5 * wishes.resolution, (wishes.texture or 0) / 2))
     return max(64, round((4 * wishes.count / views) ** 0.5))  # four pixels for each point
 
 
@@ -151,14 +175,22 @@ def from_scene(positions: np.ndarray, world: Tensor | None) -> np.ndarray:
     return positions @ back[:3, :3].T + back[:3, 3]
 
 
-def write_mesh(path: Path, found: mesh.Mesh) -> None:
+def write_mesh(path: Path, found: mesh.Mesh | texture.Textured) -> None:
     """Write a mesh in the format that the suffix names.
 
     Raises:
         UserError: it cannot be written.
     """
     trimesh = mesh.library("trimesh", "trimesh")
-    whole = trimesh.Trimesh(found.vertices, found.faces, vertex_colors=found.colors, process=False)
+    whole = trimesh.Trimesh(found.vertices, found.faces, process=False)
+    if isinstance(found, texture.Textured):
+        # What is seen has been lit already, and shines nowhere.
+        material = trimesh.visual.material.PBRMaterial(
+            baseColorTexture=Image.fromarray(found.image), metallicFactor=0.0, roughnessFactor=1.0
+        )
+        whole.visual = trimesh.visual.TextureVisuals(uv=found.places, material=material)
+    else:
+        whole.visual.vertex_colors = found.colors
     _write(path, whole)
 
 

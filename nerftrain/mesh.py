@@ -82,6 +82,11 @@ class Grid:
     voxel: float  # length of a side
     blocks: tuple[int, int, int]  # along each axis
 
+    @property
+    def reach(self) -> float:
+        """How far from the surface that a view sees it tells of space."""
+        return TRUNCATION * self.voxel
+
     @staticmethod
     def over(box: Tensor, resolution: int) -> Grid:
         """Cover a box [6] with `resolution` voxels along its longest side, and a margin.
@@ -163,14 +168,37 @@ def extract(views: DepthViews, grid: Grid) -> Mesh:
     vertices, faces = _marching_cubes(volume, known)
     vertices, faces = _without_specks(vertices, faces)
     placed = torch.from_numpy((vertices + 0.5) * grid.voxel) + grid.low.double().cpu()
-    colors = _colors(views, placed.to(grid.low), TRUNCATION * grid.voxel)
+    colors = seen_colors(views, placed.to(grid.low), grid.reach)
     return Mesh(placed.numpy(), faces, colors)
+
+
+def simplified(views: DepthViews, found: Mesh, count: int, reach: float) -> Mesh:
+    """Leave about `count` triangles of a mesh, where they are missed least.
+
+    By quadric errors (Garland and Heckbert, SIGGRAPH 1997), in fast-simplification. Colours are
+    seen anew, by views within `reach`.
+
+    Raises:
+        UserError: the library is missing.
+    """
+    if count >= len(found.faces):
+        return found
+    simplify = library("fast_simplification", "fast-simplification", "texture").simplify
+    middle = found.vertices.mean(0)  # it works in float32
+    vertices, faces = simplify(
+        (found.vertices - middle).astype(np.float32),
+        found.faces.astype(np.int32),
+        target_count=count,
+    )
+    vertices = vertices.astype(np.float64) + middle
+    placed = torch.from_numpy(vertices).to(views.cameras.poses)
+    return Mesh(vertices, faces, seen_colors(views, placed, reach))
 
 
 def _seen_blocks(views: DepthViews, grid: Grid) -> Tensor:
     """List the blocks [B, 3] within the truncation of a surface."""
     seen = torch.zeros(grid.blocks, dtype=torch.bool, device=grid.low.device)
-    reach = TRUNCATION * grid.voxel
+    reach = grid.reach
     signs = torch.tensor([-1.0, 1.0], device=grid.low.device)
     for index in range(len(views)):
         points, _ = views.points(index)
@@ -182,7 +210,7 @@ def _seen_blocks(views: DepthViews, grid: Grid) -> Tensor:
 def _mean_distances(views: DepthViews, grid: Grid, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Average the signed distances of the voxels of blocks: s / tau [B, BLOCK^3], and where."""
     middles = grid.middles(blocks)
-    positions, reach = middles.flatten(0, 1), TRUNCATION * grid.voxel
+    positions, reach = middles.flatten(0, 1), grid.reach
     total, count = (torch.zeros(len(positions), device=positions.device) for _ in range(2))
     for index in range(len(views)):
         inside, pixels, distances = views.behind(index, positions)
@@ -241,17 +269,32 @@ def _without_specks(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray
     return vertices[used], faces.reshape(-1, 3)
 
 
-def _colors(views: DepthViews, vertices: Tensor, reach: float) -> np.ndarray:
-    """Average the colours [V, 3] uint8 of vertices [V, 3] over the views that see them."""
-    total = torch.zeros(len(vertices), 3, device=vertices.device)
-    weight = torch.zeros(len(vertices), 1, device=vertices.device)
+def seen_colors(
+    views: DepthViews, positions: Tensor, reach: float, normals: Tensor | None = None
+) -> np.ndarray:
+    """Average the colours [V, 3] uint8 of positions [V, 3] over the views that see them.
+
+    Args:
+        views: of the surface.
+        positions: on it.
+        reach: how far in front or behind what a view sees there a position may lie, to count.
+        normals: [V, 3], unit; then a view counts by the fourth power of how straight it looks at
+            the surface, and by how near it is: blurred is what is seen from aside and from afar.
+    """
+    total = torch.zeros(len(positions), 3, device=positions.device)
+    weight = torch.zeros(len(positions), 1, device=positions.device)
     for index in range(len(views)):
-        inside, pixels, distances = views.behind(index, vertices)
+        inside, pixels, distances = views.behind(index, positions)
         off = (views.depths[index].flatten()[pixels] - distances) / reach
-        counts = torch.exp(-4 * off.square()).clamp_min(HIDDEN)[:, None]
+        counts = torch.exp(-4 * off.square())
+        if normals is not None:
+            towards = views.cameras.poses[index][:, 3] - positions[inside]
+            facing = (towards * normals[inside]).sum(1).clamp_min(0) / distances
+            counts *= facing.pow(4) / (distances / reach).square()
+        counts = counts.clamp_min(HIDDEN if normals is None else HIDDEN**2)[:, None]
         total[inside] += counts * views.colors[index].flatten(0, 1)[pixels].float()
         weight[inside] += counts
-    return (total / weight.clamp_min(HIDDEN)).round().byte().cpu().numpy()
+    return (total / weight.clamp_min(1e-30)).round().byte().cpu().numpy()
 
 
 def sample_points(
@@ -280,8 +323,8 @@ def _points_inside(views: DepthViews, box: Tensor) -> Iterator[tuple[Tensor, Ten
         yield positions[inside], colors[inside]
 
 
-def library(module: str, package: str) -> Any:
-    """Import a library that only exports need.
+def library(module: str, package: str, extra: str = "export") -> Any:
+    """Import a library that only exports need, and pip installs as an `extra`.
 
     Raises:
         UserError: it is missing.
@@ -292,5 +335,5 @@ def library(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"exports need {package} ({error}): pip install 'nerftrain[export]'"
+            f"this export needs {package} ({error}): pip install 'nerftrain[{extra}]'"
         ) from error

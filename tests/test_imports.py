@@ -38,6 +38,7 @@ LAYERS = [
         "mesh",
         "report",
         "sweep",
+        "texture",
         "video",
         "viewer",
     },
