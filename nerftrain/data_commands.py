@@ -116,6 +116,11 @@ def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
         help="the scene's folder (that of the photographs; of a film, one beside it of its name)",
     )
     parser.add_argument(
+        "--nested",
+        action="store_true",
+        help="photographs in folders of that folder, too, such as one for each camera",
+    )
+    parser.add_argument(
         "--frames", metavar="N", type=_at_least_three, help="to take of a film (150)"
     )
     parser.add_argument(
@@ -139,7 +144,8 @@ def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
 
     source, out = Path(parsed.photos).expanduser(), parsed.out and Path(parsed.out).expanduser()
     try:
-        posed = pose(source, out, parsed.frames, parsed.pairs, parsed.camera, _say)
+        asked = parsed.frames, parsed.pairs, parsed.camera
+        posed = pose(source, out, *asked, _say, nested=parsed.nested)
     except KeyboardInterrupt:
         again = shlex.join(["nerftrain", "data", "pose", *arguments])
         complain(f"stopped; what was computed is kept, and the same command goes on: {again}")

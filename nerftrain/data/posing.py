@@ -70,7 +70,13 @@ class _Capture:
 
 
 def pose(
-    source: Path, out: Path | None, frames: int | None, pairs: str, camera: str, say: Say
+    source: Path,
+    out: Path | None,
+    frames: int | None,
+    pairs: str,
+    camera: str,
+    say: Say,
+    nested: bool = False,
 ) -> Posed:
     """Find the cameras of photographs, and write them as a COLMAP model beside them.
 
@@ -81,6 +87,7 @@ def pose(
         pairs: of images that are matched: all, neighbours (by name) or auto.
         camera: COLMAP's name of the kind of lens.
         say: takes a line for the user.
+        nested: take photographs in folders of the source, too; each folder has cameras of its own.
 
     Raises:
         UserError: there is nothing to pose, or no cameras are found.
@@ -88,14 +95,14 @@ def pose(
     """
     start = time.monotonic()
     import_pycolmap()
-    place = find_place(source, out)
+    place = find_place(source, out, nested)
     if frames is not None and place.video is None:
         raise UserError("--frames has no effect on a folder of photographs: leave it out")
     check_free(place)
     try:
         if place.video is not None:
             _take_frames(place, place.video, NUM_FRAMES if frames is None else frames, say)
-        capture = _Capture(place, read_photographs(place.images), camera)
+        capture = _Capture(place, read_photographs(place), camera)
         if unread := what_is_unread(place.images):
             say(f"leaving out {unread}")
         place.out.mkdir(parents=True, exist_ok=True)
@@ -231,6 +238,7 @@ def _batches(capture: _Capture) -> Iterator[list[dict[str, Any]]]:
         some = others[first : first + _CONVERTED_AT_ONCE]
         copies.mkdir()
         for photograph in some:
+            (copies / photograph.name).parent.mkdir(parents=True, exist_ok=True)
             with open_image(photograph.picture.path) as image:
                 options = {"exif": image.getexif(), "compress_level": 1}
                 image.convert("RGB").save(copies / photograph.name, "PNG", **options)

@@ -39,19 +39,16 @@ class Place:
     images: Path  # the folder of photographs; of a film: where its frames go
     out: Path  # the scene's folder
     video: Path | None
+    nested: bool = False  # whether photographs in folders of that folder count
 
 
 @dataclass(frozen=True)
 class Photograph:
     """One file, and what tells whose camera's it is."""
 
+    name: str  # of the file in the folder of photographs, as COLMAP writes it
     picture: Picture
     lens: tuple[str, ...]  # photographs that agree in this share one camera
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.picture.path.name
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,8 +56,13 @@ class Photograph:
         return self.picture.width, self.picture.height
 
 
-def find_place(source: Path, out: Path | None) -> Place:
+def find_place(source: Path, out: Path | None, nested: bool = False) -> Place:
     """Find the photographs that a path means, and the scene's folder if none is given.
+
+    Args:
+        source: their folder, or a film.
+        out: the scene's folder.
+        nested: take photographs in folders of the source, too, however deep.
 
     Raises:
         UserError: there are none.
@@ -68,6 +70,8 @@ def find_place(source: Path, out: Path | None) -> Place:
     # Absolute, so that "." has a name and a parent; links stay as the user sees them.
     source = Path(os.path.abspath(source))
     folder = Path(os.path.abspath(out)) if out is not None else None
+    if nested:
+        return _nested_place(source, folder or source)
     if source.is_dir():
         images = photo_folder(source)
         if images is None:
@@ -82,6 +86,27 @@ def find_place(source: Path, out: Path | None) -> Place:
         )
     folder = folder or source.with_suffix("")
     return Place(folder / "images", folder, source)
+
+
+def _nested_place(source: Path, out: Path) -> Place:
+    if not source.is_dir():
+        raise UserError(f"--nested needs a folder of photographs, which {source} is not")
+    if not _nested_names(source):
+        raise UserError(f"data pose: {source} holds no photographs, nor do folders in it")
+    if out == source and (source / "images").is_dir():
+        # There training would look for all of them.
+        raise UserError(f"{source} has a folder images among others: give another one by --out")
+    return Place(source, out, None, nested=True)
+
+
+def _nested_names(folder: Path) -> list[str]:
+    """List the photographs below a folder by their paths from there."""
+    names = []
+    for place, folders, _ in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        below = Path(place).relative_to(folder)
+        names += [(below / name).as_posix() for name in photo_names(Path(place))]
+    return sorted(names)
 
 
 def what_is_unread(folder: Path) -> str | None:
@@ -111,9 +136,12 @@ def _no_photographs(folder: Path) -> str:
     for place in (folder, folder / "images"):
         if unread := what_is_unread(place):
             return f"data pose: {place} holds {unread}"
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and photo_folder(path))
-    films = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    seen = [path for path in folder.iterdir() if path.name[0] != "."]
+    inside = sorted(path for path in seen if path.is_dir() and photo_folder(path))
+    films = sorted(path for path in seen if path.suffix.lower() in VIDEO_SUFFIXES)
     would_work = [str(path) for path in (*inside, *films)][:3]
+    if len(inside) > 1:
+        would_work.append("all folders in it, --nested")
     return f"data pose: {folder} holds no photographs, nor does a folder images in it: " + (
         f"did you mean {' or '.join(would_work)}?" if would_work else "give a folder that does"
     )
@@ -165,33 +193,36 @@ def _same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def read_photographs(folder: Path) -> list[Photograph]:
-    """Read the headers of a folder's photographs, sorted by name.
+def read_photographs(place: Place) -> list[Photograph]:
+    """Read the headers of photographs, sorted by name.
 
     Raises:
         UserError: they are too few, one is damaged, or some have alpha and others not.
     """
+    folder = place.images
+    names = _nested_names(folder) if place.nested else photo_names(folder)
     # COLMAP takes images as they are stored.
-    pictures = [read_header(folder / name, heed_exif=True) for name in photo_names(folder)]
+    pictures = [read_header(folder / name, heed_exif=True) for name in names]
     if len(pictures) < _LEAST:
         raise UserError(
             f"{folder} holds {len(pictures)} photograph{'s' if len(pictures) != 1 else ''}: at "
             f"least {_LEAST} are needed, and dozens for a scene that is seen from all around"
         )
     check_alpha(folder, pictures)
-    return [Photograph(picture, _lens(picture)) for picture in pictures]
+    pairs = zip(names, pictures, strict=True)
+    return [Photograph(name, picture, _lens(name, picture)) for name, picture in pairs]
 
 
-def _lens(picture: Picture) -> tuple[str, ...]:
-    """Tell cameras apart: by the size of their images and, where files say so, model and zoom."""
-    size = str(picture.width), str(picture.height)
+def _lens(name: str, picture: Picture) -> tuple[str, ...]:
+    """Tell cameras apart: by folder, the size of images and, where files say so, model and zoom."""
+    known = os.path.dirname(name), str(picture.width), str(picture.height)
     try:
         with open_image(picture.path) as image:
             exif = image.getexif()
             focal_length = exif.get_ifd(_EXIF).get(_FOCAL_LENGTH)
-            return (*size, str(exif.get(_MODEL)), str(focal_length))
+            return (*known, str(exif.get(_MODEL)), str(focal_length))
     except Exception:  # damaged EXIF raises whatever it hits; the image itself has been read
-        return size
+        return known
 
 
 def check_same(known: Sequence[tuple[str, tuple[int, int]]], there: Sequence[Photograph]) -> None:

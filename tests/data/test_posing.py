@@ -180,6 +180,43 @@ def test_features_outlive_a_change_of_lens_and_files_of_all_kinds_are_taken(
     assert sorted(names) == found.photographs
 
 
+def test_folders_in_a_folder_are_taken_together(photos: Path):
+    root = photos.parent / "rig"
+    for index, path in enumerate(sorted(photos.iterdir())):
+        folder = root / ("left" if index % 2 else "right/close")
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.save(
+                folder / f"{index:02d}{'.webp' if index in (3, 4) else '.png'}", lossless=True
+            )
+    (root / ".hidden").mkdir()
+    shutil.copy(photos / "view_00.png", root / ".hidden")
+    (root / "images").mkdir()
+    assert "give another one by --out" in refused(root, nested=True)
+    (root / "images").rmdir()
+    words = refused(root)
+    assert f"did you mean {root / 'left'}?" in words
+    found = find(root, nested=True)
+    assert found.place.out == root
+    assert found.left_out() == found.warnings() == []
+    assert found.photographs[0] == "left/01.png"
+    assert found.photographs[-1] == "right/close/08.png"
+    assert len(found.models[0]["cameras"]) == 2  # of each folder one
+    scene = load(root)
+    assert sum(map(len, scene.splits.values())) == COUNT
+
+
+def test_nothing_in_folders_is_said(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    assert "holds no photographs, nor do folders in it" in refused(tmp_path, nested=True)
+    (tmp_path / "film.mp4").write_bytes(b"")
+    assert "needs a folder of photographs" in refused(tmp_path / "film.mp4", nested=True)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / "1.jpg")
+    assert "or all folders in it, --nested?" in refused(tmp_path)
+
+
 def turn_and_convert(photos: Path) -> None:
     """Make portraits of two photographs, and other kinds of files of four."""
     for index in (2, 5):
