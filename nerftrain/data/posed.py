@@ -10,6 +10,7 @@ from nerftrain.paths import as_override
 
 DATABASE = "colmap.db"
 _SHARE = 0.5  # of the photographs; below it the user is warned
+_UNLIKE = 0.03  # by which focal lengths along x and y differ in no camera, but in wrong solutions
 
 
 @dataclass
@@ -62,9 +63,20 @@ class Posed:
     def warnings(self) -> list[str]:
         """Say what is wrong with it, though it can be trained."""
         placed, total = len(self.models[0]["names"]), len(self.photographs)
-        if placed >= _SHARE * total:
-            return []
-        return [f"only {placed} of {total} photographs have found their cameras: {self.advice}"]
+        found = []
+        if placed < _SHARE * total:
+            found.append(
+                f"only {placed} of {total} photographs have found their cameras: {self.advice}"
+            )
+        for camera in self.models[0]["cameras"]:
+            fx, fy = (camera["numbers"].get(name, 1.0) for name in ("fx", "fy"))
+            if abs(fx / fy - 1) > _UNLIKE:
+                found.append(
+                    f"a lens has unlike focal lengths, fx {fx:.4g} and fy {fy:.4g}, as no camera "
+                    f"has unless its images were stretched: cameras may be wrong; {self.advice}"
+                )
+                break
+        return found
 
 
 def _lens_line(camera: dict[str, Any]) -> str:

@@ -406,6 +406,19 @@ def test_a_model_of_few_of_the_photographs_is_warned_of():
     assert "dropped" not in "\n".join(posed.lines())
 
 
+def test_a_lens_that_no_camera_has_is_warned_of():
+    def warned(**numbers: float) -> list[str]:
+        camera = {"model": "OPENCV", "size": "800x533", "n": 3, "numbers": numbers}
+        model = {"names": ["0.jpg"], "points": 50, "error": 0.9, "cameras": [camera, camera]}
+        place = Place(Path("/photos"), Path("/photos"), None)
+        return Posed(place, ["0.jpg"], [model], "take more", "", 1.0).warnings()
+
+    assert warned(f=700.0, k=0.1) == warned(fx=823.6, fy=823.0) == warned(fx=700.0, fy=719.0) == []
+    (line,) = warned(fx=740.08, fy=688.12)
+    assert "fx 740.1 and fy 688.1" in line
+    assert line.endswith("cameras may be wrong; take more")
+
+
 # COLMAP's processes
 
 
