@@ -80,6 +80,11 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def is_there(run_dir: Path) -> bool:
+    """Tell whether a run has any checkpoint."""
+    return any((Path(run_dir) / FOLDER).glob("*.pt"))
+
+
 def find(run_dir: Path, which: str) -> Path:
     """Return the checkpoint of a run called ``last`` or ``best``, or the path given in their place.
 

@@ -355,9 +355,13 @@ def find_run(cfg: DictConfig, places: Sequence[Path]) -> tuple[Path, bool] | Non
         for folder in run_dirs(place)
         if _essence(_read_snapshot(folder / SNAPSHOT)) == _essence(wanted)
     ]
-    for file, finished in (("metrics.json", True), ("checkpoints/last.pt", False)):
+    # Figures come first of what a run leaves, and the report last.
+    for files, finished in (
+        (("metrics.json", "REPORT.md"), True),
+        (("checkpoints/last.pt",), False),
+    ):
         for folder in same:
-            if (folder / file).is_file():
+            if all((folder / file).is_file() for file in files):
                 return folder, finished
     return None
 

@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> None:
 def _train_new(run: Run) -> None:
     try:
         _train_logged(run, resume=False)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         _discard(run.run_dir)
         raise
 

@@ -9,19 +9,22 @@ import gc
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from nerftrain.doctor import environment
+from nerftrain.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +36,16 @@ PLAIN_LINE_SECONDS = 10.0  # between two progress lines where there is no termin
 
 def say(text: str) -> None:
     """Print a line or several without breaking a progress bar, and logs them."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    _print(text, "stdout")
     _log.info("%s", text)
+
+
+def _print(text: str, stream: Literal["stdout", "stderr"]) -> None:
+    try:
+        tqdm.write(text, file=getattr(sys, stream))
+        getattr(sys, stream).flush()
+    except BrokenPipeError:  # who read it, such as head, has gone: training must not end with it
+        setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  lasts
 
 
 # Logging
@@ -43,7 +53,7 @@ def say(text: str) -> None:
 
 class _ProgressSafe(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _print(self.format(record), "stderr")
 
 
 def setup_logging(run_dir: Path | None) -> None:
@@ -141,21 +151,37 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int |
 class Curve:
     """The rows of metrics.jsonl, one JSON object a line, on disk as soon as written."""
 
+    _has_warned = False
+
     def __init__(self, run_dir: Path, resumed_step: int = 0) -> None:
         """Go on with an existing file, of which rows after ``resumed_step`` are dropped."""
-        path = Path(run_dir) / "metrics.jsonl"
+        path = self._path = Path(run_dir) / "metrics.jsonl"
         kept = [row for row in read_curve(run_dir) if row["step"] <= resumed_step]
         _replace(path, "".join(_json(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, seconds: float, **figures: float | None) -> None:
-        """Append a row; a figure that is not finite is written as null."""
-        self._file.write(_json({"step": step, "seconds": seconds, **figures}) + "\n")
-        self._file.flush()
+        """Append a row; a figure that is not finite is written as null.
+
+        A full disk costs the rows that do not fit, not the training.
+        """
+        with self._warned():
+            self._file.write(_json({"step": step, "seconds": seconds, **figures}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._warned():
+            self._file.close()
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._has_warned:
+                _log.warning("%s is not complete: %s", self._path, error.strerror or error)
+            self._has_warned = True
 
 
 def read_curve(run_dir: Path) -> list[dict[str, Any]]:
@@ -469,7 +495,25 @@ def _finite(value: Any) -> Any:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): make room there, or give "
+            "another run_dir"
+        ) from error
+
+
+def forget_results(run_dir: Path) -> None:
+    """Remove the figures and the report of a run that trains on: they are of fewer steps."""
+    for name in ("REPORT.md", "metrics.json"):
+        (Path(run_dir) / name).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -255,27 +255,40 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
 
     Returns the final figures. Raises KeyboardInterrupt after an interrupted run has been saved,
     RunError where the loss is no longer a number, UserError where a checkpoint cannot be read or
-    written.
+    a file not be written.
     """
     state = State(run)
-    if resume:
+    if resume and checkpoint.is_there(run.run_dir):
         state.load_state_dict(checkpoint.load(checkpoint.find(run.run_dir, "last")), run)
         report.say(f"resuming {run.run_dir} at step {state.step}")
-    else:
+    else:  # what was ended before its first checkpoint begins anew
         report.say(f"training {run.run_dir}")
+    if state.progress(run.settings) < 1:
+        report.forget_results(run.run_dir)  # those of fewer steps
     by, device = run.model.evaluated_by(), run.runtime.torch_device
     report.say(f"the field is evaluated by {by} on {device}")
     report.write_env(run.run_dir)
     if run.scene.world is not None:
         report.write_world(run.run_dir, run.scene.world)
+    unsaved = None
     with Journal(run, state) as journal:
         loop(run, state, journal)
-        journal.save("last")
+        with _interruptible() as interrupted:
+            try:
+                journal.save("last")
+            except UserError as error:  # a full disk must not cost the figures
+                unsaved = error
     try:
-        return _finish(run, state)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        final = _finish(run, state)
     except KeyboardInterrupt:
-        report.say(f"interrupted; the trained state is saved: {_resume_command(run)}")
+        if unsaved is None:
+            report.say(f"interrupted; the trained state is saved: {_resume_command(run)}")
         raise
+    if unsaved is not None:
+        raise unsaved
+    return final
 
 
 def loop(run: Run, state: State, journal: Journal) -> None:
@@ -496,11 +509,13 @@ class Journal:
     def _stop_if_bad(self) -> None:
         for name, total in self.state.sums.items():
             if not math.isfinite(total):  # a synchronisation on CUDA
-                where = f"the last good state is in {self.run.run_dir / checkpoint.FOLDER}"
-                raise RunError(
-                    f"the {name} term of the loss is not a number by step {self.state.step}: "
-                    f"try a lower optimizer.lr ({where}, if any was saved)"
-                )
+                self._stop(f"the {name} term of the loss is not a number")
+
+    def _stop(self, why: str) -> NoReturn:
+        where = f"the last good state is in {self.run.run_dir / checkpoint.FOLDER}"
+        raise RunError(
+            f"{why} by step {self.state.step}: try a lower optimizer.lr ({where}, if any was saved)"
+        )
 
     def _log(self, taken: Taken) -> None:
         self._stop_if_bad()
@@ -561,8 +576,17 @@ class Journal:
         report.say(f"interrupted at step {self.state.step}, saved; go on with: {command}")
 
     def save(self, name: str) -> None:
-        """Write a checkpoint, unless the weights are no longer numbers."""
+        """Write a checkpoint.
+
+        Raises:
+            RunError: the weights are no longer numbers.
+            UserError: it cannot be written.
+        """
         self._stop_if_bad()
+        learnt = (*self.run.model.parameters(), *self.run.sampler.parameters())
+        if not all(bool(parameter.isfinite().all()) for parameter in learnt):
+            # Where densities are none nothing is sampled, and the loss is that of empty space.
+            self._stop("weights are not numbers")
         if name == "last":
             self.last_saved = self.state.seconds
         checkpoint.save(
@@ -617,14 +641,25 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
             "peak_memory_bytes": report.peak_memory_bytes(),
             "seed": run.seed,
         }
-        report.write_metrics(run.run_dir, final)
-        evaluation.write_images(run.run_dir / "images", result)
-        evaluation.write_cameras(run)
-        _film(run)
-    run.logger.hparams(run.config, final)
-    run.logger.close()
-    command = report.command_line()
-    report.write_report(run.run_dir, final, result.rows(), run.config, command=command)
+        try:
+            report.write_metrics(run.run_dir, final)
+            evaluation.write_images(run.run_dir / "images", result)
+            evaluation.write_cameras(run)
+            _film(run)
+            run.logger.hparams(run.config, final)
+            run.logger.close()
+            command = report.command_line()
+            report.write_report(run.run_dir, final, result.rows(), run.config, command=command)
+        except UserError:
+            report.print_final(run.run_dir, final)
+            raise
+        except OSError as error:
+            report.print_final(run.run_dir, final)
+            where = error.filename or run.run_dir
+            raise UserError(
+                f"{where} cannot be written ({error.strerror or error}): make room there; the "
+                f"trained state writes it again, {_resume_command(run)}"
+            ) from error
     report.print_final(run.run_dir, final)
     return final
 

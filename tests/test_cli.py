@@ -37,7 +37,7 @@ class Part:
         return []
 
 
-TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None)}
+TRAIN = {"train": SimpleNamespace(cameras=None, masks=lambda: None, valid=None)}
 
 
 def load_scene(name: str, root: str | None, fault: str | None) -> SimpleNamespace:

@@ -662,7 +662,12 @@ def test_a_run_of_the_same_config_is_found_wherever_it_lies(tmp_path: Path):
     assert config.find_run(whole(), [tmp_path]) is None
     begun = left(tmp_path / "a/deep/2", checkpoint)
     assert config.find_run(whole(), [tmp_path / "absent", tmp_path]) == (begun, False)
-    done = left(tmp_path / "b/0", checkpoint, "metrics.json", sweep={"resume": True})
+    left(
+        tmp_path / "b/1", "metrics.json"
+    )  # interrupted after its figures, and without a checkpoint
+    assert config.find_run(whole(), [tmp_path]) == (begun, False)
+    files = checkpoint, "metrics.json", "REPORT.md"
+    done = left(tmp_path / "b/0", *files, sweep={"resume": True})
     assert config.find_run(whole(), [tmp_path]) == (done, True)
     assert config.find_run(whole(seed=3), [tmp_path]) is None
     assert config.find_run(whole(run_dir=str(begun)), [tmp_path]) == (begun, False)

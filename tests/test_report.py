@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import mmap
+import os
 import sys
 import warnings
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from nerftrain import report
+from nerftrain.errors import UserError
 from nerftrain.report import Curve, Progress, TensorBoard
 
 FINAL = {
@@ -111,6 +113,37 @@ def test_resume_drops_later_rows_and_a_torn_one(tmp_path):
     resumed = Curve(tmp_path, resumed_step=100)
     resumed.write(120, 12.0)
     assert [row["step"] for row in report.read_curve(tmp_path)] == [50, 100, 120]
+
+
+def test_a_full_disk_costs_rows_and_is_said_once(tmp_path, caplog):
+    curve = Curve(tmp_path)
+    curve._file.close()
+    curve._file = open("/dev/full", "w")  # noqa: SIM115
+    for step in (1, 2):
+        curve.write(step, 0.1, loss=0.5)
+    curve.close()
+    assert [m for m in caplog.messages if "metrics.jsonl is not complete: No space left" in m] != []
+    assert len(caplog.messages) == 1
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "env.json").mkdir()
+    with pytest.raises(UserError, match=r"env.json cannot be written .*: make room there"):
+        report.write_env(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["env.json"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_who_no_longer_reads_does_not_end_a_training(monkeypatch, caplog, stream):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, stream, os.fdopen(write, "w"))
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        report._print("step 1", stream)
+    assert getattr(sys, stream).name == os.devnull
+    report.say("step 2")
+    assert "step 2" in caplog.messages
 
 
 def test_plain_progress_is_spaced_and_ends_with_the_last_state(capsys, monkeypatch):

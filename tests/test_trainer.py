@@ -182,6 +182,82 @@ def test_ctrl_c_saves_a_whole_step_and_names_the_command(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_last_save_waits_for_it(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys, number: signal.Signals
+) -> None:
+    save = checkpoint.save
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), number)
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    run = make_run("run", "trainer.steps=4")
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert checkpoint.load(checkpoint.find(run.run_dir, "last"))["step"] == 4
+    assert "interrupted; the trained state is saved" in capsys.readouterr().out
+
+
+def test_a_run_that_trains_on_has_no_figures_of_fewer_steps(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_run("run", "trainer.steps=4"))
+    longer = make_run("run", "trainer.steps=8")
+    monkeypatch.setattr(trainer, "loop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(longer, resume=True)
+    assert not (longer.run_dir / "metrics.json").exists()
+    assert not (longer.run_dir / "REPORT.md").exists()
+    same = make_run("run", "trainer.steps=4")
+    monkeypatch.undo()
+    assert train(same, resume=True)["steps"] == 4
+
+
+def test_a_run_ended_before_its_first_checkpoint_begins_anew(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=4")
+    assert train(run, resume=True)["steps"] == 4
+
+
+@pytest.mark.parametrize("part", ["model", "sampler"])
+def test_weights_that_are_no_numbers_are_not_saved(make_run: MakeRun, part: str) -> None:
+    run = make_run("run", "trainer.steps=4", "sampler=proposal", choice=NGP)
+    with torch.no_grad():
+        next(iter(getattr(run, part).parameters())).view(-1)[0] = torch.nan
+    with (
+        trainer.Journal(run, State(run)) as journal,
+        pytest.raises(
+            RunError, match=r"weights are not numbers by step 0: try a lower optimizer.lr"
+        ),
+    ):
+        journal.save("last")
+    assert not checkpoint.is_there(run.run_dir)
+
+
+def test_a_full_disk_costs_no_figures(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys, caplog
+) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise UserError(f"{path} cannot be written")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    run = make_run("run", "trainer.steps=4")
+    with pytest.raises(UserError, match=r"last.pt cannot be written"):
+        train(run)
+    assert "| PSNR" in capsys.readouterr().out
+    assert (run.run_dir / "REPORT.md").is_file()
+
+    def no_room(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "comparison.png")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer.evaluation, "write_images", no_room)
+    with pytest.raises(UserError, match=r"comparison.png cannot be written .*: make room there"):
+        train(make_run("other", "trainer.steps=4"))
+    assert "| PSNR" in capsys.readouterr().out
+
+
 def test_two_runs_of_one_seed_are_the_same_and_of_another_are_not(make_run: MakeRun) -> None:
     runs = [make_run(f"run{i}", "trainer.steps=10", f"seed={s}") for i, s in enumerate((3, 3, 4))]
     # Initial weights are drawn while a run is assembled, so each is trained on its own afterwards.
