@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerftrain.cameras import image_rays
+from nerftrain.checks import check_background
+from nerftrain.errors import UserError
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.colors import over_background
 from nerftrain.ops.composite import Composited, composite
@@ -76,7 +78,7 @@ class _DensityAlong:
     def __call__(
         self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, used: Tensor | None = None
     ) -> Tensor:
-        where = (t_starts, t_ends, ray_indices)
+        where = (t_starts.float(), t_ends.float(), ray_indices)
         forgetful = torch.is_grad_enabled() and not self._remember
         looked_at = None if forgetful else self._model.look_along(self._rays, *where, used)
         if looked_at is None:
@@ -88,6 +90,7 @@ class _DensityAlong:
 
     def at(self, samples: Samples) -> Tensor:
         """Evaluate the density at samples of a round; those of earlier ones stay known."""
+        _check_same_rays(self._rays, len(samples.offsets) - 1)
         before = self._looks
         used = None if samples.whole is None else samples.offsets
         density = self(samples.t_starts, samples.t_ends, samples.ray_indices, used)
@@ -97,6 +100,7 @@ class _DensityAlong:
     def find(
         self, marching: Marching, thresholds: Thresholds, everything: bool = False
     ) -> Found | None:
+        _check_same_rays(self._rays, len(marching.jitter))
         how = marching, thresholds, everything
         found = self._model.find(self._rays, *how, remember=self._remember)
         if found is not None:
@@ -127,14 +131,23 @@ class _ChannelsAlong:
     def __call__(
         self, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        positions, directions, times = sample_points(self._rays, t_starts, t_ends, ray_indices)
+        where = (t_starts.float(), t_ends.float(), ray_indices)
+        positions, directions, times = sample_points(self._rays, *where)
         return self._model(positions, directions.detach(), times)
 
     def at(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        _check_same_rays(self._rays, len(samples.offsets) - 1)
         known = self._density.recall(samples)
         if known is None:
             return self(samples.t_starts, samples.t_ends, samples.ray_indices)
         return self._model.revisit(self._rays, samples, *known)
+
+
+def _check_same_rays(rays: Rays, num_rays: int) -> None:
+    if len(rays) != num_rays:
+        raise UserError(
+            f"samples of {num_rays} rays, but field_functions of {len(rays)}: make both of the same"
+        )
 
 
 def field_functions(
@@ -144,8 +157,10 @@ def field_functions(
 
     Samplers and `render` take them. With `remember` what is looked up where samples are visited is
     kept for those of them that are rendered. Where rays ask for gradients these lead to them by
-    where samples lie, not by the directions that colours are seen from.
+    where samples lie, not by the directions that colours are seen from. Fields are asked in
+    float32.
     """
+    rays = rays.float()
     density = _DensityAlong(model, rays, remember)
     return density, _ChannelsAlong(model, rays, density)
 
@@ -164,6 +179,9 @@ def render(
             [N]. One with a method `at(samples)` is asked by it.
         background: [R, 3] or [3], what shows where rays are not opaque.
         extra_channels: names and widths of the channels after the colour.
+
+    Raises:
+        UserError: a field that gives other shapes, a background of another number of rays.
     """
     at = getattr(rgb_sigma_fn, "at", None)
     where = (samples.t_starts, samples.t_ends, samples.ray_indices)
@@ -180,6 +198,13 @@ def _over(
 ) -> Rendering:
     """Lay what rays see over a background."""
     colors, widths = out.channels[:, :NUM_COLORS], list((extra_channels or {}).values())
+    given, needed = out.channels.shape[1], NUM_COLORS + sum(widths)
+    if given < needed or (widths and given != needed):
+        raise UserError(
+            f"a field gives {given} channels: must be {needed}, three colours and what "
+            "extra_channels names"
+        )
+    check_background(background, len(colors))
     extras = out.channels[:, NUM_COLORS:].split(widths, -1) if widths else ()
     return Rendering(
         rgb=over_background(colors, out.opacity, background),

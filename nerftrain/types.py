@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_shape
+
 # Densities at packed samples, and colours (with any extra channels) and densities: nerfacc's names
 # and arguments, which are (t_starts [N], t_ends [N], ray_indices [N]).
 SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # -> [N]
@@ -24,6 +26,9 @@ DensityFn = Callable[[Tensor, Tensor | None], Tensor]
 Contraction = Literal["none", "l2", "linf"]
 
 T = TypeVar("T", bound="_Tensors")
+
+NUMBERS = ("origins", "directions", "near", "far", "times")  # of rays, in floating point
+ROW = "all fields have as many rows"
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,29 @@ class Rays(_Tensors):
     times: Tensor | None = None  # [R] in 0..1
     cameras: Tensor | None = None  # [R] int64
 
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, fields of different numbers of rays."""
+        check_shape("rays.origins", self.origins, ("R", 3))
+        rows = self.origins.shape[0]
+        check_shape("rays.directions", self.directions, (rows, 3), ROW)
+        for name in ("near", "far", "times", "cameras"):
+            column = getattr(self, name)
+            if column is not None:
+                check_shape(f"rays.{name}", column, (rows,), ROW)
+
     def __len__(self) -> int:
         return self.origins.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Rays:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
+
+    def float(self) -> Rays:
+        """Return the same rays in float32, as marches and the project's own fields take them."""
+        values = {name: getattr(self, name) for name in NUMBERS}
+        if all(v is None or v.dtype == torch.float32 for v in values.values()):
+            return self
+        return replace(self, **{k: v.float() for k, v in values.items() if v is not None})
 
     def split(self, size: int) -> Iterator[Rays]:
         """Cut into parts of at most so many rays."""
@@ -112,6 +134,13 @@ class Samples(_Tensors):
     offsets: Tensor  # [R + 1] int64; ray r owns offsets[r] : offsets[r + 1]
     whole: Tensor | None = None  # [R] bool, the rays that have found room; None: all
     picked: Picked | None = field(default=None, compare=False)  # None: nobody knows
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, fields of different numbers of samples."""
+        check_shape("samples.t_starts", self.t_starts, ("N",))
+        rows = self.t_starts.shape[0]
+        check_shape("samples.t_ends", self.t_ends, (rows,), ROW)
+        check_shape("samples.ray_indices", self.ray_indices, (rows,), ROW)
 
     def __len__(self) -> int:
         return self.t_starts.shape[0]

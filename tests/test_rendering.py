@@ -7,6 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from nerftrain import assemble, compose, rendering
+from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
 from nerftrain.ops.visit import select
 from nerftrain.rendering import (
@@ -22,7 +23,7 @@ from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.scenes.blender import load_scene
 from nerftrain.trainer import Run
-from nerftrain.types import Batch, Samples, Thresholds
+from nerftrain.types import Batch, Rays, Samples, Thresholds
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 
@@ -151,6 +152,71 @@ def test_anyones_functions_plug_in() -> None:
     first = 1 - torch.exp(torch.tensor(-0.5))
     torch.testing.assert_close(out.rgb[0], torch.tensor([first, 1 - first, 0.0]))
     assert torch.equal(seen[0][2], samples.ray_indices)
+
+
+FOUR = Samples(
+    torch.arange(4.0), torch.arange(4.0) + 1, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 4])
+)
+RED, THIN = torch.tensor([[1.0, 0, 0]]).repeat(4, 1), torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "density", "line"),
+    [
+        (RED, THIN[:1], r"density has shape \[1\], must be \[4\]"),
+        (RED, THIN.repeat(2), r"density has shape \[8\], must be \[4\]"),
+        (RED, THIN[:, None], r"density has shape \[4, 1\].*squeeze\(-1\)"),
+        (RED[:2], THIN, r"colour has shape \[2, 3\], must be \[4, K\]"),
+        (RED[0], THIN, r"colour has shape \[3\]"),
+        (THIN, RED, r"colour has shape \[4\].*colour first"),
+        (RED[:, :2], THIN, "gives 2 channels: must be 3"),
+    ],
+)
+def test_fields_of_other_shapes_are_refused(channels, density, line) -> None:
+    with pytest.raises(UserError, match=line):
+        render(FOUR, lambda *_: (channels, density), torch.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (0, 3)])
+def test_backgrounds_of_other_rays_are_refused(shape) -> None:
+    with pytest.raises(UserError, match=r"background has shape .* must be \[2, 3\]"):
+        render(FOUR, lambda *_: (RED, THIN), torch.ones(shape))
+
+
+def test_channels_that_nothing_names_are_refused_beside_those_that_are_named() -> None:
+    five = torch.cat([RED, RED[:, :2]], 1)
+    assert not render(FOUR, lambda *_: (five, THIN), torch.ones(3)).extras
+    with pytest.raises(UserError, match="gives 5 channels: must be 4"):
+        render(FOUR, lambda *_: (five, THIN), torch.ones(3), {"radius": 1})
+
+
+def test_the_field_is_asked_along_the_rays_that_were_sampled() -> None:
+    rays = Rays(torch.zeros(5, 3), torch.ones(5, 3), torch.zeros(5), torch.ones(5))
+    with pytest.raises(UserError, match="samples of 2 rays, but field_functions of 5"):
+        render(FOUR, field_functions(Ball(), rays)[1], torch.ones(3))
+
+
+@pytest.mark.parametrize("sampler", ["occgrid", "proposal", "hierarchical", "uniform"])
+@pytest.mark.parametrize("model", ["mlp", "ngp"])
+@pytest.mark.usefixtures("single_precision")
+def test_rays_in_float64_are_rendered_as_those_in_float32(model, sampler) -> None:
+    small = {"mlp": ["model.width=16"], "ngp": ["model.encoding.log2_table_size=8"]}[model]
+    names = ["scene=demo", f"model={model}", f"sampler={sampler}", "runtime=cpu", *small]
+    run = assemble(compose(names))
+    batch = run.scene.batch(torch.Generator().manual_seed(0), 8, torch.ones(8, 3))
+    double = replace(
+        batch.rays,
+        **{name: getattr(batch.rays, name).double() for name in ("origins", "directions", "near")},
+    )
+    views = []
+    for rays in (batch.rays, double):
+        for generator in (None, torch.Generator().manual_seed(1)):
+            sigma_fn, rgb_sigma_fn = field_functions(run.model, rays)
+            samples = run.sampler.sample(rays, sigma_fn, generator)
+            views.append(render(samples, rgb_sigma_fn, batch.background).rgb)
+    for single, wide in zip(views[:2], views[2:], strict=True):
+        assert float(single.detach().std()) > 0
+        torch.testing.assert_close(wide.float(), single, rtol=1e-3, atol=1e-3)
 
 
 def test_backgrounds_are_what_they_say() -> None:

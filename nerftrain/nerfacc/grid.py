@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_shape
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
 from nerftrain.nerfacc.pack import pack_info
@@ -49,9 +50,8 @@ def ray_aabb_intersect(
     Raises:
         UserError: tensors of other shapes.
     """
-    _check_shape("rays_o", rays_o, (None, 3))
-    _check_shape("rays_d", rays_d, (None, 3))
-    _check_shape("aabbs", aabbs, (None, 6))
+    check_rays(rays_o, rays_d)
+    check_shape("aabbs", aabbs, ("m", 6))
     origins, directions = rays_o[:, None], rays_d[:, None]
     low, high = aabbs[:, :3].to(rays_o), aabbs[:, 3:].to(rays_o)
     first, second = (low - origins) / directions, (high - origins) / directions
@@ -146,10 +146,10 @@ def march_grids(
     rays_mask: Tensor | None = None,
 ) -> tuple[Samples, Tensor]:
     """March as `traverse_grids` does, to packed samples and where each march ended."""
-    _check_shape("rays_o", rays_o, (None, 3))
-    _check_shape("rays_d", rays_d, (None, 3))
-    _check_shape("binaries", binaries, (None, None, None, None))
-    _check_shape("aabbs", aabbs, (binaries.shape[0], 6))
+    columns = {"near_planes": near_planes, "far_planes": far_planes, "rays_mask": rays_mask}
+    check_rays(rays_o, rays_d, **columns)
+    check_shape("binaries", binaries, ("m", "resx", "resy", "resz"))
+    check_shape("aabbs", aabbs, (binaries.shape[0], 6), "a box for each grid")
     if over_allocate and not (limit and limit > 0):
         raise UserError("over_allocate=True: needs traverse_steps_limit above 0")
     near = torch.zeros_like(rays_o[:, 0]) if near_planes is None else near_planes
@@ -161,6 +161,15 @@ def march_grids(
     march = ops.March(max(step_size, 0.0), cone_angle, MAX_STEPS, most)
     still = torch.zeros_like(rays.near)
     return ops.march_to(rays, still, _packed(binaries, aabbs), march)
+
+
+def check_rays(rays_o: Tensor, rays_d: Tensor, **columns: Tensor | None) -> None:
+    """Raise UserError for rays [R, 3] and what there is of each [R], unless they go together."""
+    check_shape("rays_o", rays_o, ("n_rays", 3))
+    check_shape("rays_d", rays_d, (len(rays_o), 3), "a direction for each of rays_o")
+    for name, column in columns.items():
+        if column is not None:
+            check_shape(name, column, (len(rays_o),), "a value for each of rays_o")
 
 
 def _packed(binaries: Tensor, aabbs: Tensor) -> ops.Grid:
@@ -227,12 +236,3 @@ def _samples_of(samples: Samples) -> RaySamples:
         samples.ray_indices,
         torch.ones_like(samples.ray_indices, dtype=torch.bool),
     )
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    wanted = ", ".join("n" if side is None else str(side) for side in shape)
-    fits = tensor.dim() == len(shape) and all(
-        side is None or side == actual for side, actual in zip(shape, tensor.shape, strict=False)
-    )
-    if not fits:
-        raise UserError(f"{name} has shape {list(tensor.shape)}: must be [{wanted}]")

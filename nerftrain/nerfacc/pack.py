@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerftrain.errors import UserError
+from nerftrain.checks import check_ray_indices
 from nerftrain.ops.scan import ray_offsets
 
 
@@ -21,13 +21,10 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
             waits for the device.
 
     Raises:
-        UserError: indices of another shape or kind.
+        UserError: indices of another shape or kind; in no order or of no such ray (seen on the CPU
+            only).
     """
-    if ray_indices.dim() != 1 or ray_indices.dtype not in (torch.int32, torch.int64):
-        raise UserError(
-            f"ray_indices are {ray_indices.dtype} of shape {list(ray_indices.shape)}: "
-            "give integers of shape [N]"
-        )
+    check_ray_indices(ray_indices, n_rays)
     if n_rays is None:
         n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
     offsets = ray_offsets(ray_indices, n_rays).to(ray_indices.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_packed_info, check_ray_indices, check_shape
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.data_specs import RayIntervals, RaySamples
 from nerftrain.ops.importance import sample_importance, search_edges
@@ -16,14 +17,21 @@ def ray_chunks(segments: RayIntervals | RaySamples, num_rays: int | None = None)
     Args:
         segments: batched [..., n], or flattened with packed_info or ascending ray_indices.
         num_rays: how many there are, if only ray_indices tell; by default up to the last one named.
+
+    Raises:
+        UserError: neither of the two; one that does not fit the values (what it holds is looked at
+            on the CPU only).
     """
     vals = segments.vals
     if vals.dim() > 1:
         return _equal_chunks(vals.shape[:-1].numel(), vals.shape[-1], vals.device)
     if segments.packed_info is not None:
+        check_packed_info(segments.packed_info, vals.numel())
         return segments.packed_info.long()
     if segments.ray_indices is None:
         raise UserError("flattened vals belong to no ray: give packed_info or ray_indices")
+    check_ray_indices(segments.ray_indices, num_rays)
+    check_shape("ray_indices", segments.ray_indices, (vals.numel(),), "a ray for each of vals")
     return _chunks(torch.bincount(segments.ray_indices, minlength=num_rays or 0))
 
 

@@ -3,6 +3,7 @@
 Without `packed_info` they run along the last axis of tensors of any shape; with `packed_info`
 [R, 2] (start and count of each ray's chunk) along the chunks of a flattened tensor [N], whose
 elements outside of all chunks give zero. Products have exact gradients where factors are zero.
+Chunks that lead beyond the tensor raise UserError on the CPU, and are cut elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from nerftrain.errors import UserError
+from nerftrain.checks import check_packed_info
 from nerftrain.ops.scan import scan_prod, scan_sum
 
 
@@ -18,35 +19,31 @@ def inclusive_sum(inputs: Tensor, packed_info: Tensor | None = None) -> Tensor:
     """Sum the elements up to each one and itself, as `torch.cumsum` does."""
     if packed_info is None:
         return inputs.cumsum(-1)
-    return scan_sum(inputs, *_chunks(packed_info))
+    return scan_sum(inputs, *_chunks(inputs, packed_info))
 
 
 def exclusive_sum(inputs: Tensor, packed_info: Tensor | None = None) -> Tensor:
     """Sum the elements before each one; the first gets 0."""
     if packed_info is None:
         return functional.pad(inputs, (1, 0))[..., :-1].cumsum(-1)
-    return scan_sum(inputs, *_chunks(packed_info), inclusive=False)
+    return scan_sum(inputs, *_chunks(inputs, packed_info), inclusive=False)
 
 
 def inclusive_prod(inputs: Tensor, packed_info: Tensor | None = None) -> Tensor:
     """Multiply the elements up to each one and itself, as `torch.cumprod` does."""
     if packed_info is None:
         return inputs.cumprod(-1)
-    return scan_prod(inputs, *_chunks(packed_info))
+    return scan_prod(inputs, *_chunks(inputs, packed_info))
 
 
 def exclusive_prod(inputs: Tensor, packed_info: Tensor | None = None) -> Tensor:
     """Multiply the elements before each one; the first gets 1."""
     if packed_info is None:
         return functional.pad(inputs, (1, 0), value=1)[..., :-1].cumprod(-1)
-    return scan_prod(inputs, *_chunks(packed_info), inclusive=False)
+    return scan_prod(inputs, *_chunks(inputs, packed_info), inclusive=False)
 
 
-def _chunks(packed_info: Tensor) -> tuple[Tensor, Tensor]:
-    if packed_info.dim() != 2 or packed_info.shape[1] != 2:
-        raise UserError(
-            f"packed_info has the shape {list(packed_info.shape)}, not [n_rays, 2]: "
-            "make it by pack_info(ray_indices, n_rays)"
-        )
+def _chunks(inputs: Tensor, packed_info: Tensor) -> tuple[Tensor, Tensor]:
+    check_packed_info(packed_info, inputs.numel())
     starts, counts = packed_info.unbind(1)
     return starts, counts

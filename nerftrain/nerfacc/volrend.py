@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_background, check_ray_indices, check_shape
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.pack import pack_info
 from nerftrain.nerfacc.scan import exclusive_prod, exclusive_sum
@@ -51,7 +52,8 @@ def rendering(
         render_bkgd: [3] or [R, 3], what is seen where rays pass.
 
     Raises:
-        UserError: neither function, or shapes that do not fit.
+        UserError: neither function, shapes that do not fit, or ray_indices in no order or of no
+            such ray (seen on the CPU only).
     """
     if ray_indices is not None:
         _require(n_rays is not None, "ray_indices without n_rays: give the number of rays, too")
@@ -59,6 +61,9 @@ def rendering(
             t_starts.shape == t_ends.shape == ray_indices.shape,
             "t_starts, t_ends and ray_indices differ in shape: give [N] each",
         )
+        check_ray_indices(ray_indices, n_rays)
+    else:
+        check_shape("t_ends", t_ends, tuple(t_starts.shape), "give an end for each of t_starts")
     where = (t_starts, t_ends, ray_indices, n_rays)
     if rgb_sigma_fn is not None:
         rgbs, sigmas = _ask(rgb_sigma_fn, t_starts, t_ends, ray_indices)
@@ -73,6 +78,7 @@ def rendering(
     colors, opacities, depths = sums
     depths = depths / opacities.clamp_min(torch.finfo(rgbs.dtype).eps)
     if render_bkgd is not None:
+        check_background(render_bkgd, len(colors))
         colors = colors + render_bkgd * (1.0 - opacities)
     return colors, opacities, depths, extras
 
@@ -89,7 +95,7 @@ def render_transmittance_from_alpha(
     Gradients are exact for opacities of 1, too. `prefix_trans` [...] is what arrives from before
     the samples.
     """
-    trans = exclusive_prod(1 - alphas, _packed(packed_info, ray_indices, n_rays))
+    trans = exclusive_prod(1 - alphas, _packed(alphas, packed_info, ray_indices, n_rays))
     return trans if prefix_trans is None else trans * prefix_trans
 
 
@@ -107,9 +113,14 @@ def render_transmittance_from_density(
     `sigmas` [...] are per unit of distance. `prefix_trans` [...] is what arrives from before the
     samples.
     """
+    if packed_info is not None or ray_indices is not None:
+        _require(
+            t_starts.shape == t_ends.shape == sigmas.shape,
+            "t_starts, t_ends and sigmas differ in shape: give [N] each",
+        )
     optical = sigmas * (t_ends - t_starts)
     alphas = -torch.expm1(-optical)
-    trans = torch.exp(-exclusive_sum(optical, _packed(packed_info, ray_indices, n_rays)))
+    trans = torch.exp(-exclusive_sum(optical, _packed(optical, packed_info, ray_indices, n_rays)))
     return trans if prefix_trans is None else trans * prefix_trans, alphas
 
 
@@ -261,7 +272,7 @@ def _render_density(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
     """Find the sums of `_sums` and the extras: by the compositor, where no t has a gradient."""
     if ray_indices is None or n_rays is None or t_starts.requires_grad or t_ends.requires_grad:
-        packed_info = _packed(None, ray_indices, n_rays)
+        packed_info = _packed(sigmas, None, ray_indices, n_rays)
         trans, alphas = render_transmittance_from_density(t_starts, t_ends, sigmas, packed_info)
         weights = trans * alphas
         sums = _sums(weights, rgbs, t_starts, t_ends, ray_indices, n_rays)
@@ -293,9 +304,10 @@ def _sums(
 
 
 def _packed(
-    packed_info: Tensor | None, ray_indices: Tensor | None, n_rays: int | None
+    values: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None, n_rays: int | None
 ) -> Tensor | None:
     if packed_info is None and ray_indices is not None:
+        check_shape("ray_indices", ray_indices, tuple(values.shape), "give one for each sample")
         return pack_info(ray_indices, n_rays)
     return packed_info
 

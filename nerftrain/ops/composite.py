@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from nerftrain.checks import check_field
 from nerftrain.ops import library
 from nerftrain.types import Samples
 
@@ -114,8 +115,10 @@ def composite(density: Tensor, channels: Tensor, samples: Samples) -> Composited
 
     Gradients flow to density and channels, not to the intervals. Float32 and float64, other numbers
     become float32; an empty ray gives zeros. A ray's results do not depend on what others hold; on
-    a GPU float32 is rounded by where among all samples those of a ray lie.
+    a GPU float32 is rounded by where among all samples those of a ray lie. Raises UserError for
+    density and channels of other shapes.
     """
+    check_field(len(samples), density, channels)
     density = density if density.dtype == torch.float64 else density.float()
     channels = channels.to(density.dtype)
     if not library.native(density, channels, samples.offsets):

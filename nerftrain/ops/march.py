@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nerftrain.checks import check_field
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 from nerftrain.ops.rooms import fit, padded, used_rows
@@ -738,6 +739,7 @@ def visible_in_turn(
     Takes the transmittance in front of the first samples (arriving [R]; None: 1) and gives with the
     flags that behind the last [R]; where it falls below `early_stop_eps` it need not be exact.
     """
+    check_field(len(samples), density)
     thresholds = (early_stop_eps, alpha_thre, min_weight)
     if not library.native(density, samples.offsets):
         return visible_in_turn_reference(samples, density, *thresholds, arriving)
@@ -759,6 +761,7 @@ def mean_alpha(samples: Samples, density: Tensor) -> Tensor:
 
     Rows of a buffer that are nobody's do not count; without any samples it is 0.
     """
+    check_field(len(samples), density)
     if not library.native(density, samples.offsets):
         return mean_alpha_reference(samples, density)
     numbers = (t.to(density.dtype) for t in (density, samples.t_starts, samples.t_ends))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from nerftrain.checks import check_ray_range
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 
@@ -231,9 +232,7 @@ def sum_along_rays(values: Tensor, ray_indices: Tensor, num_rays: int) -> Tensor
         if not in_order:
             ray_indices, order = ray_indices.sort(stable=True)
             values, in_order = values[order], torch.ones_like(in_order)
-        low, high = int(ray_indices[0]), int(ray_indices[-1])
-        if low < 0 or high >= num_rays:
-            raise UserError(f"ray_indices run from {low} to {high}, but n_rays is {num_rays}")
+        check_ray_range(ray_indices, num_rays)
     if not compiled:
         return sum_along_rays_reference(values, ray_indices, num_rays)
     return _SumAlongRays.apply(values, ray_indices, in_order, num_rays)

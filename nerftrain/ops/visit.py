@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_field
 from nerftrain.ops import library
 from nerftrain.ops.rooms import both, fit, padded
 from nerftrain.types import Picked, Samples, SigmaFn
@@ -171,6 +172,9 @@ def visit(samples: Samples, sigma_fn: SigmaFn, early_stop_eps: float, most: int)
         sigma_fn: gives densities [M] at M samples, each ray's in their order.
         early_stop_eps: rays whose transmittance falls below it are done.
         most: samples of a ray in the first round; in each later one they are twice as many.
+
+    Raises:
+        UserError: a sigma_fn that gives another number of densities.
     """
     visited = Visited.nothing(samples)
     while len(now := next_round(samples, visited, early_stop_eps, most)):
@@ -207,6 +211,7 @@ def next_round(samples: Samples, visited: Visited, early_stop_eps: float, most: 
 
 def take(samples: Samples, visited: Visited, now: Samples, density: Tensor) -> None:
     """Take in the densities [M] of the samples that `next_round` gave; below zero is zero."""
+    check_field(len(now), density)
     if not library.native(density, visited.num):
         take_reference(samples, visited, now, density)
         return

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_field
 from nerftrain.losses import ColorLoss
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.colors import over_background
@@ -61,6 +62,7 @@ class Hierarchical(Sampler):
 
         With a room the other rays have as many, of no length.
         """
+        rays = rays.float()
         ways = find_ways(rays, self.aabb, self.contraction, everyone=room is not None)
         edges = self._stratified(ways.rays, generator)
         coarse = pack(ways.distances(self.spacing, edges), ways.hit, len(rays))
@@ -85,11 +87,12 @@ class Hierarchical(Sampler):
         self.num_evaluated = len(positions)
         if learn:
             channels, density = self.coarse(positions, directions, times)
+            check_field(len(samples), density, channels)
             self._rendered = composite(density, channels[:, :NUM_COLORS], samples)
             return self._rendered.weights.detach()
         with torch.no_grad():
             density = self.coarse.density(positions, times)
-            return composite(density, density.new_empty(len(density), 0), samples).weights
+            return composite(density, density.new_empty(len(samples), 0), samples).weights
 
     def loss_terms(self, loss: ColorLoss, batch: Batch, rendering: Rendering) -> dict[str, Tensor]:
         """Compare the coarse network's colours with the images, as the fine one's are."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_field
 from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
 from nerftrain.ops import march as ops
@@ -236,6 +237,7 @@ class OccGrid(Sampler):
         to find them, unless that gives None; with one, a method `at(samples)` is asked if there is
         any, of which rows behind the last sample are nobody's.
         """
+        rays = rays.float()
         training = generator is not None
         march = self._march_so_far(training, recorded=room is not None)
         marching = ops.Marching(jitter(rays, generator), self.grid, march)
@@ -329,7 +331,8 @@ class OccGrid(Sampler):
     @torch.no_grad()
     def marching(self, rays: Rays) -> tuple[ops.Marching, Thresholds]:
         """Lead rays through occupied cells; what else would be left out is for the thresholds."""
-        marching = ops.Marching(jitter(rays, None), self.grid, self._march_so_far(training=False))
+        jitters = jitter(rays.float(), None)
+        marching = ops.Marching(jitters, self.grid, self._march_so_far(training=False))
         return marching, self._all_thresholds(self._thresholds(training=False))
 
     def _march_so_far(self, training: bool, recorded: bool = False) -> ops.March:
@@ -379,11 +382,14 @@ class OccGrid(Sampler):
     def _look(self, density_fn: DensityFn, cells: Tensor, generator: torch.Generator) -> Tensor:
         """Evaluate the optical depth in each cell [M]; where it changes the most of several."""
         if not self.is_dynamic:
-            return density_fn(self._points_in(cells, generator), None) * self.march.step
+            density = density_fn(self._points_in(cells, generator), None)
+            check_field(len(cells), density)
+            return density * self.march.step
         looks, moments = [], []
         for _ in range(self.settings.num_times):
             times = torch.rand(len(cells), generator=generator, device=cells.device)
             density = density_fn(self._points_in(cells, generator), times)
+            check_field(len(cells), density)
             looks.append(density * self.march.step)
             moments.append(times)
         if self.num_slices > 1:

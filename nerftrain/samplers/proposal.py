@@ -233,7 +233,7 @@ class Proposal(Sampler):
         everyone = torch.arange(len(ways), device=edges.device)
         samples = pack(ways.distances(self.spacing, edges), everyone, len(ways))
         density = field(at_middles(ways.rays, samples)[0])
-        out = composite(density, density.new_empty(len(density), 0), samples)
+        out = composite(density, density.new_empty(len(samples), 0), samples)
         return out.weights.view(len(ways), edges.shape[1] - 1)
 
     def _worth_following(self, weights: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -254,7 +254,7 @@ class Proposal(Sampler):
     ) -> Samples:
         density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices)
         self.num_evaluated += len(samples)
-        out = composite(density, density.new_empty(len(density), 0), samples)
+        out = composite(density, density.new_empty(len(samples), 0), samples)
         self._final = (edges, out.weights.view(-1, self.num_samples))
         # Before the field has learnt anything every weight is small: not all may be cut off.
         mean = out.weights.mean() if len(samples) else out.weights.sum()

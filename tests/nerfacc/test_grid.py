@@ -225,3 +225,26 @@ def test_mistakes_are_told():
         ray_aabb_intersect(rays[0], rays, BOX)
     with pytest.raises(UserError, match="traverse_steps_limit"):
         traverse_grids(rays, rays, cells, BOX, over_allocate=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"rays_d": torch.ones(0, 3)}, r"rays_d has shape \[0, 3\], must be \[100, 3\]"),
+        ({"rays_d": torch.ones(50, 3)}, r"rays_d has shape \[50, 3\], must be \[100, 3\]"),
+        ({"rays_d": torch.ones(1, 3)}, "rays_d has shape"),
+        ({"near_planes": torch.zeros(10)}, r"near_planes has shape \[10\], must be \[100\]"),
+        ({"near_planes": torch.zeros(())}, "near_planes has shape"),
+        ({"far_planes": torch.ones(101)}, "far_planes has shape"),
+        ({"far_planes": torch.ones(100, 1)}, "far_planes has shape"),
+        ({"rays_mask": torch.ones(10, dtype=torch.bool)}, "rays_mask has shape"),
+    ],
+)
+def test_rays_that_do_not_go_together_are_refused(changes, line):
+    cells = torch.ones(1, 4, 4, 4, dtype=torch.bool)
+    rays = {"rays_o": torch.zeros(100, 3), "rays_d": torch.ones(100, 3)}
+    with pytest.raises(UserError, match=line):
+        traverse_grids(binaries=cells, aabbs=BOX, **{**rays, **changes})
+    if "rays_d" in changes:
+        with pytest.raises(UserError, match=line):
+            ray_aabb_intersect(aabbs=BOX, **{**rays, **changes})

@@ -80,3 +80,9 @@ def test_shapes_that_do_not_fit_are_refused(device):
         distortion(weights, starts, ends, indices)
     with pytest.raises(UserError, match="ray_indices and n_rays"):
         distortion(weights, starts, ends)
+
+
+@pytest.mark.parametrize("rays", [[-1, 0], [0, 2], [1, 0]])
+def test_weights_of_no_rays_are_refused_on_the_cpu(rays):
+    with pytest.raises(UserError, match="ray_indices"):
+        distortion(*torch.ones(3, 2), torch.tensor(rays), 2)

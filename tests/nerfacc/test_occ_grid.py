@@ -174,3 +174,25 @@ def test_mistakes_are_told():
         estimator.mark_invisible_cells(
             torch.eye(3).repeat(2, 1, 1), torch.eye(4).repeat(3, 1, 1), 4, 4
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"rays_d": torch.ones(0, 3)}, r"rays_d has shape \[0, 3\], must be \[64, 3\]"),
+        ({"rays_d": torch.ones(32, 3)}, "rays_d has shape"),
+        ({"rays_o": torch.ones(3)}, "rays_o has shape"),
+        ({"t_min": torch.zeros(10)}, r"t_min has shape \[10\], must be \[64\]"),
+        ({"t_max": torch.ones(1)}, "t_max has shape"),
+    ],
+)
+def test_rays_that_do_not_go_together_are_refused(changes, line):
+    arguments = dict(zip(("rays_o", "rays_d"), rays(), strict=True)) | changes
+    with pytest.raises(UserError, match=line):
+        learnt().sampling(**arguments, render_step_size=0.1)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:5], lambda x: x.repeat(2, 1)])
+def test_nothing_is_learnt_from_another_number_of_values(wrong):
+    with pytest.raises(UserError, match="occ_eval_fn gave has shape"):
+        OccGridEstimator(BOX, 16).update_every_n_steps(0, lambda x: wrong(ball(x)))

@@ -47,3 +47,17 @@ def test_values_along_rays_know_their_device_and_take_fields_in_nerfaccs_order(d
     assert intervals.is_right is packed
     assert samples.device == intervals.device == vals.device
     assert RaySamples(vals).packed_info is None
+
+
+@pytest.mark.parametrize(
+    ("rays", "n_rays", "line"),
+    [
+        ([-1, 0], 2, "run from -1 to 0, but n_rays is 2"),
+        ([0, 2], 2, "run from 0 to 2, but n_rays is 2"),
+        ([-1, 0], None, "run from -1 to 0"),
+        ([1, 0], 2, "in no order"),
+    ],
+)
+def test_indices_of_no_rays_are_refused_on_the_cpu(rays, n_rays, line):
+    with pytest.raises(UserError, match=line):
+        pack_info(torch.tensor(rays), n_rays)

@@ -323,3 +323,28 @@ def test_what_belongs_to_no_ray_or_to_others_is_refused(device):
         searchsorted(three, two)
     with pytest.raises(UserError, match="packed_info or ray_indices"):
         searchsorted(RayIntervals(torch.zeros(4, device=device)), two)
+
+
+# Of six edges and two rays, on the CPU: what tensors hold is not looked at elsewhere.
+@pytest.mark.parametrize(
+    ("whose", "line"),
+    [
+        ({"packed_info": [[0, 3], [3, 60]]}, "gives ray 1 60 values from 3 on, but there are 6"),
+        ({"packed_info": [[-3, 3], [3, 3]]}, "gives ray 0 3 values from -3"),
+        ({"packed_info": [0, 6]}, "packed_info has shape"),
+        ({"ray_indices": [-1, 0, 0, 1, 1, 1]}, "run from -1 to 1"),
+        ({"ray_indices": [0, 0, 0, 1, 1, 2]}, "rays"),
+        ({"ray_indices": [1, 1, 1, 0, 0, 0]}, "in no order"),
+        ({"ray_indices": [0, 0, 1]}, r"ray_indices has shape \[3\], must be \[6\]"),
+        ({"ray_indices": [0.0] * 6}, r"integers of shape \[N\]"),
+    ],
+)
+def test_rays_that_do_not_own_the_values_are_refused(whose, line):
+    edges = torch.linspace(0, 1, 3).repeat(2)
+    wrong = RayIntervals(edges, **{name: torch.tensor(held) for name, held in whose.items()})
+    right = RayIntervals(edges.view(2, 3))
+    for keys, values in ((wrong, right), (right, wrong)):
+        with pytest.raises(UserError, match=line):
+            searchsorted(keys, values)
+    with pytest.raises(UserError, match=line):
+        importance_sampling(wrong, edges, torch.tensor([4, 4]))

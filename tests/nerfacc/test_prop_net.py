@@ -171,6 +171,8 @@ def test_no_rays_are_sampled_and_learnt_from(device):
         ({"near_plane": 0.0}, "lindisp needs near_plane above 0"),
         ({"prop_sigma_fns": [lambda a, _: a[:, :3]]}, r"densities \(2, 8\), not \(2, 3\)"),
         ({"num_samples": 0}, "must be at least 1"),
+        ({"near_plane": torch.ones(3)}, r"near_plane has shape \[3\], must be \[2\]"),
+        ({"far_plane": torch.ones(2, 2)}, "far_plane has shape"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(changes, line):
@@ -275,6 +277,14 @@ def test_flattened_queries_must_say_which_edges_make_an_interval(device):
         pdf_loss(query, cdfs.flatten(), key, cdfs)
 
 
+@pytest.mark.parametrize("name", ["cdfs_query", "cdfs_key"])
+def test_cdfs_of_other_shapes_than_their_edges_are_refused(device, name):
+    key, cdfs = random_histogram(2, 3, 0, device)
+    given = {"cdfs_query": cdfs, "cdfs_key": cdfs} | {name: cdfs[:, :-1]}
+    with pytest.raises(UserError, match=rf"{name} has shape \[2, 3\], must be \[2, 4\]"):
+        pdf_loss(segments_query=key, segments_key=key, **given)
+
+
 # -------------------------------------------------------------------------------------- learning
 
 
@@ -375,6 +385,13 @@ def test_sampling_anew_forgets_what_was_not_used(device):
     )
     assert [len(edges.vals) for edges, _ in estimator.prop_cache] == [2, 2]
     assert estimator.compute_loss(torch.ones(2, 8, device=device)).isfinite()
+
+
+def test_transmittances_of_another_shape_are_refused_and_nothing_is_used_up(device):
+    estimator, _, starts, _ = two_levels(device)
+    with pytest.raises(UserError, match=r"trans has shape \[4, 7\], must be \[4, 8\]"):
+        estimator.compute_loss(starts[:, 1:])
+    assert len(estimator.prop_cache) == 3
 
 
 def test_steps_that_cannot_be_taken_are_refused(device):

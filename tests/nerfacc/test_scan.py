@@ -82,3 +82,11 @@ def test_chunks_of_another_shape_are_refused(device):
         inclusive_sum(torch.zeros(3, device=device), torch.zeros(2, device=device).long())
     with pytest.raises(UserError, match="flatten"):
         exclusive_prod(torch.zeros(3, 2, device=device), packed([1, 2], device))
+
+
+@pytest.mark.parametrize("function", SCANS)
+@pytest.mark.parametrize("chunk", [[0, 100], [-3, 3], [2, 2], [3, 1], [0, -1]])
+def test_chunks_beyond_the_values_are_refused_on_the_cpu(function, chunk):
+    chunks = torch.tensor([[0, 1], chunk])
+    with pytest.raises(UserError, match=r"packed_info gives ray 1 .* there are 3 of all rays"):
+        function(torch.ones(3), chunks)

@@ -382,6 +382,54 @@ def test_what_cannot_be_rendered_is_refused(device):
         rendering(t, t, rays, **field)
 
 
+@pytest.mark.parametrize("name", ["rgb_sigma_fn", "rgb_alpha_fn"])
+@pytest.mark.parametrize(
+    ("rays", "line"),
+    [
+        ([-1, 0], "run from -1 to 0, but n_rays is 2"),
+        ([0, 2], "run from 0 to 2, but n_rays is 2"),
+        ([1, 0], "in no order"),
+    ],
+)
+def test_samples_of_no_rays_are_refused_on_the_cpu_before_the_field_is_asked(name, rays, line):
+    field = {name: lambda *_: pytest.fail("asked")}
+    with pytest.raises(UserError, match=line):
+        rendering(torch.zeros(2), torch.ones(2), torch.tensor(rays), 2, **field)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 3), (2, 4)])
+def test_backgrounds_of_other_rays_are_refused(device, shape):
+    t, fields = torch.zeros(2, 5, device=device), torch.zeros(2, 5, 3, device=device)
+    with pytest.raises(UserError, match="background has shape"):
+        rendering(
+            *(t, t + 1),
+            rgb_sigma_fn=lambda *_: (fields, t),
+            render_bkgd=torch.zeros(shape, device=device),
+        )
+
+
+@pytest.mark.parametrize(
+    "whose",
+    [{"packed_info": torch.tensor([[0, 9]])}, {"ray_indices": torch.tensor([0]), "n_rays": 1}],
+)
+def test_samples_that_belong_to_no_ray_are_refused(whose):
+    t = torch.rand(4)
+    for function in (render_weight_from_density, render_visibility_from_density):
+        with pytest.raises(UserError, match=r"there are 4 of all rays|must be \[4\]"):
+            function(t, t, t, **whose)
+    for function in (render_weight_from_alpha, render_visibility_from_alpha):
+        with pytest.raises(UserError, match=r"there are 4 of all rays|must be \[4\]"):
+            function(t, **whose)
+
+
+def test_intervals_of_another_number_than_their_densities_are_refused(device):
+    t, rays = torch.zeros(4, device=device), torch.zeros(4, device=device).long()
+    with pytest.raises(UserError, match="t_starts, t_ends and sigmas differ in shape"):
+        render_weight_from_density(t[:1], t, t, ray_indices=rays, n_rays=1)
+    with pytest.raises(UserError, match=r"t_ends has shape \[2, 3\], must be \[2, 4\]"):
+        rendering(t.repeat(2, 1), t[:3].repeat(2, 1), rgb_sigma_fn=lambda *_: pytest.fail("asked"))
+
+
 # --------------------------------------------------------------------------------- accumulation
 
 

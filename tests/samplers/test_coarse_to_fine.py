@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -298,3 +300,65 @@ def test_the_coarse_network_learns_from_the_colours_and_only_in_training():
         torch.ones(3),
     )
     assert sampler.loss_terms(ColorLoss("huber"), batch, rendering) == {}
+
+
+@pytest.mark.parametrize("room", [None, 4096])
+@pytest.mark.parametrize("wrong", [lambda d: d[:1], lambda d: d.repeat(2), lambda d: d[:, None]])
+def test_a_field_of_another_number_of_densities_is_refused(wrong, room: int | None):
+    rays = rays_at_the_ball(8)
+    sigma_fn, _ = field_functions(Ball(), rays)
+    with pytest.raises(UserError, match=r"a field's density has shape .*a value per sample"):
+        proposal(min_weight=1e-3).sample(rays, lambda *at: wrong(sigma_fn(*at)), None, room)
+
+
+class Misshapen(Ball):
+    """A ball that tells of its first point alone."""
+
+    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        return super().density(positions)[:1]
+
+
+class Swapped(Ball):
+    """A ball that gives its density first."""
+
+    def forward(self, *at: Tensor) -> tuple[Tensor, Tensor]:
+        color, density = super().forward(*at)
+        return density, color
+
+
+@pytest.mark.parametrize(
+    ("field", "training", "line"),
+    [
+        (Misshapen, False, "density has shape"),
+        (Misshapen, True, "density has shape"),
+        (Swapped, True, "colour has shape .*colour first"),
+    ],
+)
+def test_a_coarse_field_of_other_shapes_is_refused(field, training: bool, line: str):
+    rays, generator = rays_at_the_ball(8), torch.Generator() if training else None
+    with pytest.raises(UserError, match=line):
+        hierarchical(field).sample(rays, field_functions(Ball(), rays)[0], generator)
+
+
+class Single(Ball):
+    """A field of one layer in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        return self.layer(positions)[:, 0].exp()
+
+
+@pytest.mark.parametrize("room", [None, 4096])
+def test_coarse_to_fine_takes_rays_in_float64(room: int | None):
+    torch.manual_seed(0)
+    rays = rays_at_the_ball(8)
+    names = ("origins", "directions", "near", "far")
+    double = replace(rays, **{name: getattr(rays, name).double() for name in names})
+    sigma_fn, _ = field_functions(Ball(), rays)
+    sampler = hierarchical(Single)
+    single, same = (sampler.sample(r, sigma_fn, None, room) for r in (rays, double))
+    assert torch.equal(single.t_starts, same.t_starts)
+    assert torch.equal(single.offsets, same.offsets)

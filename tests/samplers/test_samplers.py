@@ -392,3 +392,31 @@ def test_uniform_fills_the_box_with_equal_intervals(scene: Scene) -> None:
 def test_grids_that_cannot_be_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         grid_settings(**wrong)
+
+
+@pytest.mark.parametrize("room", [None, 4096])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("wrong", [lambda d: d[:1], lambda d: d.repeat(2), lambda d: d[:, None]])
+def test_a_field_of_another_number_of_densities_is_refused(scene, wrong, training, room) -> None:
+    sampler, rays = learnt(scene), rays_of(scene, 64)
+    sigma_fn, generator = sigma_of(rays), torch.Generator() if training else None
+    with pytest.raises(UserError, match=r"a field's density has shape .*a value per sample"):
+        sampler.sample(rays, lambda *at: wrong(sigma_fn(*at)), generator, room)
+
+
+@pytest.mark.parametrize("wrong", [lambda d: d[:5], lambda d: d.repeat(2), lambda d: d[:, None]])
+def test_a_grid_does_not_learn_from_another_number_of_densities(scene: Scene, wrong) -> None:
+    with pytest.raises(UserError, match="a field's density has shape"):
+        occgrid(scene).update(0, lambda *at: wrong(ball(*at)), torch.Generator())
+
+
+@pytest.mark.parametrize("room", [None, 4096])
+def test_rays_in_float64_are_marched_as_those_in_float32(scene: Scene, room: int | None) -> None:
+    sampler, rays = learnt(scene), rays_of(scene, 64)
+    names = ("origins", "directions", "near", "far")
+    double = replace(rays, **{name: getattr(rays, name).double() for name in names})
+    samples, same = (sampler.sample(r, sigma_of(rays), None, room) for r in (rays, double))
+    assert torch.equal(samples.t_starts, same.t_starts)
+    assert torch.equal(samples.offsets, same.offsets)
+    (marching, _), (also, _) = (sampler.marching(r) for r in (rays, double))
+    assert torch.equal(marching.jitter, also.jitter)

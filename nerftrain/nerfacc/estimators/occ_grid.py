@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_shape
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.estimators.base import AbstractEstimator
-from nerftrain.nerfacc.grid import march_grids, packed_info_of
+from nerftrain.nerfacc.grid import check_rays, march_grids, packed_info_of
 from nerftrain.nerfacc.volrend import render_visibility_from_alpha
 from nerftrain.ops.march import nested_boxes, visible_samples
 from nerftrain.ops.visit import select
@@ -128,6 +129,7 @@ class OccGridEstimator(AbstractEstimator):
             UserError: tensors of other shapes or on different devices; a field that gives another
                 number of values than there are samples.
         """
+        check_rays(rays_o, rays_d, t_min=t_min, t_max=t_max)
         near = torch.full_like(rays_o[:, 0], near_plane)
         far = torch.full_like(near, far_plane)
         near = near if t_min is None else torch.maximum(near, t_min)
@@ -211,6 +213,8 @@ class OccGridEstimator(AbstractEstimator):
             place = torch.rand(len(cells), 3, device=held.device)
             points = self._world(level, (self.grid_coords[cells] + place) / self.resolution)
             found = occ_eval_fn(points).reshape(-1).to(held)
+            remedy = "occ_eval_fn gives a value per position"
+            check_shape("what occ_eval_fn gave", found, (len(cells),), remedy)
             # Twice the same cell: it decays once, and the most that was found counts.
             held[cells] = held[cells] * ema_decay
             held.scatter_reduce_(0, cells, found, "amax")

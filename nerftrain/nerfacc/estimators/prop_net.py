@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nerftrain.checks import check_shape
 from nerftrain.errors import UserError
 from nerftrain.nerfacc.data_specs import RayIntervals
 from nerftrain.nerfacc.estimators.base import AbstractEstimator
@@ -105,7 +106,11 @@ class PropNetEstimator(AbstractEstimator):
         if sampling_type == "lindisp" and not isinstance(near, Tensor) and near <= 0:
             raise UserError(f"lindisp needs near_plane above 0, not {near}: or take uniform")
         planes = [torch.as_tensor(p, dtype=torch.float32, device=self.device) for p in (near, far)]
-        return [(p.squeeze(-1) if p.dim() else p).expand(n_rays) for p in planes]
+        planes = [p.squeeze(-1) if p.dim() else p for p in planes]
+        for name, plane in zip(("near_plane", "far_plane"), planes, strict=True):
+            if plane.numel() != 1:
+                check_shape(name, plane, (n_rays,), "or give one distance for all rays")
+        return [plane.expand(n_rays) for plane in planes]
 
     @torch.enable_grad()
     def compute_loss(self, trans: Tensor, loss_scaler: float = 1.0) -> Tensor:
@@ -121,6 +126,8 @@ class PropNetEstimator(AbstractEstimator):
         loss = torch.zeros((), device=self.device)
         if not self.prop_cache:
             return loss
+        rays, num_edges = self.prop_cache[-1][0].vals.shape
+        check_shape("trans", trans, (rays, num_edges - 1), "a value for each interval of sampling")
         (*levels, (intervals, _)), self.prop_cache = self.prop_cache, []
         cdfs = _cdfs_at_edges(trans.detach())
         for prop_intervals, prop_cdfs in levels:
@@ -204,6 +211,11 @@ def pdf_loss(
         cdfs_key: cumulated weights at its edges.
         eps: keeps the division finite where a query interval is empty.
     """
+    for name, segments, cdfs in (
+        ("cdfs_query", segments_query, cdfs_query),
+        ("cdfs_key", segments_key, cdfs_key),
+    ):
+        check_shape(name, cdfs, tuple(segments.vals.shape), "give a value for each edge")
     ids_left, ids_right = searchsorted(segments_key, segments_query)
     if segments_query.vals.dim() > 1:
         first = ray_chunks(segments_key)[:, 0].view(*segments_query.vals.shape[:-1], 1)
