@@ -86,15 +86,22 @@ def setup_logging(run_dir: Path | None) -> None:
 
 
 class TensorBoard:
-    """Scalars, images and hyperparameters in the run's ``tb`` folder; idle where disabled."""
+    """Scalars, images and hyperparameters in the run's ``tb`` folder; idle where disabled.
+
+    What lies against seconds has a folder of its own, ``by_second`` in it: going on hides what an
+    earlier process wrote later than some abscissa, and seconds are not steps.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
         self._writer: Any = None
+        self._by_second: Any = None
         self._last_second: dict[str, int] = {}
 
-    def open(self, run_dir: Path, resumed_step: int | None = None) -> None:
-        """Start writing; TensorBoard hides what an earlier process wrote after ``resumed_step``."""
+    def open(
+        self, run_dir: Path, resumed_step: int | None = None, resumed_seconds: float = 0.0
+    ) -> None:
+        """Start writing; TensorBoard hides what an earlier process wrote after the resumed step."""
         if not self.enabled:
             return
         try:
@@ -102,8 +109,12 @@ class TensorBoard:
         except ImportError:
             _log.warning("no TensorBoard: pip install tensorboard, or logger=none for none")
             return
-        purge = None if resumed_step is None else resumed_step + 1
-        self._writer = SummaryWriter(str(Path(run_dir) / "tb"), purge_step=purge)
+        folder, resumed = Path(run_dir) / "tb", resumed_step is not None
+        purge = (resumed_step or 0) + 1, int(resumed_seconds) + 1
+        self._writer, self._by_second = (
+            SummaryWriter(str(place), purge_step=first if resumed else None)
+            for place, first in zip((folder, folder / "by_second"), purge, strict=True)
+        )
 
     def scalars(self, figures: Mapping[str, float | None], step: int, seconds: float) -> None:
         """Write figures against the step and, under ``by_second/``, against training seconds."""
@@ -116,7 +127,7 @@ class TensorBoard:
             if self._last_second.get(tag) != int(
                 seconds
             ):  # one point a second: two would share an abscissa
-                self._writer.add_scalar(f"by_second/{tag}", value, int(seconds))
+                self._by_second.add_scalar(f"by_second/{tag}", value, int(seconds))
                 self._last_second[tag] = int(seconds)
 
     def image(self, tag: str, image: Any, step: int) -> None:
@@ -134,7 +145,8 @@ class TensorBoard:
         """Flush and close."""
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
+            self._by_second.close()
+            self._writer = self._by_second = None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

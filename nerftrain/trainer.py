@@ -468,7 +468,7 @@ class Journal:
     def __init__(self, run: Run, state: State) -> None:
         self.run, self.state = run, state
         self.intervals = run.settings.intervals
-        run.logger.open(run.run_dir, state.step or None)
+        run.logger.open(run.run_dir, state.step or None, state.seconds)
         self.curve = report.Curve(run.run_dir, state.step)
         self.progress = report.Progress(run.settings.steps, run.settings.max_seconds)
         self.last_evaluated = self.last_saved = self.last_seconds = state.seconds

@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -48,11 +49,15 @@ def _restored_logging():
         logger.setLevel(level)
 
 
-def events(run_dir):
+def events(run_dir, folder="tb"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(run_dir / "tb"))
+    accumulator = EventAccumulator(str(run_dir / folder))
     return accumulator.Reload()
+
+
+def points_of(found, tag):
+    return [(event.step, event.value) for event in found.Scalars(tag)]
 
 
 def test_scalars_lie_against_steps_and_against_seconds(tmp_path):
@@ -64,13 +69,27 @@ def test_scalars_lie_against_steps_and_against_seconds(tmp_path):
     board.hparams(CONFIG, {"psnr": 30.0, "lpips": None})
     board.close()
     found = events(tmp_path)
-    points = [(event.step, event.value) for event in found.Scalars("loss")]
-    assert points == [(10, 1.0), (20, 2.0), (30, 3.0)]
-    points = [(event.step, event.value) for event in found.Scalars("by_second/loss")]
-    assert points == [(0, 1.0), (2, 3.0)]
+    assert points_of(found, "loss") == [(10, 1.0), (20, 2.0), (30, 3.0)]
+    found_by_second = events(tmp_path, "tb/by_second")
+    assert points_of(found_by_second, "by_second/loss") == [(0, 1.0), (2, 3.0)]
     assert "psnr" not in found.Tags()["scalars"]
     assert found.Tags()["images"] == ["preview"]
     assert found.Scalars("final/psnr")[0].value == 30.0
+
+
+@pytest.mark.parametrize("steps_a_second", [0.2, 10])
+def test_going_on_hides_what_was_written_later(tmp_path, steps_a_second):
+    for resumed, steps in ((None, (10, 20, 30, 40)), (20, (30, 50))):
+        board = TensorBoard(True)
+        board.open(tmp_path, resumed, (resumed or 0) / steps_a_second)
+        for step in steps:
+            board.scalars({"loss": float(resumed or 0)}, step, step / steps_a_second)
+        board.close()
+        time.sleep(1.1)  # files are read in the order of the seconds in their names
+    assert points_of(events(tmp_path), "loss") == [(10, 0), (20, 0), (30, 20), (50, 20)]
+    found = points_of(events(tmp_path, "tb/by_second"), "by_second/loss")
+    expected = [(10, 0), (20, 0), (30, 20), (50, 20)]
+    assert found == [(int(step / steps_a_second), value) for step, value in expected]
 
 
 def test_a_disabled_board_writes_nothing(tmp_path):
