@@ -56,20 +56,31 @@ def _by_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
     Training seconds are trainer.max_seconds on a few CPU cores; hints.seconds of the scene or the
     model says that another time's choices are better for them.
     """
-    hints = [OmegaConf.select(_root_, f"{group}.hints.seconds") for group in ("model", "scene")]
-    said = next((seconds for seconds in hints if seconds is not None), None)
-    return _by_own_time(table, _root_=_root_) if said is None else _first_from(table, said)
+    for group in ("model", "scene"):
+        said = _seconds(f"{group}.hints.seconds", _root_)
+        if said is not None:
+            return _first_from(table, said)
+    return _by_own_time(table, _root_=_root_)
 
 
 def _by_own_time(table: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
     """Choose as `by_time` does, whatever scenes and models say."""
-    seconds = OmegaConf.select(_root_, "trainer.max_seconds")
+    seconds = _seconds("trainer.max_seconds", _root_)
     factor = _by_device({"cpu": 1.0, "cuda": _GPU}, _root_=_root_)
-    return _first_from(table, float("inf") if seconds is None else factor * float(seconds))
+    return _first_from(table, float("inf") if seconds is None else factor * seconds)
+
+
+def _seconds(key: str, root: DictConfig) -> float | None:
+    """Read a number of seconds, which is used before the config as a whole is checked.
+
+    Raises:
+        UserError: it is none; else a key whose value depends on it would be blamed.
+    """
+    return schema.convert(OmegaConf.select(root, key), float | None, key)
 
 
 def _first_from(table: Mapping[Any, Any], seconds: float) -> Any:
-    return table[min((key for key in table if float(seconds) <= float(key)), key=float)]
+    return table[min((key for key in table if seconds <= float(key)), key=float)]
 
 
 def _by_device(table: Mapping[str, Any], *, _root_: DictConfig) -> Any:
@@ -280,6 +291,28 @@ def one_line(error: BaseException) -> str:
         line for line in text.splitlines() if "hydra.cc" not in line and "full_key" not in line
     ]
     return " ".join(" ".join(lines).split())
+
+
+def interpolation_mistake(error: BaseException, cfg: DictConfig) -> str | None:
+    """Say which key is to blame for an interpolation that failed, where it is another's value.
+
+    None where it is the interpolation itself.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    for group in cfg:
+        hints = OmegaConf.select(
+            cfg, f"{group}.hints", default={}, throw_on_resolution_failure=False
+        )
+        if not isinstance(hints, Mapping | DictConfig):
+            return (
+                f"{group}.hints={schema.shown(hints)}: must be a mapping, which other keys take "
+                f"their values from; leave it out, or give {group}.hints.KEY=VALUE"
+            )
+    return None
 
 
 def _parsed(text: str) -> Override:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nerftrain import schema
-from nerftrain.composition import apply_override, compose, one_line
+from nerftrain.composition import apply_override, compose, interpolation_mistake, one_line
 from nerftrain.errors import UserError
 from nerftrain.paths import data_dir
 
@@ -77,6 +77,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        if problem := interpolation_mistake(error, cfg):
+            raise UserError(problem) from None
         key = f"{error.full_key}: " if error.full_key else ""
         raise UserError(f"{key}{one_line(error)}") from None
     assert isinstance(container, dict)
@@ -95,12 +97,17 @@ def check(cfg: DictConfig) -> dict[str, schema.Plan]:
     values = plain(cfg)
     for key, hint in _VALUES.items():
         schema.convert(values.get(key, "???"), hint, key)
-    if values["seed"] < 0:
-        raise UserError(f"seed={values['seed']}: must be at least 0")
+    if not 0 <= values["seed"] < 2**64:
+        raise UserError(f"seed={schema.shown(values['seed'])}: must be at least 0, and below 2^64")
     for key in values:
         if key not in _VALUES and key not in _GROUPS and key != "sweep":
             known = [*_GROUPS, *_VALUES, "sweep"]
             raise UserError(f"{key}: no such key; {schema.suggestion(key, known)}")
+    if values["run_dir"] is not None and not values["run_dir"].strip():
+        raise UserError(
+            f"run_dir='{values['run_dir']}': names no folder; give one, run_dir=. for this one, or "
+            "run_dir=null for a new one in outputs"
+        )
     _check_sweep(values.get("sweep", {}))
     trusted = (*schema.TRUSTED, *values["trusted"])
     values.setdefault("refine", _no_refinement())

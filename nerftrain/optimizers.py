@@ -14,6 +14,12 @@ from nerftrain.ops.adam import AdamRates, adam_step, adam_step_placed
 from nerftrain.refinement import Refinement
 
 
+# Adam moves a weight by about its rate in a step, and weights are below one: what lies beyond is a
+# slip of the exponent.
+MOST_RATE = 10.0
+MOST_DECAY = 10.0  # of weights of one: far more than any gradient
+
+
 class Adam(torch.optim.Optimizer):
     """Adam whose parameter groups may skip entries that no sample has seen (`skip`).
 
@@ -116,6 +122,10 @@ def adam(
         )
     if warp_lr <= 0:
         raise UserError(f"warp_lr={warp_lr}: must be more than 0")
+    bounded = {"lr": (lr, MOST_RATE), "weight_decay": (weight_decay, MOST_DECAY), "eps": (eps, 1.0)}
+    for name, (value, most) in {**bounded, "warp_lr": (warp_lr, MOST_RATE / lr)}.items():
+        if value > most:
+            raise UserError(f"{name}={value}: must be at most {most:g}")
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UserError(f"betas={betas}: need two numbers in [0, 1)")
     named = [*model.named_parameters(), *(sampler.named_parameters() if sampler else ())]

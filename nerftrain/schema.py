@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,10 @@ from nerftrain.errors import UserError
 TRUSTED = ("nerftrain.", "torch.optim.")  # what a config may name; `trusted=[...]` adds to it
 
 _MISSING = "???"  # OmegaConf's mark of a value that the user has to give
+# Keys of which inf says something: no limit, never, no error that is beyond. Elsewhere it is a slip
+# that would turn weights, distances or sizes into nonsense.
+_MAY_BE_INFINITE = ("max_seconds", "evaluate_seconds", "checkpoint_seconds", "huber_delta")
+_MOST = 2**64  # no number of anything is larger, and none that is fits what counts on a device
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -116,6 +121,7 @@ def convert(value: Any, hint: Any, where: str, trusted: Sequence[str] = TRUSTED)
         return _either(value, args, where, trusted)
     kind = origin or hint
     if kind in (Any, object):
+        _check_finite(value, where)
         return value
     if kind in (list, tuple, Sequence, Iterable):
         return _sequence(value, kind, args, where, trusted)
@@ -213,13 +219,23 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
         return None
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
-    if kind is float and type(value) is int:
-        return float(value)
     # A bool is an int to Python, never to a user.
-    fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if not fits or value != value:
+    kinds = (int, float) if kind is float else kind
+    fits = isinstance(value, kinds) and not (isinstance(value, bool) and kind is not bool)
+    if not fits:
         raise UserError(f"{where}={shown(value)}: must be {_wanted(value, kind, where)}")
-    return value
+    _check_finite(value, where)
+    return float(value) if kind is float else value
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where}={value}: must be a number")
+    endless = where.rpartition(".")[2] in _MAY_BE_INFINITE
+    if isinstance(value, float) and math.isinf(value) and not (endless and value > 0):
+        raise UserError(f"{where}={value}: must be a finite number")
+    if isinstance(value, int) and abs(value) >= _MOST:
+        raise UserError(f"{where}={shown(value)}: must be less than 2^64")
 
 
 def _wanted(value: Any, kind: type, where: str) -> str:

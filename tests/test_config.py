@@ -121,6 +121,14 @@ def test_build_hands_over_plain_python_of_the_annotated_types():
         ("count", None, "toy.count=null: must be a whole number"),
         ("rate", False, "toy.rate=false: must be a number"),
         ("rate", float("nan"), "toy.rate=nan: must be a number"),
+        ("rate", float("inf"), "toy.rate=inf: must be a finite number"),
+        ("rate", -float("inf"), "toy.rate=-inf: must be a finite number"),
+        ("rate", 10**400, "must be less than 2^64"),
+        ("rates", [1, float("inf")], "toy.rates[1]=inf: must be a finite number"),
+        ("pair", [1, float("inf")], "toy.pair[1]=inf: must be a finite number"),
+        ("count", float("inf"), "toy.count=inf: must be a whole number"),
+        ("count", 2**64, "toy.count=18446744073709551616: must be less than 2^64"),
+        ("label", float("inf"), "toy.label=inf: must be a text, in quotes"),
         ("on", 1, "toy.on=1: must be true or false"),
         ("label", [1], "toy.label=[1]: must be a text or null"),
         ("kind", "hubr", "toy.kind=hubr: choose one of huber, l2; did you mean huber?"),
@@ -150,6 +158,50 @@ def test_build_hands_over_plain_python_of_the_annotated_types():
 )
 def test_build_refuses_with_the_key_and_the_remedy(key: str, value: Any, line: str):
     assert line in mistake({key: value})
+
+
+@pytest.mark.parametrize("key", ["max_seconds", "intervals.checkpoint_seconds", "huber_delta"])
+def test_infinity_is_taken_where_it_says_something(key: str):
+    config.check(compose([f"trainer.{key}=inf"]))
+    for slip in ("-inf", "nan"):
+        with pytest.raises(UserError, match=f"trainer.{key}={slip}: must be a"):
+            config.check(compose([f"trainer.{key}={slip}"]))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "sampler.finer_views",
+        "sampler.early_stop_eps",
+        "sampler.cone_angle",
+        "trainer.distortion_weight",
+    ],
+)
+def test_infinity_is_refused_elsewhere(key: str):
+    with pytest.raises(UserError) as error:
+        config.check(compose([f"{key}=inf"]))
+    assert str(error.value) == f"{key}=inf: must be a finite number"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.max_seconds=abc", "trainer.max_seconds=abc: must be a number or null"),
+        ("trainer.max_seconds=nan", "trainer.max_seconds=nan: must be a number or null"),
+        ("trainer.max_seconds=[1]", "trainer.max_seconds=[1]: must be a number or null"),
+        ("+model.hints.seconds=x", "model.hints.seconds=x: must be a number or null"),
+        ("trainer.hints=null", "trainer.hints=null: must be a mapping, which other keys"),
+        ("trainer.hints=3", "trainer.hints=3: must be a mapping, which other keys"),
+    ],
+)
+@pytest.mark.parametrize("scene", ["demo", "lego"])
+def test_the_key_that_others_depend_on_is_blamed(override: str, line: str, scene: str):
+    with pytest.raises(UserError) as error:
+        config.check(compose([f"scene={scene}", override]))
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_keys_of_nested_nodes_are_named_in_full():
@@ -566,6 +618,10 @@ def toy_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"trainer__every": -3}, "trainer.every=-3: must be at least 1"),
         ({"trainer__evry": 3}, "trainer.evry: no such key; did you mean trainer.every?"),
         ({"trusted": []}, "add trusted=["),
+        ({"seed": -1}, "seed=-1: must be at least 0, and below 2^64"),
+        ({"seed": 99999999999999999999999}, "seed=99999999999999999999999: must be less than 2^64"),
+        ({"run_dir": ""}, "run_dir='': names no folder; give one"),
+        ({"run_dir": " "}, "run_dir=' ': names no folder; give one"),
         ({"data_root": "${nowhere}"}, "nowhere"),
     ],
 )

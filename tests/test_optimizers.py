@@ -145,7 +145,17 @@ def test_the_table_does_not_decay() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": 0.0}, {"eps": -1.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"warp_lr": 0.0}],
+    [
+        {"lr": 0.0},
+        {"lr": 1e30},
+        {"eps": -1.0},
+        {"eps": 1e30},
+        {"weight_decay": 1e30},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1.0]},
+        {"warp_lr": 0.0},
+        {"warp_lr": 1e30},
+    ],
 )
 def test_rates_that_make_no_sense_are_refused(wrong: dict) -> None:
     rates = {
