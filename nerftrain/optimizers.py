@@ -13,7 +13,6 @@ from nerftrain.ops import library
 from nerftrain.ops.adam import AdamRates, adam_step, adam_step_placed
 from nerftrain.refinement import Refinement
 
-
 # Adam moves a weight by about its rate in a step, and weights are below one: what lies beyond is a
 # slip of the exponent.
 MOST_RATE = 10.0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nerftrain.bounds import MOST_WIDTH, check_counts
 from nerftrain.errors import UserError
 from nerftrain.ops.contract import unit_positions
 from nerftrain.ops.march import Marching
@@ -43,12 +44,11 @@ class RadianceField(nn.Module, ABC):
             is_dynamic: whether the scene changes with time.
 
         Raises:
-            UserError: where a width is below 1.
+            UserError: where a width is below 1, or far too large.
         """
         super().__init__()
         for name, width in (extra_channels or {}).items():
-            if width < 1:
-                raise UserError(f"extra_channels.{name}={width}: must be at least 1")
+            check_counts(MOST_WIDTH, **{f"extra_channels.{name}": width})
         self.extra_channels = dict(extra_channels or {})
         self.contraction: Contraction = contraction
         self.is_dynamic = is_dynamic

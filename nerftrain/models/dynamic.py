@@ -10,6 +10,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from nerftrain.bounds import (
+    MOST_FREQUENCIES,
+    MOST_LAYERS,
+    MOST_WIDTH,
+    check_at_most,
+    check_counts,
+)
 from nerftrain.errors import UserError
 from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP
 from nerftrain.ops.warp import Moves, can_do, warp_half
@@ -27,12 +34,12 @@ class Warp:
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what no warp can be."""
-        for name in ("depth", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_counts(MOST_LAYERS, depth=self.depth)
+        check_counts(MOST_WIDTH, width=self.width)
         for name in ("position_frequencies", "time_frequencies"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+            check_at_most(MOST_FREQUENCIES, **{name: getattr(self, name)})
         if not self.reach > 0:
             raise UserError(f"reach={self.reach}: must be above 0")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nerftrain.bounds import MOST_FREQUENCIES, MOST_LAYERS, MOST_WIDTH, check_at_most
 from nerftrain.errors import UserError
 from nerftrain.models import RadianceField
 from nerftrain.models.dynamic import Warp, WarpField
@@ -40,6 +41,13 @@ class MLP(RadianceField):
         super().__init__(extra_channels, aabb, contraction, is_dynamic)
         if depth < 1 or width < 2:
             raise UserError(f"depth={depth}, width={width}: need depth >= 1 and width >= 2")
+        check_at_most(MOST_LAYERS, depth=depth)
+        check_at_most(MOST_WIDTH, width=width)
+        check_at_most(
+            MOST_FREQUENCIES,
+            position_frequencies=position_frequencies,
+            direction_frequencies=direction_frequencies,
+        )
         if not skip >= 0:
             raise UserError(f"skip={skip}: must be at least 0")
         self.skip = skip

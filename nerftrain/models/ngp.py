@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nerftrain.bounds import MOST_LAYERS, MOST_WIDTH, check_counts
 from nerftrain.errors import UserError
 from nerftrain.models import Draw, RadianceField
 from nerftrain.models.dynamic import Spacetime, Warp, WarpField
@@ -71,13 +72,8 @@ class NGP(RadianceField):
         Raises UserError for impossible sizes, and for a backend that cannot be had.
         """
         super().__init__(extra_channels, aabb, contraction, is_dynamic)
-        for name, value in (
-            ("width", width),
-            ("color_layers", color_layers),
-            ("geometry_features", geometry_features),
-        ):
-            if value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
+        check_counts(MOST_WIDTH, width=width, geometry_features=geometry_features)
+        check_counts(MOST_LAYERS, color_layers=color_layers)
         if backend == "native" and not library.native(aabb):
             raise UserError(
                 "model.backend=native: the compiled ops do not serve here: see nerftrain doctor, "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nerftrain.errors import UserError
+from nerftrain.bounds import check_counts as check_counts
 from nerftrain.losses import ColorLoss
 from nerftrain.ops.march import Marching
 from nerftrain.ops.points import sample_points
@@ -164,10 +164,3 @@ def pack(bounds: Tensor, hit: Tensor, num_rays: int) -> Samples:
 def at_middles(rays: Rays, samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
     """Find positions and directions [N, 3], and times [N] or None, of samples of R rays."""
     return sample_points(rays, samples.t_starts, samples.t_ends, samples.ray_indices)
-
-
-def check_counts(**counts: int) -> None:
-    """Raise UserError for a number of something that is below one."""
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name}={value}: must be at least 1")

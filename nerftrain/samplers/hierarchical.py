@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nerftrain.bounds import MOST_SAMPLES
 from nerftrain.checks import check_field
 from nerftrain.losses import ColorLoss
 from nerftrain.models import NUM_COLORS, RadianceField
@@ -39,10 +40,10 @@ class Hierarchical(Sampler):
     ) -> None:
         """Make the coarse network by make_field; aabb [6] is the scene's box.
 
-        Raises UserError for fewer than one sample.
+        Raises UserError for fewer than one sample, and for far too many.
         """
         super().__init__()
-        check_counts(num_coarse=num_coarse, num_fine=num_fine)
+        check_counts(MOST_SAMPLES, num_coarse=num_coarse, num_fine=num_fine)
         self.num_coarse, self.num_fine = num_coarse, num_fine
         self.spacing: Spacing = spacing
         self.contraction: Contraction = contraction

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerftrain.bounds import check_at_most, check_shares
 from nerftrain.checks import check_field
 from nerftrain.errors import UserError
 from nerftrain.lens import pinholes_around
@@ -40,6 +41,13 @@ STRIDES = 3  # by so many steps where a GPU records them: what is recorded is of
 MARCHED = 4
 
 Numbers = tuple[float, float]  # the least opacity and weight of a sample
+
+MOST_LEVELS = 16  # the kernels' kMaxBoxes
+MOST_CELLS = 2**30  # of all levels, at 5 bytes and more: a level of 1024, or 16 of 384
+MOST_LOOKED_AT = 2**24  # cells in one update, each with its density
+MOST_STEPS = 2**16  # along the box's diagonal, and of a march
+MOST_FINER = 64.0  # a view takes so many times as long
+WIDEST_CONE = 1.0  # there a step is as long as the way to it
 
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
 
@@ -66,8 +74,16 @@ class GridSettings:
         """Refuse, with a UserError, what no grid can be."""
         if self.resolution < 16 or self.resolution % 16:
             raise UserError(f"resolution={self.resolution}: must be a multiple of 16")
-        counted = ("num_levels", "update_every", "num_times", "time_slices", "cells_per_update")
-        check_counts(**{name: getattr(self, name) for name in counted})
+        check_counts(update_every=self.update_every)
+        check_counts(MOST_LEVELS, num_levels=self.num_levels)
+        check_counts(1024, num_times=self.num_times, time_slices=self.time_slices)
+        check_counts(MOST_LOOKED_AT, cells_per_update=self.cells_per_update)
+        check_at_most(1024, resolution=self.resolution)
+        if self.num_levels * self.resolution**3 > MOST_CELLS:
+            raise UserError(
+                f"resolution={self.resolution}: with num_levels={self.num_levels} these are more "
+                "than 2^30 cells; choose fewer"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1)")
 
@@ -100,16 +116,14 @@ class OccGrid(Sampler):
         not wholly transparent; None: unknown) show to be empty.
         """
         super().__init__()
-        check_counts(steps_per_diagonal=steps_per_diagonal, max_steps=max_steps)
-        for name, value in (
-            ("cone_angle", cone_angle),
-            ("early_stop_eps", early_stop_eps),
-            ("min_weight", min_weight),
-        ):
-            if value < 0:
-                raise UserError(f"{name}={value}: must not be negative")
+        check_counts(MOST_STEPS, steps_per_diagonal=steps_per_diagonal, max_steps=max_steps)
+        check_shares(early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, min_weight=min_weight)
+        if cone_angle < 0:
+            raise UserError(f"cone_angle={cone_angle}: must not be negative")
+        check_at_most(WIDEST_CONE, cone_angle=cone_angle)
         if finer_views <= 0:
             raise UserError(f"finer_views={finer_views}: must be more than 0")
+        check_at_most(MOST_FINER, finer_views=finer_views)
         self.settings = grid
         self.is_dynamic = cameras.times is not None
         self.num_slices = grid.time_slices if self.is_dynamic else 1

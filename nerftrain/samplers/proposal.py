@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nerftrain.bounds import MOST_SAMPLES, MOST_WIDTH, check_shares
 from nerftrain.errors import UserError
 from nerftrain.losses import ColorLoss
 from nerftrain.models.encodings import HashEncoding, SmallMLP, truncated_exp
@@ -44,7 +45,8 @@ class Level:
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, what cannot be built."""
-        check_counts(num_samples=self.num_samples, width=self.width)
+        check_counts(MOST_SAMPLES, num_samples=self.num_samples)
+        check_counts(MOST_WIDTH, width=self.width)
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,10 @@ class Proposal(Sampler):
         Raises UserError for impossible numbers.
         """
         super().__init__()
-        check_counts(levels=len(levels), num_samples=num_samples)
-        for name, value in (
-            ("padding", padding),
-            ("early_stop_eps", early_stop_eps),
-            ("min_opacity", min_opacity),
-            ("min_weight", min_weight),
-        ):
-            if value < 0:
-                raise UserError(f"{name}={value}: must not be negative")
+        check_counts(MOST_SAMPLES, levels=len(levels), num_samples=num_samples)
+        check_shares(early_stop_eps=early_stop_eps, min_opacity=min_opacity, min_weight=min_weight)
+        if padding < 0:
+            raise UserError(f"padding={padding}: must not be negative")
         if spacing == "disparity" and near <= 0:
             raise UserError(f"spacing={spacing}: needs scene.near above 0")
         self.counts = [level.num_samples for level in levels]

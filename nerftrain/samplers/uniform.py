@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nerftrain.bounds import MOST_SAMPLES
 from nerftrain.samplers import Sampler, check_counts, find_ways, jitter, pack
 from nerftrain.spacing import Kind as Spacing
 from nerftrain.types import Contraction, Rays, Samples, SigmaFn
@@ -26,10 +27,10 @@ class Uniform(Sampler):
     ) -> None:
         """Take `num_samples` intervals per ray in the box aabb [6].
 
-        Raises UserError for fewer than one.
+        Raises UserError for fewer than one, and for far too many.
         """
         super().__init__()
-        check_counts(num_samples=num_samples)
+        check_counts(MOST_SAMPLES, num_samples=num_samples)
         self.num_samples = num_samples
         self.spacing: Spacing = spacing
         self.contraction: Contraction = contraction

@@ -126,12 +126,22 @@ def test_the_published_layout_has_its_published_size() -> None:
         "model.encoding.finest_resolution=4",
         "model.sh_degree=9",
         "model.width=0",
+        "model.width=1000000000",
+        "model.color_layers=1000000000",
+        "model.geometry_features=1000000000",
         "model.extra_channels={a: 0}",
+        "model.extra_channels={a: 1000000000}",
     ],
 )
 def test_impossible_sizes_are_refused_by_name(override: str) -> None:
     with pytest.raises(UserError, match=override.split("=")[0].split(".")[-1]):
         build(compose(["model=ngp", override]).model, aabb=BOX)
+
+
+@pytest.mark.parametrize("key", ["depth", "width", "position_frequencies", "direction_frequencies"])
+def test_sizes_that_no_memory_holds_are_refused_by_name(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key}=1000000000: must be at most"):
+        build(compose(["model=mlp", f"model.{key}=1000000000"]).model, aabb=BOX)
 
 
 def test_frequencies_are_sines_and_cosines_of_powers_of_two() -> None:

@@ -255,6 +255,9 @@ def test_unbounded_space_is_sampled_from_near_to_far():
     [
         ({"num_samples": 0}, "num_samples=0: must be at least 1"),
         ({"levels": []}, "levels=0: must be at least 1"),
+        ({"num_samples": 10**9}, "num_samples=1000000000: must be at most 65536"),
+        ({"early_stop_eps": 1.0}, "early_stop_eps=1.0: must be less than 1"),
+        ({"min_opacity": 1.0}, "min_opacity=1.0: must be less than 1"),
         ({"padding": -1.0}, "padding=-1.0: must not be negative"),
         ({"update_every": 0}, "update_every=0: must be at least 1"),
     ],

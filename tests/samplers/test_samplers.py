@@ -41,14 +41,12 @@ def grid_settings(**changes: object) -> GridSettings:
 
 def occgrid(scene: Scene, **changes: object) -> OccGrid:
     train = scene.splits["train"]
+    march = {"steps_per_diagonal": 256, "cone_angle": 0.0, "early_stop_eps": 1e-3}
+    march |= {"alpha_thre": 0.0, "min_weight": 1e-3, "max_steps": 1024, "finer_views": 1.0}
+    march |= {key: changes.pop(key) for key in list(changes) if key in march}  # type: ignore[misc]
     return OccGrid(
         grid_settings(**changes),
-        steps_per_diagonal=256,
-        cone_angle=0.0,
-        early_stop_eps=1e-3,
-        alpha_thre=0.0,
-        min_weight=1e-3,
-        max_steps=1024,
+        **march,  # type: ignore[arg-type]
         aabb=scene.aabb,
         cameras=train.cameras,
         near=scene.near,
@@ -387,7 +385,18 @@ def test_uniform_fills_the_box_with_equal_intervals(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"resolution": 20}, {"num_levels": 0}, {"update_every": 0}, {"ema_decay": 1.0}],
+    [
+        {"resolution": 20},
+        {"resolution": 2**40},
+        {"resolution": 1024, "num_levels": 2},
+        {"num_levels": 0},
+        {"num_levels": 17},
+        {"update_every": 0},
+        {"num_times": 10**9},
+        {"time_slices": 10**9},
+        {"cells_per_update": 10**9},
+        {"ema_decay": 1.0},
+    ],
 )
 def test_grids_that_cannot_be_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
@@ -420,3 +429,25 @@ def test_rays_in_float64_are_marched_as_those_in_float32(scene: Scene, room: int
     assert torch.equal(samples.offsets, same.offsets)
     (marching, _), (also, _) = (sampler.marching(r) for r in (rays, double))
     assert torch.equal(marching.jitter, also.jitter)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"steps_per_diagonal": 10**9}, "steps_per_diagonal=1000000000: must be at most 65536"),
+        ({"max_steps": 2**40}, "max_steps=1099511627776: must be at most 65536"),
+        ({"early_stop_eps": 1.0}, "early_stop_eps=1.0: must be less than 1"),
+        ({"alpha_thre": 1.0}, "alpha_thre=1.0: must be less than 1"),
+        ({"min_weight": -1.0}, "min_weight=-1.0: must not be negative"),
+        ({"cone_angle": 1e30}, "cone_angle=1e\\+30: must be at most 1.0"),
+        ({"finer_views": 1e30}, "finer_views=1e\\+30: must be at most 64.0"),
+    ],
+)
+def test_marches_that_cannot_be_are_refused(scene: Scene, wrong: dict, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        occgrid(scene, **wrong)
+
+
+def test_far_too_many_samples_are_refused(scene: Scene) -> None:
+    with pytest.raises(UserError, match="num_samples=1000000000: must be at most 65536"):
+        Uniform(10**9, "uniform", aabb=scene.aabb)
