@@ -177,6 +177,13 @@ def _call_hydra(arguments: Sequence[str], source: Source) -> int:
         raise UserError(one_line(error)) from error
     except _JobError as failure:
         _statuses.append(failure.status)
+    except OSError as error:  # jobs tell of their own: this is of the folders that Hydra makes
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"the sweep's folder cannot be written ({error.strerror}: {error.filename}): "
+            "choose another with hydra.sweep.dir=PATH"
+        ) from None
     except SystemExit as leave:  # of --hydra-help
         _statuses.append(leave.code if isinstance(leave.code, int) else int(bool(leave.code)))
     finally:

@@ -147,6 +147,7 @@ def test_a_run_writes_its_folder_and_nothing_else(toy: list[str]):
         ("trainer.ending=3", "nerftrain: trainer.ending=3: must be a text"),
         ("scene.fault=here", "nerftrain: scene.fault=here: no data there"),
         ("trainer.ending=mistake", "nerftrain: the checkpoint is of another model"),
+        ("run_dir=''", "nerftrain: run_dir='': names no folder; give one"),
         ("+trainer.more=3", "nerftrain: trainer.more: no such key; there is ending"),
         ("~model", "nerftrain: model is not set"),
         ("trainer.ending=well,crash", "are a sweep: add -m"),
@@ -221,6 +222,18 @@ def test_a_mistake_anywhere_in_a_sweep_starts_no_job(
     assert capfd.readouterr().err.count("\n") == 1
     assert calls == []
     assert list(Path().iterdir()) == []
+
+
+def test_a_sweep_whose_folder_cannot_be_written_is_one_line(
+    toy: list[str], capfd: pytest.CaptureFixture[str]
+):
+    Path("file").write_text("")
+    assert main([*toy, "-m", "seed=1,2", "hydra.sweep.dir=file/sweep"]) == 2
+    err = capfd.readouterr().err
+    assert "the sweep's folder cannot be written (Not a directory: " in err
+    assert err.endswith("choose another with hydra.sweep.dir=PATH\n")
+    assert err.count("\n") == 1
+    assert calls == []
 
 
 def test_overrides_may_stand_on_both_sides_of_a_flag(toy: list[str]):
