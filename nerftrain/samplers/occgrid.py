@@ -46,8 +46,8 @@ MOST_LEVELS = 16  # the kernels' kMaxBoxes
 MOST_CELLS = 2**30  # of all levels, at 5 bytes and more: a level of 1024, or 16 of 384
 MOST_LOOKED_AT = 2**24  # cells in one update, each with its density
 MOST_STEPS = 2**16  # along the box's diagonal, and of a march
-MOST_FINER = 64.0  # a view takes so many times as long
-WIDEST_CONE = 1.0  # there a step is as long as the way to it
+MOST_FINER = 64  # a view takes so many times as long
+WIDEST_CONE = 1  # there a step is as long as the way to it
 
 UNKNOWN = -1.0  # the value of a visible cell that has not been looked at: it counts as occupied
 

@@ -439,8 +439,8 @@ def test_rays_in_float64_are_marched_as_those_in_float32(scene: Scene, room: int
         ({"early_stop_eps": 1.0}, "early_stop_eps=1.0: must be less than 1"),
         ({"alpha_thre": 1.0}, "alpha_thre=1.0: must be less than 1"),
         ({"min_weight": -1.0}, "min_weight=-1.0: must not be negative"),
-        ({"cone_angle": 1e30}, "cone_angle=1e\\+30: must be at most 1.0"),
-        ({"finer_views": 1e30}, "finer_views=1e\\+30: must be at most 64.0"),
+        ({"cone_angle": 1e30}, "cone_angle=1e\\+30: must be at most 1$"),
+        ({"finer_views": 1e30}, "finer_views=1e\\+30: must be at most 64$"),
     ],
 )
 def test_marches_that_cannot_be_are_refused(scene: Scene, wrong: dict, line: str) -> None:
