@@ -58,12 +58,9 @@ def textured(views: DepthViews, found: Mesh, reach: float, texels: int) -> Textu
     for rows, columns, its_faces, shares in tqdm(
         parts, desc="colouring", unit="part", leave=False, disable=None
     ):
-        positions = np.einsum("sk,skd->sd", shares, vertices[faces[its_faces]])
-        device = views.depths[0].device
-        on_device = (
-            torch.from_numpy(x).float().to(device) for x in (positions, normals[its_faces])
-        )
-        image[rows, columns] = mesh.seen_colors(views, next(on_device), reach, next(on_device))
+        where = np.einsum("sk,skd->sd", shares, vertices[faces[its_faces]]), normals[its_faces]
+        positions, facing = (torch.from_numpy(x).to(views.cameras.poses) for x in where)
+        image[rows, columns] = mesh.seen_colors(views, positions, reach, facing)
         known[rows, columns] = True
     return Textured(vertices, faces, places, _grown(image, known))
 
