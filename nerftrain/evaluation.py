@@ -86,9 +86,8 @@ class Picture:
     truth: Tensor  # [H, W, 3]
     depth: Tensor  # [H, W] distance, divided by the opacity
     opacity: Tensor  # [H, W]
-    valid: Tensor | None = (
-        None  # [H, W] bool, the pixels that count; None: all. In others it is true
-    )
+    # [H, W] bool, the pixels that count; None: all. In others the prediction is the truth.
+    valid: Tensor | None = None
 
     @property
     def psnr(self) -> float:

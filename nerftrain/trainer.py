@@ -650,17 +650,14 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
             run.logger.close()
             command = report.command_line()
             report.write_report(run.run_dir, final, result.rows(), run.config, command=command)
-        except UserError:
-            report.print_final(run.run_dir, final)
-            raise
         except OSError as error:
-            report.print_final(run.run_dir, final)
             where = error.filename or run.run_dir
             raise UserError(
                 f"{where} cannot be written ({error.strerror or error}): make room there; the "
                 f"trained state writes it again, {_resume_command(run)}"
             ) from error
-    report.print_final(run.run_dir, final)
+        finally:  # they have been found, whatever else fails
+            report.print_final(run.run_dir, final)
     return final
 
 

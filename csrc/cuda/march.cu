@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> march_fill(const Tensor& near, const Tensor& 
   return {t_starts, t_ends, ray_indices};
 }
 
-// Behind the rays' samples nothing is seen.
+// Behind the rays' samples nothing is seen. Flags are bytes, and rest.h clears words.
 struct UnseenRest {
   const int64_t* first;  // [1] the sample
   int64_t num;
@@ -128,7 +128,7 @@ struct UnseenRest {
   __device__ __forceinline__ void clear(int64_t thread, int64_t num_threads) const {
     for (int64_t i = *first + thread; i < num; i += num_threads) visible[i] = false;
   }
-  // As a body of its own.
+  // As a body of its own, where rays go one by one.
   __device__ void operator()(int64_t i) const { visible[i] = i < *first && visible[i]; }
 };
 

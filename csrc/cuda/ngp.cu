@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) ngp_half_forward_kernel(NgpHalf net)
   for (int64_t tile = blockIdx.x; tile * kTile < num; tile += gridDim.x) {
     const int64_t first = tile * kTile + 16 * warp;
     Activations<kLayers> now;
-    __syncwarp();
+    __syncwarp();  // rows that are not there have parted lanes, in the tile before
     density_forward<kIn>(now, net, num, first);
     if constexpr (kColor) color_forward<kIn>(now, net, num, first);
 #pragma unroll
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_color_backward_kernel(Ng
     const int64_t first = tile * kTile + 16 * warp;
     const Lane lane(thread_here());
     Activations<kLayers> now;
-    __syncwarp();
+    __syncwarp();  // rows that are not there have parted lanes, in the tile before
     density_forward<kIn>(now, net, num, first);
     __syncthreads();  // nobody reads what stands in the buffers
     color_forward<kIn>(now, net, num, first);
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 2) ngp_half_density_backward_kernel(
       continue;
     }
     uint32_t features[kIn / 16][4], hidden[kHiddenTiles][4], v_out[1][4], v_hidden[kHiddenTiles][4];
-    __syncwarp();
+    __syncwarp();  // rows that are not there have parted lanes, in the tile before
     read_features<kIn>(features, net, num, first);
     apply_packed(hidden, features, shared + At::density_hidden, Rectified{});
     if constexpr (kAlone) {

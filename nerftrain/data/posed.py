@@ -10,7 +10,9 @@ from nerftrain.paths import as_override
 
 DATABASE = "colmap.db"
 _SHARE = 0.5  # of the photographs; below it the user is warned
-_UNLIKE = 0.03  # by which focal lengths along x and y differ in no camera, but in wrong solutions
+# By so much of each other no camera's focal lengths along x and y differ. Of bonsai's photographs
+# they came 0.1 % apart where COLMAP was right, 7 to 21 % where it was wrong.
+_UNLIKE = 0.03
 
 
 @dataclass

@@ -313,7 +313,7 @@ def _with_masks(photos: list[Photo], folder: Path, masks: str | None) -> list[Ph
     without = [name for name, mask in zip(names, found, strict=True) if mask is None]
     if without:
         _log.warning(
-            "%d of %d images have no mask, such as %s: all of them counts",
+            "%d of %d images have no mask, such as %s: all of their pixels count",
             len(without),
             len(names),
             without[0],

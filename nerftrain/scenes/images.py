@@ -171,10 +171,8 @@ def decode(picture: Picture) -> Tensor:
     try:
         with open_image(picture.path) as image:
             turns = 0 if image.format == TURNED_BY_PILLOW else picture.turns
-            pixels = np.rot90(
-                np.array(_of_bytes(image, picture.path).convert(picture.mode)), -turns
-            )
-            return torch.from_numpy(np.ascontiguousarray(pixels))
+            pixels = np.array(_of_bytes(image, picture.path).convert(picture.mode))
+            return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, -turns)))
     except _IMAGE_ERRORS as error:
         raise _broken(picture.path, error) from error
 

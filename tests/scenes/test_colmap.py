@@ -293,7 +293,7 @@ def test_masks_are_found_by_the_names_of_images(tmp_path: Path, caplog, suffix: 
     for number in range(2, 11):
         Image.fromarray(mask).save(tmp_path / "masks" / f"view_{number:02d}{suffix}")
     scene = load(tmp_path, masks="masks")
-    assert "1 of 10 images have no mask, such as view_01.png" in caplog.text
+    assert "1 of 10 images have no mask, such as view_01.png: all of their pixels" in caplog.text
     assert load(tmp_path).splits["train"].valid is None
     for split in scene.splits.values():
         for index, name in enumerate(split.names):
