@@ -5,6 +5,7 @@ The only one of the lower modules that prints; whatever it says is in the run's 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -320,6 +321,7 @@ def peak_memory_bytes() -> int | None:
 def reset_peak_memory() -> None:
     """Start measuring the peak anew: jobs of a sweep share a process. Linux alone can do so."""
     gc.collect()  # what the last job held in cycles
+    _return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc_pid_clear_refs
     except OSError:
@@ -327,6 +329,12 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
+
+
+def _return_freed_memory() -> None:
+    """Let the C library return what has been freed, or it would count for whoever runs next."""
+    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)  # glibc alone has it
 
 
 def write_metrics(folder: Path, final: Mapping[str, Any]) -> None:
