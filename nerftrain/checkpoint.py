@@ -85,6 +85,18 @@ def is_there(run_dir: Path) -> bool:
     return any((Path(run_dir) / FOLDER).glob("*.pt"))
 
 
+def find_last(run_dir: Path) -> Path:
+    """Return the checkpoint that a run goes on from.
+
+    It is ``best`` where a run was killed after its first evaluation and before its first ``last``.
+
+    Raises:
+        UserError: there is none.
+    """
+    present = {path.stem for path in (Path(run_dir) / FOLDER).glob("*.pt")}
+    return find(run_dir, "best" if "best" in present and "last" not in present else "last")
+
+
 def find(run_dir: Path, which: str) -> Path:
     """Return the checkpoint of a run called ``last`` or ``best``, or the path given in their place.
 

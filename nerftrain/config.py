@@ -366,6 +366,7 @@ def find_run(cfg: DictConfig, places: Sequence[Path]) -> tuple[Path, bool] | Non
     for files, finished in (
         (("metrics.json", "REPORT.md"), True),
         (("checkpoints/last.pt",), False),
+        (("checkpoints/best.pt",), False),  # killed before its first last.pt
     ):
         for folder in same:
             if all((folder / file).is_file() for file in files):

@@ -259,7 +259,7 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     """
     state = State(run)
     if resume and checkpoint.is_there(run.run_dir):
-        state.load_state_dict(checkpoint.load(checkpoint.find(run.run_dir, "last")), run)
+        state.load_state_dict(checkpoint.load(checkpoint.find_last(run.run_dir)), run)
         report.say(f"resuming {run.run_dir} at step {state.step}")
     else:  # what was ended before its first checkpoint begins anew
         report.say(f"training {run.run_dir}")

@@ -716,6 +716,8 @@ def test_a_run_of_the_same_config_is_found_wherever_it_lies(tmp_path: Path):
     left(tmp_path / "a/0", "metrics.json", seed=2)
     left(tmp_path / "a/1", data_root="/elsewhere")  # neither finished nor begun
     assert config.find_run(whole(), [tmp_path]) is None
+    killed = left(tmp_path / "a/2", "checkpoints/best.pt")  # before its first last.pt
+    assert config.find_run(whole(), [tmp_path]) == (killed, False)
     begun = left(tmp_path / "a/deep/2", checkpoint)
     assert config.find_run(whole(), [tmp_path / "absent", tmp_path]) == (begun, False)
     left(

@@ -215,6 +215,21 @@ def test_a_run_that_trains_on_has_no_figures_of_fewer_steps(
     assert train(same, resume=True)["steps"] == 4
 
 
+def test_a_run_killed_between_its_first_best_and_its_first_last_goes_on(make_run: MakeRun) -> None:
+    steps = "trainer.steps=12"
+    whole = make_run("whole", steps)
+    train(whole)
+    killed = make_run("killed", steps)
+    state = State(killed)
+    with trainer.Journal(killed, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer.loop(killed, state, _InterruptAt(journal, 6))  # type: ignore[arg-type]
+    checkpoint.find(killed.run_dir, "last").rename(killed.run_dir / "checkpoints" / "best.pt")
+    again = make_run("killed", steps)
+    train(again, resume=True)
+    assert_same_bits(whole, again)
+    assert [r["step"] for r in read_curve(again.run_dir) if "loss" in r] == [5, 10]
+
+
 def test_a_run_ended_before_its_first_checkpoint_begins_anew(make_run: MakeRun) -> None:
     run = make_run("run", "trainer.steps=4")
     assert train(run, resume=True)["steps"] == 4
