@@ -98,6 +98,12 @@ class Refinement(nn.Module):
             return None
         return gains.index_select(0, rays.cameras)
 
+    @torch.no_grad()
+    def exposed(self, rgb: Tensor, rays: Rays) -> Tensor:
+        """Expose colours [R, 3] as the images that rays belong to have."""
+        gains = self.exposure(rays)
+        return rgb if gains is None else rgb * gains
+
     def image_gains(self) -> Tensor | None:
         """Find the gains [C, 3] of all training images, of which the product is one."""
         return None if self.gains is None else (self.gains - self.gains.mean(0)).exp()

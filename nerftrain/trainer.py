@@ -131,7 +131,7 @@ class Taken:
     """What a step was, in tensors whose numbers nobody need know yet."""
 
     terms: dict[str, Tensor]  # of the loss, []
-    rgb: Tensor  # [R, 3]
+    rgb: Tensor  # [R, 3], as each ray's image has exposed it
     target: Tensor  # [R, 3]
     whole: Tensor | None  # [R], the rays that count; None: all
     counted: Tensor  # [3] int64: rays that count, samples, densities without gradient
@@ -375,6 +375,7 @@ def _step(
         samples = sampler.sample(batch.rays.detach(), sigma_fn, generator, **roomy)
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
+    seen = run.refinement.exposed(rendering.rgb.detach(), batch.rays)  # by the gains of this step
 
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -386,7 +387,7 @@ def _step(
     state.notice(terms)
     return Taken(
         {name: term.detach() for name, term in terms.items()},
-        rendering.rgb.detach(),
+        seen,
         batch.target,
         samples.whole,
         _count(num_rays, samples, sampler.num_evaluated, asked=room is None),

@@ -22,6 +22,7 @@ from nerftrain.errors import UserError
 from nerftrain.losses import ColorLoss
 from nerftrain.refinement import Refinement, rotated
 from nerftrain.rendering import field_functions, render
+from nerftrain.report import read_curve
 from nerftrain.scenes import Scene
 from nerftrain.scenes.demo import render_folder
 from nerftrain.trainer import Run
@@ -316,6 +317,17 @@ def test_exposure_that_changes_from_image_to_image_is_found(
     assert refined_final["psnr"] > final["psnr"] + 0.3
     written = json.loads((run.run_dir / "cameras.json").read_text())["frames"]
     torch.testing.assert_close(torch.tensor([frame["gain"] for frame in written]), found.detach())
+
+
+def test_the_curve_tells_the_psnr_of_colours_as_images_have_exposed_them(
+    photographs: Path, tmp_path: Path
+) -> None:
+    quick = "refine.exposure_lr=1", "trainer.steps=10", "trainer.intervals.log=5"
+    run, _ = learn(photographs, tmp_path / "run", "refine=exposure", "trainer.loss=l2", *quick)
+    rows = [row for row in read_curve(run.run_dir) if "loss" in row]
+    for row in rows:  # the loss is half the squared error
+        assert row["psnr"] == pytest.approx(-10 * math.log10(2 * row["loss/color"]), abs=0.01)
+    assert rows[-1]["refine/gain"] > 0.1
 
 
 def test_cameras_are_written_in_the_datasets_coordinates(make_run: MakeRun) -> None:
