@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from nerftrain.errors import UserError
 from nerftrain.ops import library
@@ -107,7 +108,8 @@ def hash_encode_reference(positions: Tensor, table: Tensor, levels: HashLevels) 
             bits = torch.tensor(corner, device=cell.device)
             weight = torch.where(bits.bool(), place, 1 - place).prod(-1)
             rows = first + _vertex_entries(cell + bits, cells, last - first)
-            total = total + weight[:, None] * table[rows]
+            # Not table[rows]: threads would add to its gradient in whatever order they come.
+            total = total + weight[:, None] * functional.embedding(rows, table)
         features.append(total)
     return torch.cat(features, -1)
 

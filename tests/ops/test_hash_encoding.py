@@ -212,6 +212,16 @@ def test_results_are_the_same_bits_with_any_number_of_threads(threads, dtype, la
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def test_the_reference_gives_the_same_bits_with_any_number_of_threads(threads):
+    # So many that torch shares them out, in cells that they have in common.
+    positions, table = random_positions(40_000).float(), random_table(MIXED, 4).float()
+    threads(1)
+    alone = gradients(hash_encode_reference, positions, table, MIXED)
+    threads(2)
+    together = gradients(hash_encode_reference, positions, table, MIXED)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
 def test_strided_inputs_are_taken(device, dtype, assert_close):
     table, positions = random_table(MIXED, 2).to(device, dtype), random_positions(100)
     positions = positions.to(device, dtype)
