@@ -41,6 +41,15 @@ def say(text: str) -> None:
     _log.info("%s", text)
 
 
+def say_amid(text: str) -> None:
+    """Print a line on stderr from where a signal may have come in the midst of another's printing.
+
+    It is not logged.
+    """
+    with suppress(OSError):  # stderr may be closed
+        os.write(2, f"\nnerftrain: {text}\n".encode())
+
+
 def _print(text: str, stream: Literal["stdout", "stderr"]) -> None:
     try:
         tqdm.write(text, file=getattr(sys, stream))

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -281,7 +281,8 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     try:
         if interrupted.is_set():
             raise KeyboardInterrupt
-        final = _finish(run, state)
+        with _handled(signal.default_int_handler, signal.SIGTERM):  # which would end it in silence
+            final = _finish(run, state)
     except KeyboardInterrupt:
         if unsaved is None:
             report.say(f"interrupted; the trained state is saved: {_resume_command(run)}")
@@ -449,18 +450,25 @@ def _interruptible() -> Iterator[threading.Event]:
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        asked.set()  # an evaluation may have to end first: silence would invite the second one
+        report.say_amid("ending after this step, saved; once more ends at once, without saving")
 
+    with _handled(ask, signal.SIGINT, signal.SIGTERM):
+        yield asked
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], Any], *signals: int) -> Iterator[None]:
+    """Handle signals so for a while, in the main thread, which alone gets any."""
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, ask) for number in signals]
+    before = [signal.signal(number, handler) for number in signals]
     try:
-        yield asked
+        yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+        for number, earlier in zip(signals, before, strict=True):
+            signal.signal(number, earlier)
 
 
 class Journal:

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,44 @@ def test_ctrl_c_at_the_last_save_waits_for_it(
         train(run)
     assert checkpoint.load(checkpoint.find(run.run_dir, "last"))["step"] == 4
     assert "interrupted; the trained state is saved" in capsys.readouterr().out
+
+
+def test_the_first_ctrl_c_says_what_a_second_one_costs(
+    make_run: MakeRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run", "trainer.steps=1000")
+    state = State(run)
+    with trainer.Journal(run, state) as journal, pytest.raises(KeyboardInterrupt):
+        trainer.loop(run, state, _InterruptAt(journal, 3))  # type: ignore[arg-type]
+    assert "once more ends at once, without saving" in capfd.readouterr().err
+
+
+@pytest.fixture
+def deadly_sigterm() -> Iterator[None]:
+    """Let SIGTERM fail the test where it would end the process."""
+
+    def die(*_: object) -> None:
+        raise AssertionError("the process would have ended")
+
+    before = signal.signal(signal.SIGTERM, die)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("deadly_sigterm")
+def test_sigterm_while_the_film_is_made_is_an_interruption(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run", "trainer.steps=4", "trainer.orbit_frames=2")
+    monkeypatch.setattr(
+        trainer.video, "orbit_video", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    said = capsys.readouterr().out
+    assert "| PSNR " in said
+    assert "interrupted; the trained state is saved" in said
+    assert said.endswith(f"nerftrain resume {run.run_dir}\n")
 
 
 def test_a_run_that_trains_on_has_no_figures_of_fewer_steps(
