@@ -133,7 +133,7 @@ def table(jobs: Sequence[Job]) -> str:
     axes = _axes(jobs)
     rows = [[*_chosen(job, axes), *_shown(job.figures()), job.result] for job in jobs]
     groups = _groups(jobs, axes)
-    if set(_differing(jobs)) <= set(REPEATED):  # else it would mix what is compared
+    if _compares_nothing(jobs):
         rows.append(["mean", *[""] * (len(axes) - 1), *_shown(_means(jobs)), _over(jobs)])
     parts = [markdown_table([*axes, *_TITLES, "result"], rows)]
     if groups:
@@ -164,8 +164,9 @@ def _csv(jobs: Sequence[Job]) -> str:
         chosen = (values.get(axis) for axis in axes)
         end = (job.result, job.reason, run_dir)
         writer.writerow([job.number, *chosen, *figures.values(), *end])
-    means = _means(jobs).values()
-    writer.writerow(["mean", *[""] * len(axes), *means, _over(jobs), "", ""])
+    if _compares_nothing(jobs):
+        means = _means(jobs).values()
+        writer.writerow(["mean", *[""] * len(axes), *means, _over(jobs), "", ""])
     return text.getvalue()
 
 
@@ -195,6 +196,11 @@ def _axes(jobs: Sequence[Job]) -> list[str]:
 def _differing(jobs: Sequence[Job]) -> list[str]:
     keys = dict.fromkeys(_key(text) for job in jobs for text in job.overrides)
     return [key for key in keys if len({job.values().get(key) for job in jobs}) > 1]
+
+
+def _compares_nothing(jobs: Sequence[Job]) -> bool:
+    """Tell whether one mean of all jobs says anything: it must not mix what is compared."""
+    return set(_differing(jobs)) <= set(REPEATED)
 
 
 def _chosen(job: Job, axes: Sequence[str]) -> list[str]:

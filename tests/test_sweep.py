@@ -257,6 +257,8 @@ def test_means_are_of_what_is_compared_with_the_spread_over_seeds(tmp_path: Path
     text = sweep.table(sweep.read(tmp_path))
     assert "Means over model" not in text
     assert "\n| mean" not in text
+    sweep.write_table(tmp_path)
+    assert "mean" not in [row["job"] for row in rows(str(tmp_path))]
     assert "Means over scene and seed; +- the standard deviation over seeds:" in text.replace(
         "Means over seed and scene", "Means over scene and seed"
     )
