@@ -231,7 +231,7 @@ def _picture(
     opacity = rendering.opacity.float().reshape(height, width)
     depth = rendering.depth.float().reshape(height, width)
     return Picture(
-        name=Path(split.names[index]).stem,
+        name=_label(split, index),
         prediction=prediction,
         truth=truth,
         depth=depth
@@ -239,6 +239,13 @@ def _picture(
         opacity=opacity,
         valid=valid,
     )
+
+
+def _label(split: Split, index: int) -> str:
+    """Call an image by its name without suffix, with its folder where others are called alike."""
+    path, *others = (Path(name) for name in (split.names[index], *split.names))
+    is_one = sum(other.stem == path.stem for other in others) == 1
+    return path.stem if is_one else path.with_suffix("").as_posix()
 
 
 def _score(picture: Picture, lpips: metrics.ImageMetric | None) -> ViewScore:
@@ -278,7 +285,8 @@ def write_images(folder: Path, evaluation: Evaluation) -> Path:
     for number, picture in enumerate(evaluation.pictures):
         images = _images(picture)
         for column, image in images.items():
-            path = folder / f"{number:02d}-{picture.name}-{column}.png"
+            file = f"{number:02d}-{picture.name.replace('/', '-')}-{column}.png"
+            path = folder / file
             image.save(path)
             written.add(path)
         rows.append((f"{picture.name}  {picture.psnr:.2f} dB", images))

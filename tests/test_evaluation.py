@@ -151,6 +151,16 @@ def test_images_show_truth_prediction_error_and_depth(scene, rendered, tmp_path)
     assert Image.open(sheet).width > 4 * WIDTH
 
 
+def test_images_called_alike_are_told_apart_by_their_folders(scene, rendered, tmp_path):
+    test = scene.splits["test"]
+    names = ("left/0001.png", "right/0001.png", *test.names[2:])
+    nested = replace(scene, splits={**scene.splits, "test": replace(test, names=names)})
+    result = evaluate(nested, Model(), num_pictures=5)
+    assert [view.name for view in result.per_view[:3]] == ["left/0001", "right/0001", "r_2"]
+    evaluation.write_images(tmp_path, result)
+    assert (tmp_path / "01-right-0001-truth.png").is_file()
+
+
 def test_images_of_earlier_views_are_removed_and_nothing_else(scene, rendered, tmp_path):
     evaluation.write_images(tmp_path, evaluate(scene, Model(), num_pictures=5))
     others = ["preview.png", "00-notes.png", "mine-truth.png", "02-r_2-truth.jpg"]

@@ -20,7 +20,7 @@ from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import Lens, View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.masks import read_valid
-from nerftrain.scenes.photos import Listing, check_alpha, photo_folder, read_photos
+from nerftrain.scenes.photos import Listing, check_alpha, names_apart, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
 from nerftrain.types import Cameras, Contraction
 
@@ -98,8 +98,11 @@ def load_scene(
             world = normalization(poses, center, up, scale)
             photos = _with_masks(photos, folder, masks)
             train, test = holdout([photo.view.name for photo in photos], test_every)
+            names = names_apart([photo.picture.path for photo in photos])
             splits = {
-                key: _split(key, [photos[i] for i in rows], world, model, pool)
+                key: _split(
+                    key, [photos[i] for i in rows], [names[i] for i in rows], world, model, pool
+                )
                 for key, rows in (("train", train), ("test", test))
             }
     except OSError as error:
@@ -341,14 +344,19 @@ def check_shape(view: View, picture: Picture, model: Path) -> None:
 
 
 def _split(
-    key: str, photos: Sequence[Photo], world: torch.Tensor, model: Path, pool: ThreadPoolExecutor
+    key: str,
+    photos: Sequence[Photo],
+    names: Sequence[str],
+    world: torch.Tensor,
+    model: Path,
+    pool: ThreadPoolExecutor,
 ) -> Split:
     cameras = make_cameras(photos, world)
     check_invertible(cameras, str(model / f"cameras{model_suffix(model)}"))
     pictures, sizes = [p.picture for p in photos], [p.size for p in photos]
     pixels = read_photos(pictures, sizes, pool)
     valid = read_valid([photo.mask for photo in photos], pictures, sizes, pool)
-    return Split(key, cameras, pixels, tuple(picture.path.name for picture in pictures), valid)
+    return Split(key, cameras, pixels, tuple(names), valid)
 
 
 def make_cameras(photos: Sequence[Photo], world: torch.Tensor) -> Cameras:

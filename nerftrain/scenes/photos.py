@@ -79,6 +79,18 @@ class Listing:
         return self._folders[folder]
 
 
+def names_apart(photos: Sequence[Path]) -> list[str]:
+    """Name photographs by their files, and by folders too where files of several are called alike.
+
+    A rig's left/0001.jpg and right/0001.jpg would else be one in reports and in cameras.json.
+    """
+    apart = set(photos)
+    if len({photo.name for photo in apart}) == len(apart):
+        return [photo.name for photo in photos]
+    top = os.path.commonpath([photo.parent for photo in photos])
+    return [photo.relative_to(top).as_posix() for photo in photos]
+
+
 def check_alpha(path: Path, pictures: Sequence[Picture]) -> None:
     """Check that of the images that path names all have alpha, or none.
 

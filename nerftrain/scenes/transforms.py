@@ -19,7 +19,7 @@ from nerftrain.scenes.calibration import read_lens
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.masks import read_valid
-from nerftrain.scenes.photos import Listing, check_alpha, read_photos
+from nerftrain.scenes.photos import Listing, check_alpha, names_apart, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
 from nerftrain.scenes.world import holdout, move
@@ -144,8 +144,9 @@ def _load(
         cameras = make_cameras(content, frames, originals, sizes, place.world)
         check_invertible(cameras, str(path))
         masks = [find_mask(path.parent, frame) for frame in frames]
+        names = names_apart([picture.path for picture in pictures])
         splits = {
-            split: _read_split(split, cameras, pictures, sizes, masks, indices, pool)
+            split: _read_split(split, cameras, pictures, sizes, masks, names, indices, pool)
             for split, indices in members.items()
         }
     if "val" in splits and members["val"] == members["test"]:
@@ -168,6 +169,7 @@ def _read_split(
     pictures: Sequence[Picture],
     sizes: Sequence[tuple[int, int]],
     masks: Sequence[Path | None],
+    names: Sequence[str],
     indices: Sequence[int],
     pool: ThreadPoolExecutor,
 ) -> Split:
@@ -184,7 +186,7 @@ def _read_split(
             distortion=None if cameras.distortion is None else cameras.distortion[chosen],
         ),
         pixels=read_photos(its, its_sizes, pool),
-        names=tuple(picture.path.name for picture in its),
+        names=tuple(names[i] for i in indices),
         valid=read_valid([masks[i] for i in indices], its, its_sizes, pool),
     )
 

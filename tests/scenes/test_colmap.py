@@ -371,6 +371,18 @@ def test_names_with_folders_and_spaces_are_found(tmp_path: Path, binary: bool):
     assert load(tmp_path).splits["test"].names[0] == "my view01.png"
 
 
+def test_images_called_alike_are_told_apart_by_their_folders(tmp_path: Path):
+    capture(tmp_path, binary=False)
+    file = tmp_path / "sparse/0/images.txt"
+    for side, name in (("left", "view_02.png"), ("right", "view_03.png")):
+        (tmp_path / "images" / side).mkdir()
+        (tmp_path / "images" / name).rename(tmp_path / "images" / side / "0001.png")
+        file.write_text(file.read_text().replace(name, f"{side}/0001.png"))
+    scene = load(tmp_path)
+    names = [*scene.splits["train"].names, *scene.splits["test"].names]
+    assert {"left/0001.png", "right/0001.png", "view_04.png"} < {*names}
+
+
 def shrink_folder(root: Path, factor: int) -> None:
     (root / f"images_{factor}").mkdir()
     for path in (root / "images").iterdir():

@@ -137,6 +137,14 @@ def test_frames_of_one_image_are_never_on_both_sides(root, caplog):
     assert scene.splits["train"].names == tuple(f"r_{i}.jpg" for i in (1, 2, 3, 3, 5, 6, 7))
 
 
+def test_images_called_alike_are_told_apart_by_their_folders(root):
+    for side, index in (("left", 1), ("right", 5)):
+        (root / "images" / side).mkdir()
+        (root / "images" / f"r_{index}.jpg").rename(root / "images" / side / "0001.jpg")
+        set_frame(root, index, file_path=f"images/{side}/0001.jpg")
+    assert {"left/0001.jpg", "right/0001.jpg", "r_2.jpg"} < {*by_name(load(root))}
+
+
 def test_the_files_own_coordinates_can_be_kept(root):
     scene = load(root, center=False, up=False, scale=False)
     assert torch.equal(scene.world, torch.eye(4).double())
