@@ -265,6 +265,11 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
         report.say(f"training {run.run_dir}")
     if state.progress(run.settings) < 1:
         report.forget_results(run.run_dir)  # those of fewer steps
+    else:
+        report.say(
+            f"no step is left after {state.seconds:.0f} s: trainer.steps and trainer.max_seconds "
+            "are of the run as a whole, more of them train on"
+        )
     by, device = run.model.evaluated_by(), run.runtime.torch_device
     report.say(f"the field is evaluated by {by} on {device}")
     report.write_env(run.run_dir)

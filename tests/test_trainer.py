@@ -222,6 +222,15 @@ def deadly_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+def test_a_resumed_run_says_where_nothing_is_left_to_train(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(make_run("run", "trainer.steps=4"))
+    assert "no step is left" not in capsys.readouterr().out
+    assert train(make_run("run", "trainer.steps=3"), resume=True)["steps"] == 4
+    assert "no step is left" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("deadly_sigterm")
 def test_sigterm_while_the_film_is_made_is_an_interruption(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
