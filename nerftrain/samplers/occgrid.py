@@ -86,6 +86,9 @@ class GridSettings:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must be in [0, 1)")
+        for name in ("warmup_steps", "occ_thre"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
 
 
 class OccGrid(Sampler):
@@ -108,12 +111,16 @@ class OccGrid(Sampler):
         cameras: Cameras,
         near: float,
         masks: Tensor | None,
+        far: float = math.inf,
     ) -> None:
         """Lay level 0 of the grid over aabb [6].
 
         Cells that cannot hold anything are off from the start. These are the cells that no camera
         sees beyond `near` and, with grid.carve, those that masks [C, H, W] (true where a pixel is
         not wholly transparent; None: unknown) show to be empty.
+
+        Raises UserError for impossible numbers, and where rays from the cameras would be over
+        before `far` and the end of the outermost grid.
         """
         super().__init__()
         check_counts(MOST_STEPS, steps_per_diagonal=steps_per_diagonal, max_steps=max_steps)
@@ -136,6 +143,7 @@ class OccGrid(Sampler):
         self.grid = ops.pack_grid(torch.zeros(grid.num_levels, 16, 16, 16).bool(), self.aabb)
         diagonal = float((aabb[3:] - aabb[:3]).norm())
         self.march = ops.March(diagonal / steps_per_diagonal, cone_angle, max_steps)
+        _check_reach(self.march, near, min(far, _farthest(cameras, aabb, grid.num_levels)))
         self.finer_views = finer_views
         self.early_stop_eps, self.alpha_thre, self.min_weight = (
             early_stop_eps,
@@ -515,6 +523,30 @@ class OccGrid(Sampler):
         known = {} if self.num_marched is None else {"marched": float(self.num_marched)}
         shares = {"occupied": occupied / self.occupancy.numel()}
         return shares | known | {"evaluated": float(self.num_evaluated)}
+
+
+def _farthest(cameras: Cameras, aabb: Tensor, num_levels: int) -> float:
+    """Find the largest distance from a camera to a corner of the outermost grid."""
+    low, high = aabb.double().cpu().view(2, 3)
+    middle, half = (low + high) / 2, (high - low) / 2 * 2 ** (num_levels - 1)
+    away = (cameras.poses[:, :, 3].double().cpu() - middle).abs() + half
+    return float(away.norm(dim=1).max())
+
+
+def _check_reach(march: ops.March, near: float, end: float) -> None:
+    """Raise UserError where steps are over before a distance: what lies beyond would be empty."""
+    knee = march.step / march.cone_angle if march.cone_angle else math.inf  # there steps grow
+    needed = max(min(end, knee) - near, 0.0) / march.step
+    if end > (start := max(near, knee)):
+        needed += math.log(end / start) / math.log1p(march.cone_angle)
+    needed = math.ceil(needed)
+    if needed > march.max_steps:
+        more = f"give at least {needed}, " if needed <= MOST_STEPS else ""
+        raise UserError(
+            f"max_steps={march.max_steps}: rays would be over before they have crossed the scene, "
+            f"which takes {needed} steps from scene.near={near:g} to {end:g}: {more}a larger "
+            "scene.near or a smaller sampler.steps_per_diagonal"
+        )
 
 
 def _mean_opacity(found: Found) -> float:

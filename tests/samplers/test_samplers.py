@@ -1,5 +1,7 @@
 """Samplers: what they place, what they skip, what they learn, what a checkpoint keeps."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -43,6 +45,7 @@ def occgrid(scene: Scene, **changes: object) -> OccGrid:
     train = scene.splits["train"]
     march = {"steps_per_diagonal": 256, "cone_angle": 0.0, "early_stop_eps": 1e-3}
     march |= {"alpha_thre": 0.0, "min_weight": 1e-3, "max_steps": 1024, "finer_views": 1.0}
+    march |= {"far": math.inf}
     march |= {key: changes.pop(key) for key in list(changes) if key in march}  # type: ignore[misc]
     return OccGrid(
         grid_settings(**changes),
@@ -441,11 +444,35 @@ def test_rays_in_float64_are_marched_as_those_in_float32(scene: Scene, room: int
         ({"min_weight": -1.0}, "min_weight=-1.0: must not be negative"),
         ({"cone_angle": 1e30}, "cone_angle=1e\\+30: must be at most 1$"),
         ({"finer_views": 1e30}, "finer_views=1e\\+30: must be at most 64$"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: must not be negative"),
+        ({"occ_thre": -0.01}, "occ_thre=-0.01: must not be negative"),
+        ({"max_steps": 64}, "max_steps=64: rays would be over .* give at least [0-9]+, a larger"),
+        ({"steps_per_diagonal": 65536, "num_levels": 16}, "to 85137.7: a larger scene.near"),
     ],
 )
 def test_marches_that_cannot_be_are_refused(scene: Scene, wrong: dict, line: str) -> None:
     with pytest.raises(UserError, match=line):
         occgrid(scene, **wrong)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_levels": 3, "cone_angle": 0.02}, {"far": 4.0}])
+def test_as_many_steps_as_are_asked_for_cross_the_scene(scene: Scene, changes: dict) -> None:
+    with pytest.raises(UserError) as refused:
+        occgrid(scene, max_steps=8, **changes)
+    needed = int(re.findall(r"give at least (\d+)", str(refused.value))[0])
+    rays = rays_of(scene)
+    rays = replace(rays, far=torch.full_like(rays.far, changes.get("far", 1e3)))
+    marches = []
+    for max_steps in (needed, 1024):
+        sampler = occgrid(scene, max_steps=max_steps, **changes)
+        sampler.occupancy.fill_(UNKNOWN)  # nothing is known to be empty
+        sampler.visible.fill_(True)
+        sampler._find_visible()
+        sampler._steps = 4  # after warm-up, in which steps are longer
+        marches.append(ops.march(rays, *sampler.marching(rays)[0]))
+    cut, whole = marches
+    assert torch.equal(cut.t_ends, whole.t_ends)
+    assert int(whole.offsets.diff().max()) > 0.7 * needed
 
 
 def test_far_too_many_samples_are_refused(scene: Scene) -> None:
