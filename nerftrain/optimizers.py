@@ -17,6 +17,7 @@ from nerftrain.refinement import Refinement
 # slip of the exponent.
 MOST_RATE = 10.0
 MOST_DECAY = 10.0  # of weights of one: far more than any gradient
+LEAST_EPS = 1e-30  # 0, as which float32 takes less, moves what never had a gradient by 0 / 0
 
 
 class Adam(torch.optim.Optimizer):
@@ -115,10 +116,10 @@ def adam(
     warp_lr times lr: deformation networks take a tenth or less of a table's rate (D-NeRF,
     arXiv:2011.13961, 5e-4). Raises UserError for rates that make no sense.
     """
-    if lr <= 0 or eps < 0 or weight_decay < 0:
-        raise UserError(
-            f"lr={lr}, eps={eps}, weight_decay={weight_decay}: need lr > 0 and the others >= 0"
-        )
+    if lr <= 0 or weight_decay < 0:
+        raise UserError(f"lr={lr}, weight_decay={weight_decay}: need lr > 0, weight_decay >= 0")
+    if eps < LEAST_EPS:
+        raise UserError(f"eps={eps}: must be at least {LEAST_EPS:g}")
     if warp_lr <= 0:
         raise UserError(f"warp_lr={warp_lr}: must be more than 0")
     bounded = {"lr": (lr, MOST_RATE), "weight_decay": (weight_decay, MOST_DECAY), "eps": (eps, 1.0)}

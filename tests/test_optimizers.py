@@ -149,6 +149,7 @@ def test_the_table_does_not_decay() -> None:
         {"lr": 0.0},
         {"lr": 1e30},
         {"eps": -1.0},
+        {"eps": 0.0},
         {"eps": 1e30},
         {"weight_decay": 1e30},
         {"betas": [0.9]},
