@@ -15,8 +15,15 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 
-# What PIL raises for files that are damaged or no images.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# What PIL raises for files that are damaged or no images; RuntimeErrors are of AVIF and DDS.
+_IMAGE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    Image.DecompressionBombError,
+)
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # what telephones take unless told otherwise
 

@@ -309,6 +309,15 @@ def test_file_that_is_no_image(tiny_scene_root):
     assert "r_0.png is truncated or no image" in refused(tiny_scene_root)
 
 
+def test_image_of_a_kind_that_pillow_knows_by_name_only(tiny_scene_root):
+    path = tiny_scene_root / "test" / "r_0.png"
+    Image.new("RGB", (8, 8)).save(path, "DDS")
+    content = bytearray(path.read_bytes())
+    content[80:84] = bytes(4)  # the flags that tell how its pixels are stored
+    path.write_bytes(content)
+    assert "r_0.png is truncated or no image" in refused(tiny_scene_root)
+
+
 def test_images_of_different_sizes(tiny_scene_root):
     path = tiny_scene_root / "train" / "r_3.png"
     with Image.open(path) as image:
