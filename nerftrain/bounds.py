@@ -11,6 +11,7 @@ MOST_WIDTH = 4096  # of a layer
 MOST_LAYERS = 64
 MOST_FREQUENCIES = 32  # octaves: float32 tells 24 apart
 MOST_SAMPLES = 65536  # per ray
+MOST_FRAMES = 100_000  # of a film: an hour of it
 
 
 def check_counts(at_most: int | None = None, /, **counts: int) -> None:

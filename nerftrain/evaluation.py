@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from nerftrain import cameras as camera_paths
 from nerftrain import checkpoint, metrics, report, video
+from nerftrain.bounds import MOST_FRAMES, check_at_most
 from nerftrain.errors import UserError
 from nerftrain.eyes import read_path
 from nerftrain.models import RadianceField
@@ -426,8 +427,10 @@ def render_run(
         time: of all frames, 0..1; None: time moves along the path.
 
     Raises:
-        UserError: for a split, path, time or checkpoint that does not exist or does not fit.
+        UserError: for a split, path, time or checkpoint that does not exist or does not fit, and
+            for far too many frames.
     """
+    check_at_most(MOST_FRAMES, **{"--frames": frames})
     cameras = find_split(run.scene, split).cameras.to("cpu")
     if Path(path).suffix == PATH_FILE:
         longest = int(torch.maximum(cameras.widths, cameras.heights).max())

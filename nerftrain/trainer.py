@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
+from nerftrain.bounds import MOST_FRAMES, check_at_most
 from nerftrain.errors import RunError, UserError
 from nerftrain.losses import ColorLoss, Kind, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
@@ -101,6 +102,7 @@ class Settings:
             raise UserError(f"max_rays={self.max_rays}: must be at least {MIN_RAYS}")
         if self.distortion_weight < 0 or self.orbit_frames < 0:
             raise UserError("distortion_weight and orbit_frames must not be negative")
+        check_at_most(MOST_FRAMES, orbit_frames=self.orbit_frames)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(
                 f"ema_decay={self.ema_decay}: must be between 0 and 1, or null for none"
@@ -254,8 +256,8 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     """Train to the end, evaluate, and write everything that a run leaves behind.
 
     Returns the final figures. Raises KeyboardInterrupt after an interrupted run has been saved,
-    RunError where the loss is no longer a number, UserError where a checkpoint cannot be read or
-    a file not be written.
+    RunError where the loss is no longer a number, UserError where a checkpoint cannot be read, a
+    file not be written, or rays meet nothing.
     """
     state = State(run)
     if resume and checkpoint.is_there(run.run_dir):
@@ -487,6 +489,7 @@ class Journal:
         self.progress = report.Progress(run.settings.steps, run.settings.max_seconds)
         self.last_evaluated = self.last_saved = self.last_seconds = state.seconds
         self.rays = self.samples = self.steps = 0  # counted since the last row
+        self.has_met_anything = False
 
     def __enter__(self) -> Journal:
         return self
@@ -531,8 +534,23 @@ class Journal:
             f"{why} by step {self.state.step}: try a lower optimizer.lr ({where}, if any was saved)"
         )
 
+    def _stop_if_all_is_empty(self) -> None:
+        """Refuse to go on where no ray has had a sample yet: then nothing will ever be learnt."""
+        self.has_met_anything |= self.samples > 0
+        if self.has_met_anything or not self.steps:
+            return
+        scene = self.run.scene
+        low, high = (f"{[round(x, 6) for x in c]}" for c in scene.aabb.view(2, 3).tolist())
+        raise UserError(
+            f"no ray has met anything in {self.steps} steps: what there is to see must lie in the "
+            f"scene's box, {low} to {high}, and between scene.near={scene.near:g} and "
+            f"scene.far={scene.far:g} from the cameras; a model of your own must give densities "
+            "that are numbers and not negative"
+        )
+
     def _log(self, taken: Taken) -> None:
         self._stop_if_bad()
+        self._stop_if_all_is_empty()
         state = self.state
         seconds = max(state.seconds - self.last_seconds, 1e-9)
         figures: dict[str, float | None] = {

@@ -249,6 +249,8 @@ def test_rendering_a_run_writes_film_and_frames(run, rendered, path):
 
 
 def test_a_shorter_film_leaves_no_frames_of_a_longer_one(run, rendered, monkeypatch):
+    with pytest.raises(UserError, match=r"^--frames=1000000000: must be at most 100000$"):
+        evaluation.render_run(run, "test", "orbit", 10**9, "last")
     frames = evaluation.render_run(run, "test", "orbit", 5, "last").with_suffix("")
     evaluation.render_run(run, "test", "orbit", 2, "last")
     assert sorted(path.name for path in frames.iterdir()) == ["0000.png", "0001.png"]

@@ -1,6 +1,7 @@
 """The training loop: it learns, ends when told, stops on what is no number, resumes bit for bit."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from nerftrain import checkpoint, trainer
 from nerftrain.composition import compose
 from nerftrain.config import assemble, create_run_dir
 from nerftrain.errors import RunError, UserError
+from nerftrain.models import mlp
+from nerftrain.models.dynamic import Warp
 from nerftrain.report import EVALUATION_KEY, read_curve
 from nerftrain.scenes import Scene
 from nerftrain.trainer import Run, State, train
@@ -401,6 +404,35 @@ def test_evaluations_write_a_preview_and_keep_the_best(make_run: MakeRun) -> Non
     assert len(psnrs) > 1
     assert checkpoint.load(checkpoint.find(run.run_dir, "best"))["best_psnr"] == max(psnrs)
     assert (run.run_dir / "images" / "preview.png").exists()
+
+
+@pytest.mark.parametrize("choice", [(*NGP, *OCCGRID), (*MLP, *UNIFORM)])
+def test_a_run_whose_rays_meet_nothing_ends_and_says_so(
+    make_run: MakeRun, choice: tuple[str, ...]
+) -> None:
+    run = make_run("run", "scene.near=20", "scene.far=30", "trainer.steps=10", choice=choice)
+    with pytest.raises(UserError, match=r"met anything in 5 steps: .*scene.near=20 and scene.far"):
+        train(run)
+
+
+def test_far_too_long_a_film_is_refused(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match=r"^trainer.orbit_frames=1000000000: must be at most 1"):
+        make_run("run", "trainer.orbit_frames=1000000000")
+
+
+class Invalid(mlp.MLP):
+    """A field of somebody's own that divides by zero."""
+
+    def density(self, positions: torch.Tensor, times: torch.Tensor | None = None) -> torch.Tensor:
+        return super().density(positions, times) * math.nan
+
+
+def test_a_field_whose_densities_are_not_numbers_ends_a_run(make_run: MakeRun) -> None:
+    run = make_run("run", "trainer.steps=10")
+    field = Invalid(2, 16, 1, 2, 2, Warp(1, 8, 1, 1, 0.1), None, aabb=run.scene.aabb)
+    run = replace(run, model=field)
+    with pytest.raises(UserError, match="must give densities that are numbers"):
+        train(run)
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(

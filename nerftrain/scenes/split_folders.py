@@ -18,6 +18,7 @@ from nerftrain.scenes.images import Picture, check_alike, read_header, read_pixe
 from nerftrain.types import Cameras
 
 SPLITS = ("train", "test", "val")
+LEAST_EXTENT, MOST_EXTENT = 1e-9, 1e9  # float32 holds their squares and what divides by them
 
 # (transforms file, its frames) -> the frames as the scene takes them
 CheckFrames = Callable[[Path, list[Frame]], list[Frame]]
@@ -111,8 +112,11 @@ def _check_values(downscale: float, bounds: Bounds) -> None:
         raise UserError(f"scene.downscale={downscale}: give 1 (no change) or more")
     if not 0 <= bounds.near < bounds.far < math.inf:
         raise UserError(f"scene.near={bounds.near} scene.far={bounds.far}: need 0 <= near < far")
-    if not 0 < bounds.extent < math.inf:
-        raise UserError(f"scene.extent={bounds.extent}: give a positive number of world units")
+    if not LEAST_EXTENT <= bounds.extent <= MOST_EXTENT:
+        raise UserError(
+            f"scene.extent={bounds.extent}: give a number of world units, more than 0: at least "
+            f"{LEAST_EXTENT:g}, at most {MOST_EXTENT:g}"
+        )
 
 
 # Finding the folder

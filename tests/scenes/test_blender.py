@@ -396,7 +396,7 @@ def test_bounds_out_of_order(tiny_scene_root, bounds):
     assert "0 <= near < far" in refused(tiny_scene_root, **bounds)
 
 
-@pytest.mark.parametrize("extent", [0.0, -1.5, math.nan])
+@pytest.mark.parametrize("extent", [0.0, -1.5, math.nan, 1e-46, 1e20])
 def test_empty_box(tiny_scene_root, extent):
     assert f"scene.extent={extent}" in refused(tiny_scene_root, extent=extent)
 
