@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -180,29 +180,36 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     plans = check(cfg)
     from nerftrain.trainer import Run
 
+    kinds = get_type_hints(Run)
     seed = cfg.seed
-    runtime = plans["runtime"].build()
+    runtime = _build_as(kinds["runtime"], plans["runtime"])
     runtime.start(seed)
-    scene = plans["scene"].build()
-    background = plans["background"].build(has_alpha=scene.has_alpha)
+    scene = _build_as(kinds["scene"], plans["scene"])
+    background = _build_as(kinds["background"], plans["background"], has_alpha=scene.has_alpha)
     if background.train == "random" and not scene.has_alpha:
         raise UserError(
             f"background=random needs images with alpha, which {scene.name} has not: "
             "leave it out, or add background=black"
         )
     make_field = partial(
-        plans["model"].build,
+        _build_as,
+        kinds["model"],
+        plans["model"],
         aabb=scene.aabb,
         contraction=scene.contraction,
         is_dynamic=scene.is_dynamic,
     )
     model = make_field().to(runtime.torch_device)
-    refinement = plans["refine"].build(
-        cameras=scene.splits["train"].cameras, aabb=scene.aabb, has_alpha=scene.has_alpha
+    refinement = _build_as(
+        kinds["refinement"],
+        plans["refine"],
+        cameras=scene.splits["train"].cameras,
+        aabb=scene.aabb,
+        has_alpha=scene.has_alpha,
     )
     refinement = refinement.to(runtime.torch_device)
     inputs = _sampler_inputs(scene, refinement.poses_are_true)
-    sampler = plans["sampler"].build(**inputs, make_field=make_field)
+    sampler = _build_as(kinds["sampler"], plans["sampler"], **inputs, make_field=make_field)
     if scene.splits["train"].valid is not None:
         sampler.live_pixels = scene.splits["train"].drawable(sampler.live_pixels)
     sampler = sampler.to(runtime.torch_device)
@@ -213,16 +220,28 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
         model=model,
         sampler=sampler,
         refinement=refinement,
-        optimizer=plans["optimizer"].build(**learning, params=params),
-        scheduler=plans["scheduler"].build(),
+        optimizer=_build_as(kinds["optimizer"], plans["optimizer"], **learning, params=params),
+        scheduler=_build_as(kinds["scheduler"], plans["scheduler"]),
         background=background,
-        settings=plans["trainer"].build(),
+        settings=_build_as(kinds["settings"], plans["trainer"]),
         runtime=runtime,
-        logger=plans["logger"].build(),
+        logger=_build_as(kinds["logger"], plans["logger"]),
         seed=seed,
         config=_snapshot(plain(cfg)),
         run_dir=run_dir or Path(),
     )
+
+
+def _build_as(kind: Any, plan: schema.Plan, **runtime: Any) -> Any:
+    """Build what a run is to hold; something of another kind would fail anywhere later."""
+    made = plan.build(**runtime)
+    if kind is not Any and not isinstance(made, kind):
+        target = f"{plan.target.__module__}.{plan.target.__qualname__}"
+        raise UserError(
+            f"{plan.where}._target_={target}: gives {type(made).__name__}, must "
+            f"give a {kind.__module__}.{kind.__qualname__}"
+        )
+    return made
 
 
 def _sampler_inputs(scene: Scene, poses_are_true: bool) -> dict[str, Any]:

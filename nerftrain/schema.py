@@ -260,6 +260,9 @@ def _locate(name: Any, where: str, trusted: Sequence[str]) -> Callable[..., Any]
     target = _import(name, where)
     if not callable(target):
         raise UserError(f"{where}._target_={name}: not a class or a function")
+    if lacking := getattr(target, "__abstractmethods__", None):
+        methods = ", ".join(sorted(lacking))
+        raise UserError(f"{where}._target_={name}: lacks {methods}; name a class that has them")
     # What a trusted module has imported from elsewhere is not thereby trusted.
     if not f"{target.__module__}.".startswith(prefixes):
         raise UserError(_untrusted(f"{target.__module__}.{target.__qualname__}", where, prefixes))

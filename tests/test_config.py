@@ -152,6 +152,11 @@ def test_build_hands_over_plain_python_of_the_annotated_types():
             f"no such class; did you mean toy._target_={__name__}.Toy?",
         ),
         ("_target_", "nerftrain.nothing.X", "there is no module nerftrain.nothing"),
+        (
+            "_target_",
+            "nerftrain.models.RadianceField",
+            "toy._target_=nerftrain.models.RadianceField: lacks density, forward; name a class",
+        ),
         # What a trusted module has imported from elsewhere is not trusted for that.
         ("_target_", "nerftrain.paths.Path", "toy._target_=pathlib.Path: trusted are"),
     ],
@@ -641,6 +646,26 @@ def test_assemble_gives_each_part_what_it_needs():
     assert run.sampler.values == expected
     assert run.optimizer == (1.0, run.model)
     assert run.config["scene"]["root"] == str(Path("data/cube").absolute())
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "kind"),
+    [
+        ("scene", "nerftrain.paths.data_dir", "nerftrain.scenes.Scene"),
+        ("model", "torch.nn.Identity", "nerftrain.models.RadianceField"),
+        ("sampler", "torch.nn.Identity", "nerftrain.samplers.Sampler"),
+        ("scheduler", "torch.nn.Identity", "nerftrain.schedules.Schedule"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(group: str, target: str, kind: str):
+    cfg = compose(["scene.resolution=16", "scene.num_train=3", "scene.num_test=1"])
+    value = {"name": "conf"} if group == "scene" else {}
+    OmegaConf.update(cfg, group, {"_target_": target, **value}, merge=False)
+    cfg.trusted = ["torch.nn"]
+    with pytest.raises(UserError) as error:
+        config.assemble(cfg)
+    assert str(error.value).startswith(f"{group}._target_=")
+    assert str(error.value).endswith(f"must give a {kind}")
 
 
 @pytest.mark.usefixtures("toy_trainer")
