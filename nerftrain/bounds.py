@@ -11,6 +11,9 @@ MOST_WIDTH = 4096  # of a layer
 MOST_LAYERS = 64
 MOST_FREQUENCIES = 32  # octaves: float32 tells 24 apart
 MOST_SAMPLES = 65536  # per ray
+MOST_BUDGET = 2**26  # samples of a step
+MOST_RAYS = 2**24  # of a step
+MOST_THREADS = 1024
 MOST_FRAMES = 100_000  # of a film: an hour of it
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from nerftrain.bounds import MOST_THREADS, check_at_most
 from nerftrain.errors import UserError
 from nerftrain.ops import library
 
@@ -33,12 +34,13 @@ class Runtime:
     ) -> None:
         """Choose; `start` puts the choice into effect.
 
-        Raises UserError for fewer than one thread.
+        Raises UserError for fewer than one thread, and far too many.
         """
         if threads is not None and threads < 1:
             raise UserError(
                 f"threads={threads}: must be at least 1, or null for all that this process may use"
             )
+        check_at_most(MOST_THREADS, threads=threads or 1)
         self.device, self.threads = device, threads
         self.ops: library.Mode = ops
         self.cpu_isa: library.CpuIsa = cpu_isa

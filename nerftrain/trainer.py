@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
-from nerftrain.bounds import MOST_FRAMES, check_at_most
+from nerftrain.bounds import MOST_BUDGET, MOST_FRAMES, MOST_RAYS, check_at_most
 from nerftrain.errors import RunError, UserError
 from nerftrain.losses import ColorLoss, Kind, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
@@ -103,6 +103,8 @@ class Settings:
         if self.distortion_weight < 0 or self.orbit_frames < 0:
             raise UserError("distortion_weight and orbit_frames must not be negative")
         check_at_most(MOST_FRAMES, orbit_frames=self.orbit_frames)
+        check_at_most(MOST_RAYS, max_rays=self.max_rays)
+        check_at_most(MOST_BUDGET, sample_budget=self.sample_budget)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(
                 f"ema_decay={self.ema_decay}: must be between 0 and 1, or null for none"

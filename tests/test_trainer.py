@@ -415,9 +415,12 @@ def test_a_run_whose_rays_meet_nothing_ends_and_says_so(
         train(run)
 
 
-def test_far_too_long_a_film_is_refused(make_run: MakeRun) -> None:
-    with pytest.raises(UserError, match=r"^trainer.orbit_frames=1000000000: must be at most 1"):
-        make_run("run", "trainer.orbit_frames=1000000000")
+@pytest.mark.parametrize(
+    "key", ["trainer.orbit_frames", "trainer.max_rays", "trainer.sample_budget", "runtime.threads"]
+)
+def test_what_no_machine_holds_is_refused(make_run: MakeRun, key: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}=1000000000: must be at most"):
+        make_run("run", f"{key}=1000000000")
 
 
 class Invalid(mlp.MLP):
