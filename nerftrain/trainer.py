@@ -282,6 +282,7 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     unsaved = None
     with Journal(run, state) as journal:
         loop(run, state, journal)
+        journal.stop_if_all_is_empty()
         with _interruptible() as interrupted:
             try:
                 journal.save("last")
@@ -536,7 +537,7 @@ class Journal:
             f"{why} by step {self.state.step}: try a lower optimizer.lr ({where}, if any was saved)"
         )
 
-    def _stop_if_all_is_empty(self) -> None:
+    def stop_if_all_is_empty(self) -> None:
         """Refuse to go on where no ray has had a sample yet: then nothing will ever be learnt."""
         self.has_met_anything |= self.samples > 0
         if self.has_met_anything or not self.steps:
@@ -552,7 +553,7 @@ class Journal:
 
     def _log(self, taken: Taken) -> None:
         self._stop_if_bad()
-        self._stop_if_all_is_empty()
+        self.stop_if_all_is_empty()
         state = self.state
         seconds = max(state.seconds - self.last_seconds, 1e-9)
         figures: dict[str, float | None] = {

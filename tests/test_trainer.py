@@ -40,6 +40,7 @@ OCCGRID = [
     "sampler.steps_per_diagonal=64",
 ]
 UNIFORM = ["sampler=uniform", "sampler.num_samples=32"]
+LATE_ROWS = "trainer.intervals.log=50"  # of the curve: none in a short run
 MakeRun = Callable[..., Run]
 
 
@@ -407,10 +408,11 @@ def test_evaluations_write_a_preview_and_keep_the_best(make_run: MakeRun) -> Non
 
 
 @pytest.mark.parametrize("choice", [(*NGP, *OCCGRID), (*MLP, *UNIFORM)])
+@pytest.mark.parametrize("ends", [["trainer.steps=10"], ["trainer.steps=5", LATE_ROWS]])
 def test_a_run_whose_rays_meet_nothing_ends_and_says_so(
-    make_run: MakeRun, choice: tuple[str, ...]
+    make_run: MakeRun, choice: tuple[str, ...], ends: list[str]
 ) -> None:
-    run = make_run("run", "scene.near=20", "scene.far=30", "trainer.steps=10", choice=choice)
+    run = make_run("run", "scene.near=20", "scene.far=30", *ends, choice=choice)
     with pytest.raises(UserError, match=r"met anything in 5 steps: .*scene.near=20 and scene.far"):
         train(run)
 
