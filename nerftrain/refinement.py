@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nerftrain.bounds import check_at_most
 from nerftrain.errors import UserError
 from nerftrain.types import Batch, Cameras, Rays
+
+MOST_RATE = 0.5  # half a radian or half a scene in a step, or a gain of 1.6: nothing would be found
 
 
 class Refinement(nn.Module):
@@ -51,6 +54,7 @@ class Refinement(nn.Module):
         super().__init__()
         if pose_lr <= 0 or exposure_lr <= 0:
             raise UserError(f"pose_lr={pose_lr}, exposure_lr={exposure_lr}: must be more than 0")
+        check_at_most(MOST_RATE, pose_lr=pose_lr, exposure_lr=exposure_lr)
         if exposure and has_alpha:
             raise UserError(
                 "exposure=true needs photographs without alpha: no camera has exposed what is put "

@@ -448,6 +448,8 @@ def test_the_script_tells_what_is_left_of_known_errors(
         ("refine=exposure", "exposure=true needs photographs without alpha"),
         ("refine.pose_lr=0", "must be more than 0"),
         ("refine.exposure_lr=-1", "must be more than 0"),
+        ("refine.pose_lr=100", "refine.pose_lr=100.0: must be at most 0.5"),
+        ("refine.exposure_lr=1e9", "refine.exposure_lr=1000000000.0: must be at most 0.5"),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(make_run: MakeRun, override: str, said: str) -> None:
