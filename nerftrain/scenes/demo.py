@@ -26,6 +26,7 @@ from nerftrain.scenes.toys import CAMERA_ANGLE, render_view
 
 VERSION = 2  # of what is rendered: part of the cache's key
 CAMERA_DISTANCE = 4.0
+MOST = {"resolution": 2048, "num_train": 10_000, "num_test": 10_000}
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ def load_scene(name: str, resolution: int, num_train: int, num_test: int) -> Sce
         num_test: views that are judged.
 
     Raises:
-        UserError: a number is below 1, or no folder can be written to.
+        UserError: a number is below 1 or far too large, or no folder can be written to.
     """
     numbers = {"resolution": resolution, "num_train": num_train, "num_test": num_test}
     for key, value in numbers.items():
-        if value < 1:
-            raise UserError(f"scene.{key}={value}: give at least 1")
+        if not 1 <= value <= MOST[key]:
+            raise UserError(f"scene.{key}={value}: give at least 1, at most {MOST[key]}")
     key = hashlib.sha256(json.dumps([VERSION, numbers]).encode()).hexdigest()[:16]
     folder = cache_dir() / "demo" / key
     try:

@@ -165,8 +165,10 @@ def test_nothing_writable_is_one_clear_line(cache, monkeypatch):
     assert "No space left" in str(caught.value)
 
 
-@pytest.mark.parametrize("numbers", [(0, 2, 1), (16, 0, 1), (16, 2, -1)])
-def test_numbers_below_one_are_refused_by_name(cache, numbers):
+@pytest.mark.parametrize(
+    "numbers", [(0, 2, 1), (16, 0, 1), (16, 2, -1), (10**5, 2, 1), (16, 10**9, 1), (16, 2, 10**9)]
+)
+def test_numbers_below_one_or_far_too_large_are_refused_by_name(cache, numbers):
     with pytest.raises(UserError, match=r"^scene\.(resolution|num_train|num_test)=-?\d+: "):
         demo.load_scene("demo", *numbers)
     assert not (cache / "demo").exists()
