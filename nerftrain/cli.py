@@ -7,6 +7,7 @@ Free of torch at import: help and tab completion have to be instant.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # waits, on the core that the thread it waits for needs: four times as long on a shared machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # A name that the screen has no letters for is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _dispatch(arguments))
 
@@ -115,7 +119,10 @@ def _hydra_command(arguments: list[str]) -> int:
         name=parsed.config_name or CONFIG_NAME,
     )
     if parsed.hydra_help or parsed.shell_completion or parsed.experimental_rerun:
-        return _call_hydra([*flags, *parsed.overrides], source)
+        try:
+            return _call_hydra([*flags, *parsed.overrides], source)
+        except ValueError as error:  # such as a shell or a file that there is not
+            raise UserError(f"{error}; see nerftrain --help") from None
     if parsed.cfg or parsed.info:
         compose(parsed.overrides, source)
         return _call_hydra([*flags, *parsed.overrides], source)

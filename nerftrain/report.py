@@ -78,7 +78,8 @@ def setup_logging(run_dir: Path | None) -> None:
     screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handlers: list[logging.Handler] = [screen]
     if run_dir is not None:
-        file = logging.FileHandler(Path(run_dir) / "train.log", encoding="utf-8")
+        path = Path(run_dir) / "train.log"
+        file = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     for name in ("nerftrain", "py.warnings"):
@@ -531,7 +532,8 @@ def _replace(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
+        # Names of files need not be UTF-8: they are written as they are.
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from nerftrain.cli import main
 from nerftrain.errors import RunError, UserError
+from nerftrain.scenes.demo import render_folder
 
 
 class Device:
@@ -117,7 +118,8 @@ def _run_type() -> type:
     import dataclasses
 
     fields = "scene model sampler refinement optimizer scheduler background settings runtime logger"
-    return dataclasses.make_dataclass("Run", [*fields.split(), "seed", "config", "run_dir"])
+    names = [*fields.split(), "seed", "config", "run_dir"]
+    return dataclasses.make_dataclass("Run", [(name, Any) for name in names])
 
 
 def left_behind() -> list[str]:
@@ -331,6 +333,8 @@ def test_verbs_hand_over_their_options(
         (["--steps", "3"], "keys have no dashes"),
         (["--config-dir", "absent"], "there is no such folder"),
         (["--cfg", "job", "trainer.stepz=3"], "did you mean trainer.steps?"),
+        (["-sc", "install=dos"], "No completion plugin for 'dos' found"),
+        (["--experimental-rerun", "absent"], "File absent does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_line(
@@ -340,6 +344,16 @@ def test_a_wrong_command_is_one_line(
     err = capfd.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_names_without_letters_on_the_screen_are_printed_all_the_same(tmp_path: Path):
+    scene = tmp_path / "sc\udcff\N{SNOWMAN}"
+    scene.mkdir()
+    render_folder(scene, 8, 3, 1)
+    command = [sys.executable, "-m", "nerftrain", "data", "check", os.fsencode(scene)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert b"sc\\udcff\\u2603" in result.stdout
 
 
 @pytest.mark.parametrize("word", ["hook", "dyn/hook"])

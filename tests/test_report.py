@@ -303,6 +303,12 @@ def test_the_report_of_a_bare_folder_is_written(tmp_path):
     assert "nerftrain scene=demo" in (tmp_path / "REPORT.md").read_text()
 
 
+def test_a_report_names_folders_whose_names_are_not_utf_8(tmp_path):
+    command = "nerftrain run_dir=" + os.fsdecode(b"b\xffyte")
+    report.write_report(tmp_path, {}, [], {}, command=command)
+    assert b"run_dir=b\xffyte" in (tmp_path / "REPORT.md").read_bytes()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets its peak")
 def test_a_reset_forgets_the_memory_of_what_was_before():
     # A mapping of its own: what is freed otherwise may stay with the process for reuse.
