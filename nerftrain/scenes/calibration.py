@@ -18,6 +18,7 @@ from nerftrain.scenes.images import Picture
 # COLMAP's names, as nerfstudio writes them, of models that k1 k2 p1 p2 and a focal length describe.
 CAMERA_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 DISTORTION = ("k1", "k2", "p1", "p2")
+LEAST_FOCAL = 0.01  # of the image's side: 179 degrees, which no pinhole shows
 # Further terms of OpenCV's models, and instant-ngp's marks of lenses that are no pinhole.
 UNSUPPORTED_TERMS = ("k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
 UNSUPPORTED_MARKS = ("is_fisheye", "ftheta_p0", "latlong", "equirectangular")
@@ -129,6 +130,11 @@ def _focal_along(
         focal = _number(where, keys, key, 0.0)
         if focal <= 0:
             raise UserError(f"{where}: {key} = {focal:g}: give the focal length in pixels")
+        if focal < LEAST_FOCAL * length:
+            raise UserError(
+                f"{where}: {key} = {focal:g}, of an image of {length:g} pixels, sees all of a half "
+                "space: give the focal length in pixels, not as a share of the image or in metres"
+            )
         return focal
     if keys.get(angle_key) is None:
         return None

@@ -538,6 +538,7 @@ def test_distortion_that_does_not_invert(root):
         ({"k4": -0.01}, "k4 = -0.01 is not supported"),
         ({"is_fisheye": True}, "is_fisheye = True is not supported"),
         ({"fl_x": 0}, "fl_x = 0"),
+        ({"fl_x": 0.2}, "fl_x = 0.2, of an image of 24 pixels, sees all of a half space"),
         ({"fl_y": -3.5}, "fl_y = -3.5"),
         ({"fl_x": "30"}, "fl_x = '30': give a finite number"),
         ({"cx": math.nan}, "cx = nan: give a finite number"),
