@@ -30,7 +30,7 @@ struct alignas(16) RunOfRows {
   int ray;  // among those of the warp
 };
 
-constexpr int kFillWarps = 8;    // of a block
+constexpr int kFillWarps = 4;    // of a block: few, so that the last ones of a launch are short
 constexpr int kFillEnough = 16;  // of a processor
 
 // A warp for some neighbouring rays, whose samples lie one behind the other. Lanes read a run each; then they write row
@@ -66,12 +66,14 @@ __global__ void march_fill_kernel(int64_t num_rays, MarchFill body, Steps steps,
     __syncwarp();
     const int to = __shfl_sync(kAll, ends, min_of(kWarp - 1, total - 1 - base));
     int begun = -1;
-    for (int from = __shfl_sync(kAll, begins, 0); from < to; from += kWarp) {
+    const int first = __shfl_sync(kAll, begins, 0);
+    // From a row on at which a line of memory begins, so that what lanes write side by side lies in as few as can be.
+    for (int from = first - (int(first_row) + first & kWarp - 1); from < to; from += kWarp) {
       const unsigned offset = unsigned(begins - from);
       const unsigned marks = any_of_warp(is_run && offset < kWarp ? 1u << offset : 0);
       const int i = from + lane, of_run = begun + __popc(marks & (2u << lane) - 1);
       begun += __popc(marks);
-      if (i < to) {
+      if (i >= first && i < to) {
         const RunOfRows its = runs[of_run];
         const auto on = steps.of(its.near, its.jitter, body.settings);
         const float k = float(i + its.to_step);
