@@ -33,7 +33,7 @@ def spoilt(scene: Scene, degrees: float, shift: float, stops: float) -> tuple[Sc
     train = scene.splits["train"]
     random = torch.Generator().manual_seed(7)
     moves = torch.randn(len(train), 6, generator=random)
-    noise = Refinement(True, False, 1.0, 1.0, cameras=train.cameras, aabb=scene.aabb)
+    noise = Refinement(True, False, 0.1, 0.1, cameras=train.cameras, aabb=scene.aabb)
     assert noise.moves is not None
     noise.moves.data = moves * moves.new_tensor([math.radians(degrees)] * 3 + [shift] * 3)
     gains = (stops * math.log(2) * torch.randn(len(train), 3, generator=random)).exp()

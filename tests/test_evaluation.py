@@ -203,7 +203,7 @@ def run(scene, tmp_path):
         model=Model(),
         sampler=object(),
         refinement=Refinement(
-            False, False, 1.0, 1.0, cameras=scene.splits["train"].cameras, aabb=scene.aabb
+            False, False, 0.1, 0.1, cameras=scene.splits["train"].cameras, aabb=scene.aabb
         ),
         background=background,
         seed=1,
