@@ -47,6 +47,7 @@ GROWTH = 1.2  # of the number of rays from step to step, at most
 # drawn for each that is likely to find room, how many there may come to be until their number is
 # chosen anew (what is recorded is of one number), and what it is a multiple of.
 SPARE, MOST_SPARE, RAYS_APART = 1.25, 1.8, 64
+ENOUGH_RAYS = 2048  # to tell that all miss: of what fills 1 % of images, one in 10**9 times
 
 
 @dataclass(frozen=True)
@@ -493,6 +494,7 @@ class Journal:
         self.last_evaluated = self.last_saved = self.last_seconds = state.seconds
         self.rays = self.samples = self.steps = 0  # counted since the last row
         self.has_met_anything = False
+        self.rays_so_far = self.steps_so_far = 0  # counted since the run was begun or taken up
 
     def __enter__(self) -> Journal:
         return self
@@ -518,6 +520,9 @@ class Journal:
             self.rays += counts.whole
             self.samples += counts.samples
             self.steps += 1
+            self.has_met_anything |= counts.samples > 0
+            self.rays_so_far += counts.drawn
+            self.steps_so_far += 1
         if self.state.step % self.intervals.log == 0:
             self._log(taken)
         if self._due_to("evaluate"):
@@ -538,15 +543,14 @@ class Journal:
         )
 
     def stop_if_all_is_empty(self) -> None:
-        """Refuse to go on where no ray has had a sample yet: then nothing will ever be learnt."""
-        self.has_met_anything |= self.samples > 0
-        if self.has_met_anything or not self.steps:
+        """Refuse to go on where none of many rays has had a sample: nothing will ever be learnt."""
+        if self.has_met_anything or self.rays_so_far < ENOUGH_RAYS:
             return
         scene = self.run.scene
         low, high = (f"{[round(x, 6) for x in c]}" for c in scene.aabb.view(2, 3).tolist())
         raise UserError(
-            f"no ray has met anything in {self.steps} steps: what there is to see must lie in the "
-            f"scene's box, {low} to {high}, and between scene.near={scene.near:g} and "
+            f"no ray has met anything in {self.steps_so_far} steps: what there is to see must lie "
+            f"in the scene's box, {low} to {high}, and between scene.near={scene.near:g} and "
             f"scene.far={scene.far:g} from the cameras; a model of your own must give densities "
             "that are numbers and not negative"
         )

@@ -417,6 +417,15 @@ def test_a_run_whose_rays_meet_nothing_ends_and_says_so(
         train(run)
 
 
+def test_few_rays_that_miss_a_small_scene_do_not_end_a_run(make_run: MakeRun) -> None:
+    few = "trainer.max_rays=64", "trainer.intervals.log=1", "trainer.steps=8"
+    run = make_run("run", "scene.extent=0.1", "seed=2", *few, choice=(*MLP, *UNIFORM))
+    train(run)
+    met = [row["samples"] for row in read_curve(run.run_dir) if "loss" in row]
+    assert met[0] == 0
+    assert max(met) > 0
+
+
 @pytest.mark.parametrize(
     "key", ["trainer.orbit_frames", "trainer.max_rays", "trainer.sample_budget", "runtime.threads"]
 )
