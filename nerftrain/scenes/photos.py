@@ -87,8 +87,11 @@ def names_apart(photos: Sequence[Path]) -> list[str]:
     apart = set(photos)
     if len({photo.name for photo in apart}) == len(apart):
         return [photo.name for photo in photos]
-    top = os.path.commonpath([photo.parent for photo in photos])
-    return [photo.relative_to(top).as_posix() for photo in photos]
+    whole = [photo.absolute() for photo in photos]  # a file may name some so, others from itself
+    if len({photo.anchor for photo in whole}) > 1:  # on several drives of Windows
+        return [photo.as_posix() for photo in whole]
+    top = os.path.commonpath([photo.parent for photo in whole])
+    return [photo.relative_to(top).as_posix() for photo in whole]
 
 
 def check_alpha(path: Path, pictures: Sequence[Picture]) -> None:

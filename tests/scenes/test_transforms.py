@@ -145,6 +145,16 @@ def test_images_called_alike_are_told_apart_by_their_folders(root):
     assert {"left/0001.jpg", "right/0001.jpg", "r_2.jpg"} < {*by_name(load(root))}
 
 
+def test_images_called_alike_may_be_named_by_their_whole_paths(root, monkeypatch):
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (root / "images" / "r_5.jpg").rename(elsewhere / "r_1.jpg")
+    set_frame(root, 5, file_path=str(elsewhere / "r_1.jpg"))
+    monkeypatch.chdir(root.parent)
+    names = {*by_name(load(Path(root.name)))}
+    assert {f"{root.name}/images/r_1.jpg", "elsewhere/r_1.jpg"} < names
+
+
 def test_the_files_own_coordinates_can_be_kept(root):
     scene = load(root, center=False, up=False, scale=False)
     assert torch.equal(scene.world, torch.eye(4).double())
