@@ -232,7 +232,7 @@ def _picture(
     opacity = rendering.opacity.float().reshape(height, width)
     depth = rendering.depth.float().reshape(height, width)
     return Picture(
-        name=_label(split, index),
+        name=split.labels[index],
         prediction=prediction,
         truth=truth,
         depth=depth
@@ -240,13 +240,6 @@ def _picture(
         opacity=opacity,
         valid=valid,
     )
-
-
-def _label(split: Split, index: int) -> str:
-    """Call an image by its name without suffix, with its folder where others are called alike."""
-    path, *others = (Path(name) for name in (split.names[index], *split.names))
-    is_one = sum(other.stem == path.stem for other in others) == 1
-    return path.stem if is_one else path.with_suffix("").as_posix()
 
 
 def _score(picture: Picture, lpips: metrics.ImageMetric | None) -> ViewScore:

@@ -161,6 +161,22 @@ def test_images_called_alike_are_told_apart_by_their_folders(scene, rendered, tm
     assert (tmp_path / "01-right-0001-truth.png").is_file()
 
 
+def test_names_are_compared_once_however_many_views_there_are(scene, rendered):
+    class Names(tuple):
+        times_read = 0
+
+        def __iter__(self):
+            Names.times_read += 1
+            return super().__iter__()
+
+    test = scene.splits["test"]
+    named = replace(scene, splits={**scene.splits, "test": replace(test, names=Names(test.names))})
+    assert [view.name for view in evaluate(named, Model()).per_view] == [
+        f"r_{i}" for i in range(VIEWS)
+    ]
+    assert Names.times_read == 1
+
+
 def test_images_of_earlier_views_are_removed_and_nothing_else(scene, rendered, tmp_path):
     evaluation.write_images(tmp_path, evaluate(scene, Model(), num_pictures=5))
     others = ["preview.png", "00-notes.png", "mine-truth.png", "02-r_2-truth.jpg"]

@@ -6,6 +6,7 @@ Each kind of scene has a file beside this one with a ``load_scene`` that returns
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,6 +38,16 @@ class Split:
     def has_alpha(self) -> bool:
         """Tell whether the images are transparent somewhere, or could be."""
         return self.pixels.shape[1] == 4
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Call images by their names without suffix, with folders where others are called alike."""
+        paths = [Path(name) for name in self.names]
+        num_alike = Counter(path.stem for path in paths)
+        return tuple(
+            path.stem if num_alike[path.stem] == 1 else path.with_suffix("").as_posix()
+            for path in paths
+        )
 
     @cached_property
     def offsets(self) -> Tensor:
