@@ -669,6 +669,12 @@ def test_a_part_of_another_kind_is_refused(group: str, target: str, kind: str):
 
 
 @pytest.mark.usefixtures("toy_trainer")
+def test_a_logger_may_be_of_any_kind():
+    run = config.assemble(whole(logger={"_target_": "torch.nn.Identity"}, trusted=["torch.nn"]))
+    assert type(run.logger).__name__ == "Identity"
+
+
+@pytest.mark.usefixtures("toy_trainer")
 def test_a_random_background_needs_alpha():
     with pytest.raises(UserError, match="cube has not: leave it out"):
         config.assemble(whole(scene__alpha=False))
