@@ -6,6 +6,7 @@ Free of torch at import.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from nerftrain.sweep import Job
     from nerftrain.trainer import Run
 
+# What a run writes before there are figures, folders before what is in them.
+_WRITTEN = (
+    *(config.SNAPSHOT, "train.log", "env.json", "world.json", "metrics.jsonl", "checkpoints"),
+    *("images", "images/preview.png", "tb", "tb/by_second", "tb/**/events.*"),
+)
 Outcome = Callable[[Callable[[], int]], tuple[int, str]]
 
 
@@ -32,10 +38,11 @@ def train(cfg: DictConfig) -> None:
 
 
 def _train_new(run: Run) -> None:
+    older = _written(run.run_dir) - {run.run_dir / config.SNAPSHOT}
     try:
         _train_logged(run, resume=False)
     except (UserError, KeyboardInterrupt):
-        _discard(run.run_dir)
+        _discard(run.run_dir, older)
         raise
 
 
@@ -52,14 +59,28 @@ def _start_logging(run_dir: Path | None) -> None:
     setup_logging(run_dir)
 
 
-def _discard(run_dir: Path) -> None:
-    """Remove a folder in which no more than the config has been written."""
-    written = {path.name for path in run_dir.iterdir()}
-    if written <= {"config.yaml", "train.log"}:
-        _start_logging(None)  # closes train.log
-        for name in written:
-            (run_dir / name).unlink()
-        _remove_empty(run_dir)
+def _discard(run_dir: Path, older: set[Path]) -> None:
+    """Remove what a run has written, where nothing of it is worth keeping; not what is older."""
+    if any(list(run_dir.glob(path)) for path in ("checkpoints/*.pt", "metrics.json")):
+        return
+    curve = run_dir / "metrics.jsonl"
+    if curve.is_file() and curve.stat().st_size:
+        return
+    _start_logging(None)  # closes train.log
+    made = _written(run_dir) - older
+    for path in sorted(made, reverse=True):  # what is in a folder before the folder
+        _remove(path)
+    _remove_empty(run_dir)
+
+
+def _written(run_dir: Path) -> set[Path]:
+    """List what lies where a run writes; its folder may hold anything else, too."""
+    return {path for pattern in _WRITTEN for path in run_dir.glob(pattern)}
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that is not empty, or of somebody else: it stays
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _remove_empty(folder: Path) -> None:
@@ -67,7 +88,7 @@ def _remove_empty(folder: Path) -> None:
     for path in [folder, *folder.parents]:
         if path.resolve() == Path.cwd() or not path.is_dir() or any(path.iterdir()):
             return
-        path.rmdir()
+        _remove(path)
 
 
 # --- A job of a sweep ----------------------------------------------------------------------------

@@ -499,9 +499,11 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
         self.curve.close()
+        if kind is not None:  # else the final figures follow
+            self.run.logger.close()
 
     def is_due(self) -> bool:
         """Tell whether `after_step` will look at numbers."""
@@ -582,6 +584,7 @@ class Journal:
 
     def _evaluate(self) -> None:
         self._stop_if_bad()
+        self.stop_if_all_is_empty()
         run, state = self.run, self.state
         with averaged_weights(run, state):
             result = _score(
