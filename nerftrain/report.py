@@ -416,7 +416,8 @@ def write_report(
         final: what ``write_metrics`` takes.
         per_view: name, psnr, ssim and lpips of each view.
         config: the run's config.
-        command: the command line of the run; None for one made up from the config's names.
+        command: the command line of the run, and those that went on with it, a line each; None
+            for one made up from the config's names.
     """
     run_dir = Path(run_dir)
     names = {

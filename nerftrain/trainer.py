@@ -152,6 +152,9 @@ class State:
         self.num_rays = float(min(FIRST_RAYS, run.settings.max_rays))
         self.sample_budget = run.settings.sample_budget  # less where memory has run out
         self.best_psnr = float("-inf")
+        command = report.command_line()
+        self.commands = [] if command is None else [command]  # by which the run came here
+        self.earlier_peak = 0  # bytes of memory, of the processes before this one
         self.sums: dict[str, Tensor] = {}  # of each term of the loss over all steps
         self.generator = run.runtime.generator(run.seed)
         # Pixels so far, counted from anywhere; on the device, where recorded steps count on.
@@ -159,6 +162,10 @@ class State:
         self.drawn = torch.randint(2**31, (), **anywhere)
         parameters = run.model.named_parameters() if run.settings.ema_decay else ()
         self.ema = {name: p.detach().clone() for name, p in parameters}
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the peak of memory of all processes that the run has had; None: not known."""
+        return max(report.peak_memory_bytes() or 0, self.earlier_peak) or None
 
     def progress(self, settings: Settings) -> float:
         """Return the share of the run that is done.
@@ -221,6 +228,8 @@ class State:
             "seconds": self.seconds,
             "num_rays": self.num_rays,
             "best_psnr": self.best_psnr,
+            "commands": self.commands,
+            "peak_memory_bytes": self.peak_memory_bytes(),
             "random": self.generator.get_state(),
             "drawn": self.drawn,
             "ema": self.ema,
@@ -249,6 +258,9 @@ class State:
             group["initial_lr"] = rate
         self.step, self.seconds = state["step"], state["seconds"]
         self.num_rays, self.best_psnr = state["num_rays"], state["best_psnr"]
+        earlier = state.get("commands", [])  # older checkpoints do not say, nor of memory
+        self.commands = [*earlier, *(c for c in self.commands if c not in earlier[-1:])]
+        self.earlier_peak = state.get("peak_memory_bytes") or 0
         self.generator.set_state(state["random"])
         self.drawn.copy_(state.get("drawn", self.drawn))  # older checkpoints do not say
         for name, value in state["ema"].items() if self.ema else ():
@@ -680,7 +692,7 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
             **result.summary(),
             "steps": state.step,
             "train_seconds": state.seconds,
-            "peak_memory_bytes": report.peak_memory_bytes(),
+            "peak_memory_bytes": state.peak_memory_bytes(),
             "seed": run.seed,
         }
         try:
@@ -690,7 +702,7 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
             _film(run)
             run.logger.hparams(run.config, final)
             run.logger.close()
-            command = report.command_line()
+            command = "\n".join(state.commands) or None
             report.write_report(run.run_dir, final, result.rows(), run.config, command=command)
         except OSError as error:
             where = error.filename or run.run_dir

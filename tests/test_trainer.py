@@ -235,6 +235,21 @@ def test_a_resumed_run_says_where_nothing_is_left_to_train(
     assert "no step is left" in capsys.readouterr().out
 
 
+def test_a_resumed_run_tells_how_it_began_and_the_peak_of_all_its_processes(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process(command: str, peak: int, resume: bool = True) -> dict[str, Any]:
+        monkeypatch.setattr(trainer.report, "command_line", lambda: command)
+        monkeypatch.setattr(trainer.report, "peak_memory_bytes", lambda: peak)
+        return train(make_run("run", "trainer.steps=4"), resume)
+
+    assert process("nerftrain scene=x", 1 << 30, resume=False)["peak_memory_bytes"] == 1 << 30
+    assert process("nerftrain resume run", 1 << 20)["peak_memory_bytes"] == 1 << 30
+    assert process("nerftrain resume run", 1 << 31)["peak_memory_bytes"] == 1 << 31
+    told = (make_run("run").run_dir / "REPORT.md").read_text()
+    assert "```\nnerftrain scene=x\nnerftrain resume run\n```" in told
+
+
 @pytest.mark.usefixtures("deadly_sigterm")
 def test_sigterm_while_the_film_is_made_is_an_interruption(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
