@@ -23,6 +23,7 @@ FOLDER = "checkpoints"
 # .NAME.pt.HOST.PID.part is being written; before there were hosts in them, .NAME.pt.PID.part.
 _PARTIAL = re.compile(r"\..+?\.pt\.(?:(?P<host>.*)\.)?(?P<pid>\d{1,9})\.part")
 _ABANDONED_SECONDS = 3600.0
+_ANOTHER = "use another one of the run, e.g. by --checkpoint best"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -73,8 +74,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch documents no list, and a damaged file raises nearly anything
         raise UserError(
-            f"checkpoint {path} is damaged ({_one_line(error)[:120]}); use another one of the run, "
-            "e.g. best.pt beside it"
+            f"checkpoint {path} is damaged ({_one_line(error)[:120]}); {_ANOTHER}"
         ) from error
     _check_format(path, state)
     return state
@@ -204,9 +204,7 @@ def _check_file(path: Path) -> None:
     if zipfile.is_zipfile(path):
         return
     if start in (b"PK\x03\x04", b""):  # a zip's table of contents is its end, the first thing lost
-        raise UserError(
-            f"checkpoint {path} is cut short; use another one of the run, e.g. best.pt beside it"
-        )
+        raise UserError(f"checkpoint {path} is cut short; {_ANOTHER}")
     raise UserError(f"{path} is no checkpoint; pass a .pt file from a run's checkpoints folder")
 
 

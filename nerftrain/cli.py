@@ -246,12 +246,6 @@ def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
     return psnr
 
 
-def _call_trainer(run: Run, resume: bool = False) -> dict[str, Any]:
-    from nerftrain.trainer import train
-
-    return train(run, resume)
-
-
 def _start_logging(run_dir: Path | None) -> None:
     from nerftrain.report import setup_logging
 
@@ -420,16 +414,17 @@ def _resume(arguments: Sequence[str]) -> int:
         "Go on with a run from its last checkpoint, with its seed and its scene. Where that has "
         "moved, scene.root=PATH says where it is now."
     )
-    parser = _verb("resume", description, checkpoint=False)
+    parser = _verb("resume", description, checkpoint=None)
     parsed = _parse_flags(parser, arguments)
     run = _load(parsed, resume=True)
     from nerftrain.config import SNAPSHOT, write_snapshot
+    from nerftrain.trainer import train
 
     before = (run.run_dir / SNAPSHOT).read_bytes()
     write_snapshot(run.config, run.run_dir)
     try:
         _start_logging(run.run_dir)
-        _call_trainer(run, resume=True)
+        train(run, resume=True, checkpoint_name=parsed.checkpoint)
     except UserError:  # such as a model that the checkpoint does not fit
         (run.run_dir / SNAPSHOT).write_bytes(before)
         raise
@@ -456,7 +451,7 @@ def _data(arguments: Sequence[str]) -> int:
     return run(arguments, _parse_flags, _complain)
 
 
-def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
+def _verb(name: str, description: str, checkpoint: str | None = "last") -> argparse.ArgumentParser:
     program = f"nerftrain {name}"
     usage_line = f"{program} [options] RUN [key=value ...]"
     parser = argparse.ArgumentParser(program, usage=usage_line, description=description)
@@ -466,10 +461,9 @@ def _verb(name: str, description: str, checkpoint: bool = True) -> argparse.Argu
     parser.add_argument(
         "--trust", action="store_true", help="import what the run's config names outside nerftrain"
     )
-    if checkpoint:
-        parser.add_argument(
-            "--checkpoint", default="last", help="best, last or a file (default %(default)s)"
-        )
+    parser.add_argument(
+        "--checkpoint", default=checkpoint, help="best, last or a file (default last)"
+    )
     return parser
 
 

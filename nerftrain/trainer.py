@@ -267,17 +267,17 @@ class State:
             self.ema[name].copy_(value)
 
 
-def train(run: Run, resume: bool = False) -> dict[str, Any]:
+def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) -> dict[str, Any]:
     """Train to the end, evaluate, and write everything that a run leaves behind.
 
-    Returns the final figures. Raises KeyboardInterrupt after an interrupted run has been saved,
+    A run is resumed from the checkpoint of that name or path, or else from its last one. Returns
+    the final figures. Raises KeyboardInterrupt after an interrupted run has been saved,
     RunError where the loss is no longer a number, UserError where a checkpoint cannot be read, a
     file not be written, or rays meet nothing.
     """
     state = State(run)
-    if resume and checkpoint.is_there(run.run_dir):
-        state.load_state_dict(checkpoint.load(checkpoint.find_last(run.run_dir)), run)
-        report.say(f"resuming {run.run_dir} at step {state.step}")
+    if resume and (checkpoint_name is not None or checkpoint.is_there(run.run_dir)):
+        _take_up(run, state, checkpoint_name)
     else:  # what was ended before its first checkpoint begins anew
         report.say(f"training {run.run_dir}")
     if state.progress(run.settings) < 1:
@@ -313,6 +313,16 @@ def train(run: Run, resume: bool = False) -> dict[str, Any]:
     if unsaved is not None:
         raise unsaved
     return final
+
+
+def _take_up(run: Run, state: State, checkpoint_name: str | None) -> None:
+    name = checkpoint_name
+    found = (
+        checkpoint.find_last(run.run_dir) if name is None else checkpoint.find(run.run_dir, name)
+    )
+    saved = checkpoint.load(found)
+    state.load_state_dict(saved, run)
+    report.say(f"resuming {run.run_dir} at step {state.step}")
 
 
 def loop(run: Run, state: State, journal: Journal) -> None:

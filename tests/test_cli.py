@@ -58,9 +58,10 @@ def settings(ending: str) -> str:
     return ending
 
 
-def train(run: Any, resume: bool = False) -> dict[str, Any]:
+def train(run: Any, resume: bool = False, checkpoint_name: str | None = None) -> dict[str, Any]:
     """End as the trainer's one toy setting says."""
     calls.append((run, resume))
+    chosen.append(checkpoint_name)
     if run.settings == "mistake":
         raise UserError("the checkpoint is of another model")
     if run.settings == "crash":
@@ -73,6 +74,7 @@ def train(run: Any, resume: bool = False) -> dict[str, Any]:
 
 
 calls: list[Any] = []
+chosen: list[str | None] = []  # the checkpoints that runs went on from
 
 
 @pytest.fixture
@@ -250,6 +252,13 @@ def test_resume_goes_on_in_the_same_folder_with_its_overrides(toy: list[str]):
     run, resume = calls[-1]
     assert (run.run_dir, run.settings, resume) == (folder, "soon", True)
     assert OmegaConf.load(folder / "config.yaml").trainer.ending == "soon"
+
+
+def test_resume_takes_the_checkpoint_that_it_is_given(toy: list[str]):
+    main(toy)
+    assert main(["resume", str(the_run()), "--trust", "--checkpoint", "best"]) == 0
+    assert main(["resume", str(the_run()), "--trust"]) == 0
+    assert chosen[-2:] == ["best", None]
 
 
 @pytest.mark.parametrize("override", ["seed=5", "scene.name=sphere", "scene.root=other"])

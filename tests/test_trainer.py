@@ -296,6 +296,18 @@ def test_a_run_killed_between_its_first_best_and_its_first_last_goes_on(make_run
     assert [r["step"] for r in read_curve(again.run_dir) if "loss" in r] == [5, 10]
 
 
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_its_best(make_run: MakeRun) -> None:
+    first = make_run("run", "trainer.steps=6", "trainer.intervals.evaluate_seconds=1e-6")
+    train(first)
+    last = checkpoint.find(first.run_dir, "last")
+    last.write_bytes(last.read_bytes()[:1000])
+    longer = make_run("run", "trainer.steps=8")
+    with pytest.raises(UserError, match=r"cut short; .* --checkpoint best"):
+        train(longer, resume=True)
+    assert train(longer, resume=True, checkpoint_name="best")["steps"] == 8
+    assert checkpoint.load(last)["step"] == 8
+
+
 def test_a_run_ended_before_its_first_checkpoint_begins_anew(make_run: MakeRun) -> None:
     run = make_run("run", "trainer.steps=4")
     assert train(run, resume=True)["steps"] == 4
