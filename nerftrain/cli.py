@@ -261,15 +261,17 @@ def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resum
 
     folder = composition.sweep_dir(overrides, source)
     overrides = composition.with_sweep_dir(overrides, folder)
+    for_hydra = composition.for_hydra(overrides, source)
+    planned = composition.planned(for_hydra, source)
     sweep.begin(folder, resume)
-    status = 0
+    jobs, status = [], 0
     try:
-        status = _call_hydra([*flags, *composition.for_hydra(overrides, source)], source)
+        status = _call_hydra([*flags, *for_hydra], source)
     finally:
-        jobs = sweep.read(folder)
-        if jobs:
+        if sweep.read(folder):
+            jobs = sweep.read(folder, planned)
             _start_logging(None)
-            sweep.write_table(folder)
+            sweep.write_table(folder, planned)
             print(f"\n{sweep.table(jobs)}\n\nwritten to {folder}/sweep.csv and SWEEP.md")
             _say_what_is_left(jobs, [*flags, *overrides], resume)
     return sweep.exit_status(jobs) or status

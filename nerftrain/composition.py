@@ -133,14 +133,30 @@ def jobs(overrides: Sequence[str], source: Source) -> Iterator[DictConfig]:
     Raises:
         UserError: as ``compose``.
     """
+    swept = _swept_by_preset(overrides, source)
+    if swept is None:
+        yield compose(_first_job(overrides, source), source)
+        return
+    for job in _covering(_combinations([*swept, *overrides], source)):
+        yield compose(job, source)
+
+
+def planned(overrides: Sequence[str], source: Source) -> list[list[str]]:
+    """List the overrides of all jobs of a sweep, by number; none where another sweeper chooses."""
+    swept = _swept_by_preset(overrides, source)
+    if swept is None:
+        return []
+    own = [t for t in (*swept, *overrides) if not _parsed(t).key_or_group.startswith("hydra")]
+    return _combinations(own, source)
+
+
+def _swept_by_preset(overrides: Sequence[str], source: Source) -> list[str] | None:
+    """List what hydra.sweeper.params sweeps; None for another sweeper than Hydra's own."""
     first = _first_job(overrides, source)
     sweeper = _composed(first, source, RunMode.MULTIRUN).hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
-        yield compose(first, source)
-        return
-    swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    for job in _combinations([*swept, *overrides], source):
-        yield compose(job, source)
+        return None
+    return [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
 
 
 def sweep_dir(overrides: Sequence[str], source: Source) -> Path:
@@ -221,6 +237,11 @@ def _combinations(overrides: Sequence[str], source: Source) -> list[list[str]]:
             (combinations,) = BasicSweeper.split_arguments(parsed, None)
         except HydraException as error:  # such as an interval, which another sweeper may take
             raise UserError(one_line(error)) from None
+    return combinations
+
+
+def _covering(combinations: list[list[str]]) -> list[list[str]]:
+    """Take all jobs of a sweep, or of a very large one as many as hold each value once."""
     if len(combinations) <= _MOST_JOBS_CHECKED:
         return combinations
     seen: set[str] = set()

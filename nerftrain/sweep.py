@@ -27,7 +27,7 @@ REPEATED = ("scene", "scene.root", "seed")
 FIGURES = ("psnr", "ssim", "train_seconds", "peak_memory_bytes")  # of metrics.json
 _TITLES = ("PSNR", "SSIM", "training", "peak memory")
 
-RUNNING, INTERRUPTED, FAILED = "not finished", "interrupted", "failed"
+NOT_BEGUN, RUNNING, INTERRUPTED, FAILED = "not begun", "not finished", "interrupted", "failed"
 DONE, DONE_BEFORE = "done", "done before"
 _INTERRUPT = 130  # as of a process
 
@@ -100,8 +100,13 @@ def begin(folder: Path, resume: bool) -> None:
         record.unlink()
 
 
-def read(folder: Path) -> list[Job]:
-    """Read the jobs of a sweep in their order; a damaged record is left out."""
+def read(folder: Path, planned: Sequence[list[str]] = ()) -> list[Job]:
+    """Read the jobs of a sweep in their order; a damaged record is left out.
+
+    Args:
+        folder: of the sweep.
+        planned: the overrides of all jobs by their numbers; those of no record have not begun.
+    """
     jobs = []
     for file in (folder / RECORDS).glob("*.json"):
         try:
@@ -111,19 +116,23 @@ def read(folder: Path) -> list[Job]:
             jobs.append(Job(**{**values, "folder": folder}))
         except (OSError, ValueError, TypeError, KeyError):
             continue
+    begun = {job.number for job in jobs}
+    for number, overrides in enumerate(planned):
+        if number not in begun:
+            jobs.append(Job(number, overrides, folder, result=NOT_BEGUN))
     return sorted(jobs, key=lambda job: job.number)
 
 
 # --- The table -----------------------------------------------------------------------------------
 
 
-def write_table(folder: Path) -> None:
-    """Write sweep.csv and SWEEP.md of all jobs so far, each whole or not at all.
+def write_table(folder: Path, planned: Sequence[list[str]] = ()) -> None:
+    """Write sweep.csv and SWEEP.md of all jobs so far, or planned, each whole or not at all.
 
     Raises:
         UserError: the sweep's folder cannot be written.
     """
-    jobs = read(folder)
+    jobs = read(folder, planned)
     _replace(folder / "sweep.csv", _csv(jobs))
     _replace(folder / "SWEEP.md", _page(jobs))
 

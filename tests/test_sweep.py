@@ -119,7 +119,10 @@ def test_an_interrupted_sweep_has_its_table_and_is_taken_up(
         interrupt_at(3, seed=2, monkeypatch=patch)
         assert main(command) == 130
     first = Path("all/0/metrics.json").read_bytes()
-    assert [row["result"] for row in rows("all")] == ["done", "interrupted", "1 of 2 jobs"]
+    assert [row["result"] for row in rows("all")] == [
+        *("done", "interrupted", "not begun", "1 of 3 jobs")
+    ]
+    assert [row["seed"] for row in rows("all")] == ["1", "2", "3", ""]
     assert main([*command, "sweep.resume=true"]) == 0
     assert trained == [("0", 0), ("1", 0), ("1", 3), ("2", 0)]
     ends = [row["result"] for row in rows("all")]
