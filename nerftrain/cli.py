@@ -373,7 +373,7 @@ def _export(arguments: Sequence[str]) -> int:
             raise UserError(f"--{flag} has no effect on points: leave it out, or give no --points")
     if parsed.count and not parsed.points:
         raise UserError("--count has no effect on a mesh: add --points, or give --resolution")
-    run = _load(parsed)
+    run = _load(parsed, draws=parsed.points)
     from nerftrain.export import FACES_WITH_TEXTURE, Wishes, export_run
 
     wishes = Wishes(
@@ -469,7 +469,7 @@ def _verb(name: str, description: str, checkpoint: str | None = "last") -> argpa
     return parser
 
 
-def _load(parsed: argparse.Namespace, resume: bool = False) -> Run:
+def _load(parsed: argparse.Namespace, resume: bool = False, draws: bool = False) -> Run:
     from nerftrain import config
 
     if not parsed.run:
@@ -479,6 +479,8 @@ def _load(parsed: argparse.Namespace, resume: bool = False) -> Run:
     _start_logging(None)
     if resume:
         config.check_same_data(config.load_run(run_dir, [], parsed.trust), cfg)
+    else:
+        config.check_has_effect(overrides, draws)
     return config.assemble(cfg, run_dir)
 
 

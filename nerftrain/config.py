@@ -28,6 +28,7 @@ __all__ = [
     "assemble",
     "build",
     "check",
+    "check_has_effect",
     "check_same_data",
     "compose",
     "create_run_dir",
@@ -61,6 +62,8 @@ _PATHS = ("root", "data_root")  # keys of a scene
 # What a run stays with once it has begun, and the keys of it that only say where the data lie.
 _LASTING = ("seed", "data_root", "scene")
 _PLACES = ("scene.root", "scene.data_root", "scene.images")
+# What says nothing to a run that is looked at, not trained.
+_OF_TRAINING = ("seed", "data_root", "run_dir", "optimizer", "scheduler", "trainer", "logger")
 # A run is the same with other values of these; what data_root is used for, the scene holds too.
 _INDIFFERENT = ("run_dir", "data_root", "trusted", "logger")
 
@@ -495,6 +498,26 @@ def check_same_data(recorded: DictConfig, cfg: DictConfig) -> None:
             f"{key}={schema.shown(new)}: the run's scene can still be read with "
             f"{key}={schema.shown(old)}; leave it out, or start another run"
         )
+
+
+def check_has_effect(overrides: Sequence[str], draws: bool) -> None:
+    """Refuse overrides that only training would notice: figures would be taken to be of them.
+
+    Args:
+        overrides: as ``load_run`` has taken them.
+        draws: whether something is drawn by the seed.
+
+    Raises:
+        UserError: the first such override.
+    """
+    for text in overrides:
+        group = text.partition("=")[0].partition(".")[0]
+        if group in _OF_TRAINING and not (draws and group == "seed"):
+            moved = ", or give scene.root=PATH for a scene that has moved"
+            raise UserError(
+                f"{text}: has no effect on what has been trained; leave it out"
+                f"{moved if group == 'data_root' else ''}"
+            )
 
 
 def _changes(

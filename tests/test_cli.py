@@ -325,8 +325,21 @@ def test_verbs_hand_over_their_options(
 ):
     main(toy)
     verb, *options = arguments
-    assert main([verb, *options, str(the_run()), "--trust", "seed=2"]) == 0
+    assert main([verb, *options, str(the_run()), "--trust", "scene.name=ball"]) == 0
     assert evaluation == [expected]
+
+
+@pytest.mark.parametrize("override", ["seed=3", "trainer.ending=soon", "data_root=x", "run_dir=x"])
+@pytest.mark.parametrize("verb", ["eval", "render", "export", "view"])
+def test_overrides_that_only_training_would_notice_are_refused(
+    toy: list[str], capfd: pytest.CaptureFixture[str], verb: str, override: str
+):
+    main(toy)
+    capfd.readouterr()
+    assert main([verb, str(the_run()), "--trust", override]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"nerftrain: {override}: has no effect on what has been trained; leave")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
