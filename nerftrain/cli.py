@@ -168,7 +168,7 @@ def _check_first(configs: list[DictConfig]) -> list[DictConfig]:
 _statuses: list[int] = []  # of what Hydra has run in this process
 
 
-def _call_hydra(arguments: Sequence[str], source: Source) -> int:
+def _call_hydra(arguments: Sequence[str], source: Source, sweeps: bool = False) -> int:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -187,15 +187,24 @@ def _call_hydra(arguments: Sequence[str], source: Source) -> int:
     except OSError as error:  # jobs tell of their own: this is of the folders that Hydra makes
         if error.filename is None:
             raise
-        raise UserError(
-            f"the sweep's folder cannot be written ({error.strerror}: {error.filename}): "
-            "choose another with hydra.sweep.dir=PATH"
-        ) from None
+        raise UserError(_unwritable(error, sweeps)) from None
     except SystemExit as leave:  # of --hydra-help
         _statuses.append(leave.code if isinstance(leave.code, int) else int(bool(leave.code)))
     finally:
         sys.argv = program
     return max(_statuses, default=0)
+
+
+def _unwritable(error: OSError, sweeps: bool) -> str:
+    why = f"{error.strerror}: {error.filename}"
+    if sweeps:
+        return (
+            f"the sweep's folder cannot be written ({why}): choose another with "
+            "hydra.sweep.dir=PATH"
+        )
+    return (
+        f"hydra.run.dir cannot be written ({why}): leave it out; run_dir=PATH is where a run goes"
+    )
 
 
 def _program() -> str:
@@ -266,7 +275,7 @@ def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resum
     sweep.begin(folder, resume)
     jobs, status = [], 0
     try:
-        status = _call_hydra([*flags, *for_hydra], source)
+        status = _call_hydra([*flags, *for_hydra], source, sweeps=True)
     finally:
         if sweep.read(folder):
             jobs = sweep.read(folder, planned)

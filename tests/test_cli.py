@@ -240,6 +240,18 @@ def test_a_sweep_whose_folder_cannot_be_written_is_one_line(
     assert calls == []
 
 
+def test_hydras_own_folder_of_a_run_is_blamed_by_its_name(
+    toy: list[str], capfd: pytest.CaptureFixture[str]
+):
+    Path("file").write_text("")
+    assert main([*toy, "hydra.run.dir=file/run"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("nerftrain: hydra.run.dir cannot be written (Not a directory: ")
+    assert err.endswith("run_dir=PATH is where a run goes\n")
+    assert err.count("\n") == 1
+    assert calls == []
+
+
 def test_overrides_may_stand_on_both_sides_of_a_flag(toy: list[str]):
     assert main(["seed=1,2", "-m", *toy, "trainer.ending=well"]) == 0
     assert [run.seed for run, _ in calls] == [1, 2]
