@@ -14,6 +14,7 @@ MOST_SAMPLES = 65536  # per ray
 MOST_BUDGET = 2**26  # samples of a step
 MOST_RAYS = 2**24  # of a step
 MOST_THREADS = 1024
+MOST_PIXELS = 8192  # of the longer side of what `view` shows
 MOST_FRAMES = 100_000  # of a film: an hour of it
 
 

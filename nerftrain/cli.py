@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nerftrain import __version__, usage
+from nerftrain.bounds import MOST_PIXELS
 from nerftrain.errors import RunError, UserError
 from nerftrain.schema import suggestion
 
@@ -413,6 +414,8 @@ def _view(arguments: Sequence[str]) -> int:
         "--pixels", type=_positive, default=800, help="of the longer side (default %(default)s)"
     )
     parsed = _parse_flags(parser, arguments)
+    if parsed.pixels > MOST_PIXELS:
+        raise UserError(f"--pixels {parsed.pixels}: give {MOST_PIXELS} at most")
     run = _load(parsed)
     from nerftrain.viewer import view_run
 

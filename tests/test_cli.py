@@ -361,6 +361,7 @@ def test_overrides_that_only_training_would_notice_are_refused(
         (["lego"], "lego: did you mean nerftrain scene=lego?"),
         (["eval"], "which run?"),
         (["eval", "absent"], "absent is no run"),
+        (["view", "absent", "--pixels", "100000"], "--pixels 100000: give 8192 at most"),
         (["eval", "absent", "--views", "0"], "0: must be at least 1"),
         (["render", "absent", "--split", "val", "--frames", "3"], "--frames has no effect"),
         (["render", "absent", "--time", "noon"], "invalid float value: 'noon'"),

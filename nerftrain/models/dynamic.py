@@ -18,7 +18,7 @@ from nerftrain.bounds import (
     check_counts,
 )
 from nerftrain.errors import UserError
-from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP
+from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP, check_layout
 from nerftrain.ops.warp import Moves, can_do, warp_half
 
 
@@ -85,14 +85,16 @@ class Spacetime:
     base_time: int
     finest_time: int
 
-    def build(self) -> HashEncoding:
-        """Make the encoding of positions and times [N, 4].
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, what cannot be laid out, whether it will be built or not."""
+        values, time = self._layout()
+        check_layout(**values, time=time)
 
-        Raises UserError for what cannot be laid out.
-        """
+    def build(self) -> HashEncoding:
+        """Make the encoding of positions and times [N, 4]."""
+        values, time = self._layout()
+        return HashEncoding(**values, storage="float32", time=time)
+
+    def _layout(self) -> tuple[dict[str, int], tuple[int, int]]:
         values = asdict(self)
-        time = values.pop("base_time"), values.pop("finest_time")
-        try:
-            return HashEncoding(**values, time=time)
-        except UserError as error:
-            raise UserError(f"spacetime.{error}") from None
+        return values, (values.pop("base_time"), values.pop("finest_time"))

@@ -19,6 +19,32 @@ from nerftrain.ops.spherical_harmonics import spherical_harmonics
 Storage = Literal["float16", "float32"]  # of the numbers that lookups read
 
 
+def check_layout(
+    num_levels: int,
+    features_per_level: int,
+    log2_table_size: int,
+    base_resolution: int,
+    finest_resolution: int,
+    time: tuple[int, int] | None = None,
+) -> None:
+    """Raise UserError for what no hash encoding can be laid out as."""
+    if not 1 <= num_levels <= 32:
+        raise UserError(f"num_levels={num_levels}: choose 1 to 32")
+    if features_per_level not in (1, 2, 4, 8):
+        raise UserError(f"features_per_level={features_per_level}: choose 1, 2, 4 or 8")
+    if not 4 <= log2_table_size <= 28:
+        raise UserError(f"log2_table_size={log2_table_size}: choose 4 to 28")
+    if not 1 <= base_resolution <= finest_resolution <= 2**20:
+        raise UserError(
+            f"base_resolution={base_resolution}, finest_resolution={finest_resolution}: "
+            "choose 1 <= base <= finest <= 2^20"
+        )
+    if time and not 1 <= time[0] <= time[1] <= 2**20:
+        raise UserError(
+            f"base_time={time[0]}, finest_time={time[1]}: choose 1 <= base <= finest <= 2^20"
+        )
+
+
 class HashEncoding(nn.Module):
     """The multiresolution hash encoding of positions, or of positions and times, in 0..1.
 
@@ -43,21 +69,14 @@ class HashEncoding(nn.Module):
         four axes. Raises UserError for what cannot be laid out.
         """
         super().__init__()
-        if not 1 <= num_levels <= 32:
-            raise UserError(f"num_levels={num_levels}: choose 1 to 32")
-        if features_per_level not in (1, 2, 4, 8):
-            raise UserError(f"features_per_level={features_per_level}: choose 1, 2, 4 or 8")
-        if not 4 <= log2_table_size <= 28:
-            raise UserError(f"log2_table_size={log2_table_size}: choose 4 to 28")
-        if not 1 <= base_resolution <= finest_resolution <= 2**20:
-            raise UserError(
-                f"base_resolution={base_resolution}, finest_resolution={finest_resolution}: "
-                "choose 1 <= base <= finest <= 2^20"
-            )
-        if time and not 1 <= time[0] <= time[1] <= 2**20:
-            raise UserError(
-                f"base_time={time[0]}, finest_time={time[1]}: choose 1 <= base <= finest <= 2^20"
-            )
+        check_layout(
+            num_levels,
+            features_per_level,
+            log2_table_size,
+            base_resolution,
+            finest_resolution,
+            time,
+        )
         self.levels = HashLevels.geometric(
             num_levels, base_resolution, finest_resolution, log2_table_size, time
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,6 +16,8 @@ from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.models.encodings import FrequencyEncoding
 from nerftrain.ops import library
 from nerftrain.types import Contraction
+
+_log = logging.getLogger(__name__)
 
 
 class MLP(RadianceField):
@@ -50,6 +53,8 @@ class MLP(RadianceField):
         )
         if not skip >= 0:
             raise UserError(f"skip={skip}: must be at least 0")
+        if skip >= depth:
+            _log.warning("skip=%d has no effect on %d layers: 0 says so", skip, depth)
         self.skip = skip
         self.positions = FrequencyEncoding(position_frequencies)
         self.directions = FrequencyEncoding(direction_frequencies)

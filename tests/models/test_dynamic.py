@@ -181,13 +181,18 @@ def test_the_optimizer_knows_both_tables_as_tables() -> None:
         ("model.warp.time_frequencies=99", "time_frequencies=99: must be at most 32"),
         ("model.warp.time_frequencies=-1", "model.warp.time_frequencies=-1"),
         ("model.warp.reach=0", "model.warp.reach=0"),
-        ("model.motion=wrap", "did you mean warp"),
     ],
 )
-def test_impossible_settings_are_refused_by_name(override: str, message: str) -> None:
-    motion = ["model.motion=spacetime"] if "spacetime" in override else []
-    with pytest.raises(UserError, match=message):
-        make([*NGP, *motion, override])
+@pytest.mark.parametrize("moves", [True, False])
+def test_impossible_settings_are_refused_by_name(override: str, message: str, moves: bool) -> None:
+    for motion in ("spacetime", "warp"):  # whether it is what they are of or not
+        with pytest.raises(UserError, match=message):
+            make([*NGP, f"model.motion={motion}", override], moves)
+
+
+def test_no_such_motion_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean warp"):
+        make([*NGP, "model.motion=wrap"])
 
 
 def blob(positions: Tensor, times: Tensor) -> Tensor:

@@ -108,6 +108,14 @@ def test_the_nerf_mlp_trains_in_rounded_products_where_a_cpu_has_them(monkeypatc
     assert all(map(torch.equal, field(positions, directions), exact))
 
 
+@pytest.mark.parametrize(("skip", "said"), [(0, False), (2, False), (3, True), (4, True)])
+def test_a_skip_after_the_last_layer_says_that_it_has_no_effect(
+    skip: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make("mlp", "model.depth=3", f"model.skip={skip}")
+    assert (f"skip={skip} has no effect on 3 layers" in caplog.text) == said
+
+
 def test_the_published_layout_has_its_published_size() -> None:
     published = build(compose(["model=ngp_16x2"]).model, aabb=BOX)
     levels = published.encoding.levels
