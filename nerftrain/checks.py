@@ -37,6 +37,26 @@ def check_field(num_samples: int, density: Tensor, channels: Tensor | None = Non
     check_shape("a field's density", density, (num_samples,), remedy)
 
 
+def check_made(made: object, kind: type, maker: object, method: str) -> None:
+    """Raise UserError where a method of somebody's own class gives something of another kind."""
+    if not isinstance(made, kind):
+        raise UserError(
+            f"{type(maker).__qualname__}.{method} gives {type(made).__name__}, must give "
+            f"{kind.__name__}"
+        )
+
+
+def check_pair(made: object, maker: object) -> None:
+    """Raise UserError where a field's forward gives other than channels and density."""
+    parts = list(made) if isinstance(made, tuple | list) else [made]
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        given = ", ".join(type(part).__name__ for part in parts)
+        raise UserError(
+            f"{type(maker).__qualname__}.forward gives {given or 'nothing'}, must give two "
+            "tensors: channels [N, K], colour first, and density [N]"
+        )
+
+
 def check_background(background: Tensor, num_rays: int) -> None:
     """Raise UserError for what is neither a colour [3] nor one per ray [R, 3]."""
     wanted = (3, num_rays)  # from the last axis on; an axis of one serves all

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nerftrain.cameras import image_rays
-from nerftrain.checks import check_background
+from nerftrain.checks import check_background, check_made, check_pair
 from nerftrain.errors import UserError
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.colors import over_background
@@ -83,7 +83,9 @@ class _DensityAlong:
         looked_at = None if forgetful else self._model.look_along(self._rays, *where, used)
         if looked_at is None:
             points, _, times = sample_points(self._rays, *where)
-            return self._model.density(points, times)
+            density = self._model.density(points, times)
+            check_made(density, Tensor, self._model, "density")
+            return density
         density, looked_up = looked_at
         self._looks = [(t_starts, looked_up)] if self._remember else []
         return density
@@ -133,7 +135,9 @@ class _ChannelsAlong:
     ) -> tuple[Tensor, Tensor]:
         where = (t_starts.float(), t_ends.float(), ray_indices)
         positions, directions, times = sample_points(self._rays, *where)
-        return self._model(positions, directions.detach(), times)
+        found = self._model(positions, directions.detach(), times)
+        check_pair(found, self._model)
+        return found
 
     def at(self, samples: Samples) -> tuple[Tensor, Tensor]:
         _check_same_rays(self._rays, len(samples.offsets) - 1)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.bounds import MOST_BUDGET, MOST_FRAMES, MOST_RAYS, check_at_most
+from nerftrain.checks import check_made
 from nerftrain.errors import RunError, UserError
 from nerftrain.losses import ColorLoss, Kind, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
@@ -407,6 +408,7 @@ def _step(
     with run.runtime.autocast():
         roomy = {} if room is None else {"room": room}
         samples = sampler.sample(batch.rays.detach(), sigma_fn, generator, **roomy)
+        check_made(samples, Samples, sampler, "sample")
         rendering = render(samples, rgb_sigma_fn, batch.background, model.extra_channels)
         terms = loss_terms(run, batch, samples, rendering)
     seen = run.refinement.exposed(rendering.rgb.detach(), batch.rays)  # by the gains of this step

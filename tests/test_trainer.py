@@ -19,6 +19,7 @@ from nerftrain.errors import RunError, UserError
 from nerftrain.models import mlp
 from nerftrain.models.dynamic import Warp
 from nerftrain.report import EVALUATION_KEY, read_curve
+from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
 from nerftrain.trainer import Run, State, train
 
@@ -40,6 +41,7 @@ OCCGRID = [
     "sampler.steps_per_diagonal=64",
 ]
 UNIFORM = ["sampler=uniform", "sampler.num_samples=32"]
+COARSE = ["sampler=hierarchical", "sampler.num_coarse=8", "sampler.num_fine=8"]
 LATE_ROWS = "trainer.intervals.log=50"  # of the curve: none in a short run
 MakeRun = Callable[..., Run]
 
@@ -474,6 +476,45 @@ def test_a_field_whose_densities_are_not_numbers_ends_a_run(make_run: MakeRun) -
     run = replace(run, model=field)
     with pytest.raises(UserError, match="must give densities that are numbers"):
         train(run)
+
+
+class Greedy(mlp.MLP):
+    """A field of somebody's own that gives all in one tensor."""
+
+    def forward(self, *args: Any) -> Any:
+        return torch.cat([part.view(len(args[0]), -1) for part in super().forward(*args)], 1)
+
+
+class Dull(mlp.MLP):
+    """A field of somebody's own that forgets to return its density."""
+
+    def density(self, positions: torch.Tensor, times: torch.Tensor | None = None) -> Any:
+        super().density(positions, times)
+
+
+class Idle(Uniform):
+    """A sampler of somebody's own that forgets to return what it has placed."""
+
+    def sample(self, *args: Any, **more: Any) -> Any:
+        super().sample(*args, **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "choice", "line"),
+    [
+        (["model", Greedy], UNIFORM, "Greedy.forward gives Tensor, must give two tensors: chan"),
+        (["model", Greedy], COARSE, "Greedy.forward gives Tensor, must give two tensors: chan"),
+        (["model", Dull], OCCGRID, "Dull.density gives NoneType, must give Tensor"),
+        (["sampler", Idle], UNIFORM, "Idle.sample gives NoneType, must give Samples"),
+    ],
+)
+def test_a_plugin_that_gives_something_else_is_named(
+    make_run: MakeRun, changes: list[Any], choice: list[str], line: str
+) -> None:
+    part, kind = changes
+    own = [f"{part}._target_={__name__}.{kind.__name__}", f"trusted=[{__name__}]"]
+    with pytest.raises(UserError, match=f"^{line}"):
+        train(make_run("run", *own, "trainer.steps=10", choice=(*MLP, *choice)))
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(

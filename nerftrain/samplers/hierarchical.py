@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.bounds import MOST_SAMPLES
-from nerftrain.checks import check_field
+from nerftrain.checks import check_field, check_pair
 from nerftrain.losses import ColorLoss
 from nerftrain.models import NUM_COLORS, RadianceField
 from nerftrain.ops.colors import over_background
@@ -87,7 +87,9 @@ class Hierarchical(Sampler):
         positions, directions, times = at_middles(rays, samples)
         self.num_evaluated = len(positions)
         if learn:
-            channels, density = self.coarse(positions, directions, times)
+            found = self.coarse(positions, directions, times)
+            check_pair(found, self.coarse)
+            channels, density = found
             check_field(len(samples), density, channels)
             self._rendered = composite(density, channels[:, :NUM_COLORS], samples)
             return self._rendered.weights.detach()
