@@ -62,10 +62,10 @@ class MultiStep(Schedule):
         Raises UserError for impossible ones.
         """
         super().__init__(warmup_steps, warmup_factor)
-        if any(not 0 < m < 1 for m in milestones) or gamma <= 0:
+        if any(not 0 < m < 1 for m in milestones) or not 0 < gamma <= 1:
             raise UserError(
                 f"milestones={milestones}, gamma={gamma}: "
-                "need shares between 0 and 1, and gamma > 0"
+                "need shares between 0 and 1, and 0 < gamma <= 1"
             )
         self.milestones, self.gamma = milestones, gamma
 

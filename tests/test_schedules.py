@@ -47,6 +47,7 @@ def test_exponential_and_cosine_end_at_their_final_factor() -> None:
         lambda: Constant(10, 0.0),
         lambda: MultiStep([1.5], 0.3, 0, 1.0),
         lambda: MultiStep([0.5], 0.0, 0, 1.0),
+        lambda: MultiStep([0.5], 3.3, 0, 1.0),
         lambda: Exponential(1.0, 0.1, 0, 1.0),
         lambda: Exponential(0.0, 0.0, 0, 1.0),
         lambda: Cosine(2.0, 0, 1.0),

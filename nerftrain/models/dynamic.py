@@ -21,6 +21,8 @@ from nerftrain.errors import UserError
 from nerftrain.models.encodings import FrequencyEncoding, HashEncoding, SmallMLP, check_layout
 from nerftrain.ops.warp import Moves, can_do, warp_half
 
+MOST_REACH = 10  # sides of the box: a warp from far outside of it learns nothing
+
 
 @dataclass(frozen=True)
 class Warp:
@@ -42,6 +44,7 @@ class Warp:
             check_at_most(MOST_FREQUENCIES, **{name: getattr(self, name)})
         if not self.reach > 0:
             raise UserError(f"reach={self.reach}: must be above 0")
+        check_at_most(MOST_REACH, reach=self.reach)
 
 
 class WarpField(nn.Module):

@@ -181,6 +181,7 @@ def test_the_optimizer_knows_both_tables_as_tables() -> None:
         ("model.warp.time_frequencies=99", "time_frequencies=99: must be at most 32"),
         ("model.warp.time_frequencies=-1", "model.warp.time_frequencies=-1"),
         ("model.warp.reach=0", "model.warp.reach=0"),
+        ("model.warp.reach=1e9", "model.warp.reach=1000000000.0: must be at most 10"),
     ],
 )
 @pytest.mark.parametrize("moves", [True, False])
