@@ -21,6 +21,7 @@ def start(tiny_scene_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    monkeypatch.setattr(trainer, "ENOUGH_RAYS", 1)  # of those that steps so small have
     scene = ["scene=blender", f"scene.root={tiny_scene_root}", "scene.near=20", "scene.far=30"]
     steps = ["trainer.steps=10", "trainer.intervals.log=5", "trainer.orbit_frames=0"]
     small = ["model.encoding.log2_table_size=8", "runtime.threads=1", *SAMPLERS["uniform"]]
