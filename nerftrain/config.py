@@ -235,10 +235,10 @@ def assemble(cfg: DictConfig, run_dir: Path | None = None) -> Run:
     )
 
 
-def _build_as(kind: Any, plan: schema.Plan, **runtime: Any) -> Any:
+def _build_as(kind: type, plan: schema.Plan, **runtime: Any) -> Any:
     """Build what a run is to hold; something of another kind would fail anywhere later."""
     made = plan.build(**runtime)
-    if kind is not Any and not isinstance(made, kind):
+    if not isinstance(made, kind):
         target = f"{plan.target.__module__}.{plan.target.__qualname__}"
         raise UserError(
             f"{plan.where}._target_={target}: gives {type(made).__name__}, must "

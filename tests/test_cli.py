@@ -121,7 +121,7 @@ def _run_type() -> type:
 
     fields = "scene model sampler refinement optimizer scheduler background settings runtime logger"
     names = [*fields.split(), "seed", "config", "run_dir"]
-    return dataclasses.make_dataclass("Run", [(name, Any) for name in names])
+    return dataclasses.make_dataclass("Run", [(name, object) for name in names])
 
 
 def left_behind() -> list[str]:

@@ -562,16 +562,16 @@ def plain_object() -> object:
 
 @dataclass
 class ToyRun:
-    scene: Any
-    model: Any
-    sampler: Any
-    refinement: Any
-    optimizer: Any
-    scheduler: Any
-    background: Any
-    settings: Any
-    runtime: Any
-    logger: Any
+    scene: object
+    model: object
+    sampler: object
+    refinement: object
+    optimizer: object
+    scheduler: object
+    background: object
+    settings: object
+    runtime: object
+    logger: object
     seed: int
     config: dict[str, Any]
     run_dir: Path
