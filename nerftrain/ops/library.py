@@ -69,8 +69,9 @@ ISA_FLAGS = {
 # Which samples a ray has must not depend on the instruction set.
 EXACT_KERNELS = ("march",)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
-# Sources that include PyTorch's headers are compiled in so many files: reading them takes longest.
-NUM_UNITS = 3
+# Sources that include PyTorch's headers are compiled in so many files: reading them takes longest,
+# and nvcc reads them anew for each architecture.
+NUM_UNITS = {"cpu": 3, "cuda": 4}
 ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 _logger = logging.getLogger(__name__)
@@ -252,7 +253,8 @@ class _Plan:
 
     def __init__(self, device_type: str, architectures: tuple[int, ...] | None) -> None:
         self.cuda = device_type == "cuda"
-        self.seconds = 60 if self.cuda else 40
+        self.num_units = NUM_UNITS[device_type]
+        self.seconds = 30 if self.cuda else 40
         self.csrc = data_dir("csrc")
         pattern = "cuda/*.cu" if self.cuda else "cpu/*.cpp"
         self.sources = sorted(self.csrc.glob(pattern)) + (
@@ -312,9 +314,10 @@ class _Plan:
     def files(self) -> dict[str, str]:
         """Write the build as ninja reads it, and the files that join sources."""
         kernels = (*ISA_FLAGS, "_portable")  # whose names are the same in each of their files
-        alone = [s for s in self.sources if self.cuda or s.stem.endswith(kernels)]
+        alone = [source for source in self.sources if source.stem.endswith(kernels)]
         joined = [source for source in self.sources if source not in alone]
-        units = {f"unit{k}.cpp": joined[k::NUM_UNITS] for k in range(NUM_UNITS) if joined[k:]}
+        num, suffix = self.num_units, joined[0].suffix
+        units = {f"unit{k}{suffix}": joined[k::num] for k in range(num) if joined[k:]}
         texts = {
             name: "".join(f'#include "{source}"\n' for source in sources)
             for name, sources in units.items()
