@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -45,16 +47,28 @@ def single_precision() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The CUDA sources, as C++ of the host."""
-    return cuda_on_host.load_ops(tmp_path_factory.mktemp("emulated"), "nerftrain_emulated")
+    with _first_of_all_processes(tmp_path_factory, "emulated") as folder:
+        return cuda_on_host.load_ops(folder, "nerftrain_emulated")
 
 
 @pytest.fixture(scope="session")
 def played_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The CUDA kernels as nvcc compiles them, of which the host plays the PTX."""
-    folder = tmp_path_factory.mktemp("played")
-    source = cuda_on_host.all_sources(folder)
-    os.environ["PLAYED_PTX"] = str(cuda_on_host.compile_ptx(source, folder))
-    return cuda_on_host.load_ops(folder, "nerftrain_played", "-DPLAYED_PTX")
+    with _first_of_all_processes(tmp_path_factory, "played") as folder:
+        source = cuda_on_host.all_sources(folder)
+        os.environ["PLAYED_PTX"] = str(cuda_on_host.compile_ptx(source, folder))
+        return cuda_on_host.load_ops(folder, "nerftrain_played", "-DPLAYED_PTX")
+
+
+@contextlib.contextmanager
+def _first_of_all_processes(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """Lock a folder that all processes of these tests share: what one has built, serves all."""
+    folder = factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 //
 // Full warps alone take part in what they do together, and no thread ends while others of its warp still do.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <bit>
@@ -93,9 +94,12 @@ struct Group {  // threads that wait for each other
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;  // of its first block; from then on it goes on where it was
+  jmp_buf place;     // swapcontext would ask the kernel for the mask of signals at every turn
   std::unique_ptr<char[]> stack;
   bool done = false;
+  const Group* waits_for = nullptr;
+  int64_t round = 0;
 };
 
 struct Machine {
@@ -103,19 +107,26 @@ struct Machine {
   std::vector<Group> warps;
   Group everyone;
   std::vector<std::vector<uint64_t>> handed;  // [warp][32 * 8] what lanes show each other
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   int current = 0;
   std::function<void()> work;
 };
 inline Machine machine;
 
+inline void pause() {
+  if (!_setjmp(machine.fibers[machine.current].place)) _longjmp(machine.scheduler, 1);
+}
+
 inline void wait_for(Group& group) {
-  const int64_t round = group.round;
+  Fiber& fiber = machine.fibers[machine.current];
+  fiber.round = group.round;
   if (++group.arrived == group.alive) {
     group.arrived = 0;
     ++group.round;
+    return;
   }
-  while (group.round == round) swapcontext(&machine.fibers[machine.current].context, &machine.scheduler);
+  fiber.waits_for = &group;
+  pause();
 }
 
 inline int lane() { return machine.current % kWarp; }
@@ -138,12 +149,25 @@ auto exchange(const T& value, Read read) {
   return result;
 }
 
-inline void enter() {
-  machine.work();
-  machine.fibers[machine.current].done = true;
-  --machine.warps[machine.current / kWarp].alive;
-  --machine.everyone.alive;
-  swapcontext(&machine.fibers[machine.current].context, &machine.scheduler);
+inline void live() {
+  for (;; pause()) {  // a block at a time
+    machine.work();
+    machine.fibers[machine.current].done = true;
+    --machine.warps[machine.current / kWarp].alive;
+    --machine.everyone.alive;
+  }
+}
+
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
+  if (_setjmp(machine.scheduler)) return;
+  if (fiber.stack) _longjmp(fiber.place, 1);
+  fiber.stack.reset(new char[kStack]);
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStack;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, live, 0);
+  setcontext(&fiber.start);
 }
 
 inline void run_block(int num_threads) {
@@ -151,25 +175,23 @@ inline void run_block(int num_threads) {
   machine.warps.assign(num_threads / kWarp, Group{kWarp, 0, 0});
   machine.everyone = {num_threads, 0, 0};
   machine.handed.assign(num_threads / kWarp, std::vector<uint64_t>(8 * kWarp));
-  machine.fibers.resize(num_threads);
-  for (Fiber& fiber : machine.fibers) {
-    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
-    fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-  }
-  for (int left = num_threads, rounds = 0; left; ++rounds) {
-    if (rounds > 1 << 26) throw std::runtime_error("emulated CUDA: threads wait for each other for ever");
+  if (int(machine.fibers.size()) < num_threads) machine.fibers.resize(num_threads);
+  for (Fiber& fiber : machine.fibers) fiber.done = false, fiber.waits_for = nullptr;
+  for (int left = num_threads; left;) {
+    bool moved = false;
     for (int i = 0; i < num_threads; ++i) {
-      if (machine.fibers[i].done) continue;
+      Fiber& fiber = machine.fibers[i];
+      if (fiber.done || (fiber.waits_for && fiber.waits_for->round == fiber.round)) continue;
+      fiber.waits_for = nullptr;
       machine.current = i;
       threadIdx = dim3(unsigned(i), 0, 0);
-      swapcontext(&machine.scheduler, &machine.fibers[i].context);
-      left -= machine.fibers[i].done;
+      resume(fiber);
+      left -= fiber.done;
+      moved = true;
     }
+    if (moved) continue;
+    machine.fibers.clear();
+    throw std::runtime_error("emulated CUDA: threads wait for each other for ever");
   }
 }
 
@@ -184,11 +206,12 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
   exchange(own, [&](auto of) {
     const int group = lane() / 4, place = lane() % 4;
     for (int i = 0; i < 4; ++i) {
-      const int row = group + (i >= 2 ? 8 : 0), column = 2 * place + i % 2;
-      for (int k = 0; k < 16; ++k) {
-        const uint32_t word_a = of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+      const int column = 2 * place + i % 2;
+      for (int k = 0; k < 16; k += 2) {
+        const uint32_t word_a = of(group * 4 + k % 8 / 2).a[i / 2 + k / 8 * 2];
         const uint32_t word_b = of(column * 4 + k % 8 / 2).b[k / 8];
-        c[i] += to_float(uint16_t(word_a >> 16 * (k % 2))) * to_float(uint16_t(word_b >> 16 * (k % 2)));
+        c[i] += to_float(uint16_t(word_a)) * to_float(uint16_t(word_b));
+        c[i] += to_float(uint16_t(word_a >> 16)) * to_float(uint16_t(word_b >> 16));
       }
     }
     return 0;
