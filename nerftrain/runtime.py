@@ -87,7 +87,9 @@ class Runtime:
         """
         device = self.torch_device.type
         enabled = device == "cuda" and self.precision == "bfloat16"
-        return torch.autocast(device, torch.bfloat16, enabled=enabled)
+        # Without a cache: torch 2.10 gives weights that were rounded without gradients, where rays
+        # look for their samples, to the pass that wants them.
+        return torch.autocast(device, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def generator(self, seed: int) -> torch.Generator:
         """Make the generator that rays, jitter and backgrounds are drawn from."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -49,8 +51,12 @@ def test_a_step_in_bfloat16_moves_every_parameter_by_float32_gradients(monkeypat
     overrides = ["scene=demo", "runtime=cpu", f"model={model}", *small[model]]
     sizes = ["sampler.grid.resolution=32", "trainer.sample_budget=1024"]
     run = assemble(compose([*overrides, *sizes]))
-    bfloat16 = torch.autocast("cpu", torch.bfloat16)  # what a GPU's would be
-    monkeypatch.setattr(Runtime, "autocast", lambda _: bfloat16)
+    autocast = torch.autocast
+
+    def as_on_a_gpu(_: str, dtype: torch.dtype, **how: Any) -> torch.autocast:
+        return autocast("cpu", dtype, **{**how, "enabled": True})
+
+    monkeypatch.setattr(torch, "autocast", as_on_a_gpu)
     state = trainer.State(run)
     before = [p.detach().clone() for p in run.model.parameters()]
     for group in run.optimizer.param_groups:

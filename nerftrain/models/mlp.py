@@ -87,7 +87,7 @@ class MLP(RadianceField):
         They take a quarter of the time; the last layers and evaluation do without.
         """
         if self.training and library.multiplies_bfloat16(x):
-            return torch.autocast("cpu", torch.bfloat16)
+            return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # as Runtime.autocast
         return nullcontext()
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
