@@ -153,7 +153,8 @@ def native_fault(device: str) -> str | None:
 def _python_rows() -> Iterator[Row]:
     yield "python", f"{platform.python_version()}, {platform.platform()}"
     yield "nerftrain", f"{__version__}, {Path(__file__).parent}"
-    for package in ("torch", "hydra-core", "numpy"):
+    yield "torch", torch.__version__  # with what it was built for: +cpu, +cu132
+    for package in ("hydra-core", "numpy"):
         yield package, _version(package) or "not installed"
 
 

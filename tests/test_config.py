@@ -158,7 +158,7 @@ def test_build_hands_over_plain_python_of_the_annotated_types():
             "toy._target_=nerftrain.models.RadianceField: lacks density, forward; name a class",
         ),
         # What a trusted module has imported from elsewhere is not trusted for that.
-        ("_target_", "nerftrain.paths.Path", "toy._target_=pathlib.Path: trusted are"),
+        ("_target_", "nerftrain.paths.Path", f"toy._target_={Path.__module__}.Path: trusted"),
     ],
 )
 def test_build_refuses_with_the_key_and_the_remedy(key: str, value: Any, line: str):

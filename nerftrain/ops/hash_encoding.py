@@ -92,7 +92,9 @@ def _vertex_entries(vertex: Tensor, cells: tuple[int, ...], size: int) -> Tensor
 
 def hash_encode_reference(positions: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
     """Encode by torch (see `hash_encode`)."""
-    positions = positions.nan_to_num(0.0).clamp(0, 1)
+    # On a face the gradient is that of within, which torch's own clamp says in some versions only.
+    inside = (positions >= 0) & (positions <= 1)
+    positions = positions.where(inside, positions.detach().nan_to_num(0.0).clamp(0, 1))
     corners = list(itertools.product((0, 1), repeat=levels.num_axes))
     features = []
     for level, cells in enumerate(levels.cells):
