@@ -2,6 +2,7 @@
 #pragma once
 #include "../common/adam.h"
 #include "../common/half.h"
+#include "x86.h"
 
 namespace nerftrain {
 
@@ -11,6 +12,8 @@ struct AdamKernels {
   void (*run)(const AdamEntry<float>&, Half* copy, float* clear, int64_t begin, int64_t end);
 };
 
-extern const AdamKernels adam_portable, adam_avx2, adam_avx512;
+extern const AdamKernels adam_portable;
+NT_X86_KERNELS(AdamKernels, adam, avx2);
+NT_X86_KERNELS(AdamKernels, adam, avx512);
 
 }  // namespace nerftrain

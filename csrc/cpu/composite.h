@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../common/composite.h"
+#include "x86.h"
 
 namespace nerftrain {
 
@@ -16,6 +17,8 @@ struct CompositeKernels {
   void (*backward)(const CompositeBackward<float>&, int64_t begin, int64_t end);
 };
 
-extern const CompositeKernels composite_portable, composite_avx2, composite_avx512;
+extern const CompositeKernels composite_portable;
+NT_X86_KERNELS(CompositeKernels, composite, avx2);
+NT_X86_KERNELS(CompositeKernels, composite, avx512);
 
 }  // namespace nerftrain

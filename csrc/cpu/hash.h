@@ -2,6 +2,7 @@
 #pragma once
 #include "../common/half.h"
 #include "../common/hash_encoding.h"
+#include "x86.h"
 
 namespace nerftrain {
 
@@ -17,6 +18,8 @@ struct HashKernels {
                  float* v_positions, int64_t begin, int64_t end);
 };
 
-extern const HashKernels hash_portable, hash_avx2, hash_avx512;
+extern const HashKernels hash_portable;
+NT_X86_KERNELS(HashKernels, hash, avx2);
+NT_X86_KERNELS(HashKernels, hash, avx512);
 
 }  // namespace nerftrain

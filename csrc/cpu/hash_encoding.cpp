@@ -23,9 +23,9 @@ struct CpuHash : Cpu {
   template <int F, int D>
     requires(F > 1)
   static void for_each(const torch::stable::Tensor&, int64_t n, const HashPositionsBackward<float, F, D>& body) {
-    const auto& [levels, positions, table, v_features, v_table, v_positions] = body.backward;
+    const auto& rows = body.backward;
     torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-      kernels().slopes(F, levels, positions, table, v_features, v_positions, begin, end);
+      kernels().slopes(F, rows.levels, rows.positions, rows.table, rows.v_features, rows.v_positions, begin, end);
     });
   }
 

@@ -152,7 +152,9 @@ NT_APART void fetch_ahead(const CornerPairs<D>& corners, const Stored* rows, int
 // A row of the table in float32.
 template <class Row, int F>
 inline Row row_of(const float* from) {
-  return *reinterpret_cast<const Row*>(from);
+  Row row;
+  __builtin_memcpy(&row, from, sizeof(Row));
+  return row;
 }
 
 template <class Row, int F>
@@ -180,7 +182,8 @@ inline Row row_of(const nerftrain::Half* from) {
 template <int F, int D, class Stored>
 void forward(const HashLevels& levels, const float* positions, const Stored* table, float* features, int64_t begin,
              int64_t end) {
-  typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
+  typedef float Row __attribute__((vector_size(4 * F)));
+  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   CornerPairs<D> corners;
   alignas(64) float axes[D][kStretch];
   const int width = levels.num_levels * F;
@@ -208,7 +211,7 @@ void forward(const HashLevels& levels, const float* positions, const Stored* tab
             lower += w * row_of<Row, F>(rows + corners.row[pair][0][s]);
             upper += w * row_of<Row, F>(rows + corners.row[pair][1][s]);
           }
-          *reinterpret_cast<Row*>(out + s * width) = lower + corners.along_x[s] * (upper - lower);
+          *reinterpret_cast<RowAnywhere*>(out + s * width) = lower + corners.along_x[s] * (upper - lower);
         }
       }
     }
@@ -236,7 +239,8 @@ NT_APART void find_changes(const CornerPairs<D>& corners, int num, int32_t* last
 template <int F, int D>
 void scatter_level(const HashLevels& levels, int level, const float* positions, const float* v_features, float* v_table,
                    int64_t num_samples) {
-  typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
+  typedef float Row __attribute__((vector_size(4 * F)));
+  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   constexpr int kPairs = 1 << (D - 1);
   CornerPairs<D> corners;
   alignas(64) float axes[D][kBlock];
@@ -251,8 +255,8 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
   int32_t last[D] = {-1};  // no sample lies in it
   const auto flush = [&] {
     for (int pair = 0; pair < kPairs; ++pair) {
-      *reinterpret_cast<Row*>(rows + lower_row[pair]) += lower[pair];
-      *reinterpret_cast<Row*>(rows + upper_row[pair]) += upper[pair];
+      *reinterpret_cast<RowAnywhere*>(rows + lower_row[pair]) += lower[pair];
+      *reinterpret_cast<RowAnywhere*>(rows + upper_row[pair]) += upper[pair];
       lower[pair] = upper[pair] = Row{};
     }
   };
@@ -270,7 +274,7 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
           upper_row[pair] = corners.row[pair][1][s];
         }
       }
-      const Row v = *reinterpret_cast<const Row*>(v_features + (first + s) * width + level * F);
+      const Row v = *reinterpret_cast<const RowAnywhere*>(v_features + (first + s) * width + level * F);
       const Row v_upper = corners.along_x[s] * v, v_lower = v - v_upper;
 #pragma GCC unroll 8
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -307,7 +311,8 @@ NT_APART void add_slopes(const uint32_t* resolution, const Corners<D>& corners, 
 template <int F, int D>
 void slopes(const HashLevels& levels, const float* positions, const float* table, const float* v_features,
             float* v_positions, int64_t begin, int64_t end) {
-  typedef float Row __attribute__((vector_size(4 * F), aligned(4), may_alias));
+  typedef float Row __attribute__((vector_size(4 * F)));
+  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   Corners<D> corners;
   alignas(64) float dots[1 << D][kBlock];
   const int width = levels.num_levels * F;
@@ -321,12 +326,12 @@ void slopes(const HashLevels& levels, const float* positions, const float* table
         find_corners(levels, level, positions + D * first, num, corners);
         const float* v = v_features + first * width + level * F;
         for (int s = 0; s < num; ++s) {
-          const Row gradient = *reinterpret_cast<const Row*>(v + s * width);
+          const Row gradient = *reinterpret_cast<const RowAnywhere*>(v + s * width);
 #pragma GCC unroll 16
           for (int corner = 0; corner < 1 << D; ++corner) {
             alignas(64) float products[F];  // the compiler cannot index a vector whose size depends on F
-            *reinterpret_cast<Row*>(products) =
-                gradient * *reinterpret_cast<const Row*>(rows + int64_t(corners.entry[corner][s]) * F);
+            *reinterpret_cast<RowAnywhere*>(products) =
+                gradient * *reinterpret_cast<const RowAnywhere*>(rows + int64_t(corners.entry[corner][s]) * F);
             float dot = 0.f;
             for (int k = 0; k < F; ++k) dot += products[k];
             dots[corner][s] = dot;

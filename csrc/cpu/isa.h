@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
-#if defined(__x86_64__)
+
+#include "x86.h"
+#ifdef NT_X86
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
@@ -20,7 +22,7 @@ bool amx_computes();  // ngp.h
 
 // Whether the CPU has AMX for bfloat16 and the system lends its registers to this process.
 inline bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(NT_X86) && defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   const unsigned bf16 = 1u << 22, tiles = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (bf16 | tiles)) != (bf16 | tiles)) return false;
@@ -32,7 +34,7 @@ inline bool has_amx() {
 }
 
 inline bool cpu_has(int64_t lanes) {
-#if defined(__x86_64__)
+#ifdef NT_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");

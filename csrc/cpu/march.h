@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "../common/march.h"
+#include "x86.h"
 
 namespace nerftrain {
 
@@ -53,7 +54,9 @@ struct MarchKernels {
               float* t_ends);
 };
 
-extern const MarchKernels march_portable, march_avx2, march_avx512;
+extern const MarchKernels march_portable;
+NT_X86_KERNELS(MarchKernels, march, avx2);
+NT_X86_KERNELS(MarchKernels, march, avx512);
 
 const MarchKernels& march_kernels();
 

@@ -151,8 +151,8 @@ struct Bundle {
       const Floats enter = ta < tb ? ta : tb, leave = ta > tb ? ta : tb;
       alive &= still ? within : (ta <= tb) | (tb <= ta);
       inverse[a] = still ? Floats{} : 1.f / d[a];
-      first = ~still & (enter >= first) ? enter : first;
-      last = ~still & (leave <= last) ? leave : last;
+      first = (~still & (enter >= first)) ? enter : first;
+      last = (~still & (leave <= last)) ? leave : last;
     }
     alive &= first < last;
   }
@@ -166,8 +166,8 @@ struct Bundle {
       const Ints still = inverse[a] == 0.f, within = (o[a] >= box.low[a]) & (o[a] < box.high[a]);
       const Floats ta = (box.low[a] - o[a]) * inverse[a], tb = (box.high[a] - o[a]) * inverse[a];
       const Floats nearer = ta < tb ? ta : tb, farther = ta > tb ? ta : tb;
-      enter = ~still & (nearer > enter) ? nearer : enter;
-      quit = ~still & (farther < quit) ? farther : quit;
+      enter = (~still & (nearer > enter)) ? nearer : enter;
+      quit = (~still & (farther < quit)) ? farther : quit;
       meets &= ~still | within;
     }
     meets &= enter < quit;
@@ -183,7 +183,7 @@ struct Bundle {
       const Ints face = inverse[a] > 0.f ? (high < box.resolution[a] ? high : box.resolution[a]) : low;
       const Floats share = __builtin_convertvector(face, Floats) * box.share[a] - 1.f;
       const Floats at = (box.center[a] + share * box.half[a] - o[a]) * inverse[a];
-      exit = (inverse[a] != 0.f) & (at < exit) ? at : exit;
+      exit = ((inverse[a] != 0.f) & (at < exit)) ? at : exit;
     }
     return exit;
   }

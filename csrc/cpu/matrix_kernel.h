@@ -13,14 +13,16 @@
 
 namespace {
 
-typedef float Lanes __attribute__((vector_size(4 * NT_LANES), aligned(4), may_alias));
+typedef float Lanes __attribute__((vector_size(4 * NT_LANES)));
+// In memory. A local of this type may lie anywhere too, but clang stores to it as to a vector's own boundary.
+typedef float LanesAnywhere __attribute__((vector_size(4 * NT_LANES), aligned(4), may_alias));
 constexpr int kLanes = NT_LANES, kVectors = NT_VECTORS, kRows = NT_ROWS;
 constexpr int kTile = 96;  // samples, a multiple of kRows and even: a tile's activations stay in the L2 cache
 
 inline int padded(int width) { return (width + kLanes - 1) / kLanes * kLanes; }
 
-inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
-inline void store(float* to, Lanes values) { *reinterpret_cast<Lanes*>(to) = values; }
+inline Lanes load(const float* from) { return *reinterpret_cast<const LanesAnywhere*>(from); }
+inline void store(float* to, Lanes values) { *reinterpret_cast<LanesAnywhere*>(to) = values; }
 
 #if defined(NT_BF16)
 typedef uint32_t Element;

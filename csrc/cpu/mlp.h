@@ -1,5 +1,6 @@
-// The interface between the MLP operators and their kernels for each instruction set. Includes nothing.
+// The interface between the MLP operators and their kernels for each instruction set. Includes macros alone.
 #pragma once
+#include "x86.h"
 
 namespace nerftrain {
 
@@ -21,6 +22,10 @@ struct MlpKernels {
   void (*reduce)(const MlpShape&, const float* padded_parts, int parts, float* v_weights);
 };
 
-extern const MlpKernels mlp_portable, mlp_avx2, mlp_avx512, mlp_avx512bf16, mlp_amx;
+extern const MlpKernels mlp_portable;
+NT_X86_KERNELS(MlpKernels, mlp, avx2);
+NT_X86_KERNELS(MlpKernels, mlp, avx512);
+NT_X86_KERNELS(MlpKernels, mlp, avx512bf16);
+NT_X86_KERNELS(MlpKernels, mlp, amx);
 
 }  // namespace nerftrain

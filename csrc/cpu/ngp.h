@@ -40,7 +40,11 @@ struct NgpKernels {
                  float* v_color_weights);
 };
 
-extern const NgpKernels ngp_portable, ngp_avx2, ngp_avx512, ngp_avx512bf16, ngp_amx;
+extern const NgpKernels ngp_portable;
+NT_X86_KERNELS(NgpKernels, ngp, avx2);
+NT_X86_KERNELS(NgpKernels, ngp, avx512);
+NT_X86_KERNELS(NgpKernels, ngp, avx512bf16);
+NT_X86_KERNELS(NgpKernels, ngp, amx);
 
 // Whether AMX, where the CPU says that it has it, multiplies as it should.
 bool amx_computes();

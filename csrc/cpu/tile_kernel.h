@@ -51,7 +51,8 @@ struct TileRegisters {
 
 thread_local int TileRegisters::rest_in_shapes = -1;
 
-typedef Element Row __attribute__((vector_size(64), aligned(4), may_alias));
+typedef Element Row __attribute__((vector_size(64)));
+typedef Element RowAnywhere __attribute__((vector_size(64), aligned(4), may_alias));  // as LanesAnywhere
 
 // Swaps what lies off the diagonal in blocks of H x H of each block of 2H x 2H rows and columns.
 template <int H>
@@ -80,12 +81,13 @@ inline void swap_blocks(Row* rows) {
 inline void transpose(const Element* a, long a_step, int depth, Element* to, long to_row) {
   for (int k = 0; k < depth; k += kBlock) {
     Row rows[kBlock] = {};
-    for (int i = 0; i < kBlock && k + i < depth; ++i) rows[i] = *reinterpret_cast<const Row*>(a + (k + i) * a_step);
+    for (int i = 0; i < kBlock && k + i < depth; ++i)
+      rows[i] = *reinterpret_cast<const RowAnywhere*>(a + (k + i) * a_step);
     swap_blocks<8>(rows);
     swap_blocks<4>(rows);
     swap_blocks<2>(rows);
     swap_blocks<1>(rows);
-    for (int i = 0; i < kBlock; ++i) *reinterpret_cast<Row*>(to + i * to_row + k) = rows[i];
+    for (int i = 0; i < kBlock; ++i) *reinterpret_cast<RowAnywhere*>(to + i * to_row + k) = rows[i];
   }
 }
 

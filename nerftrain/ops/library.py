@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,6 @@ CPU_FLAGS = (
     "-std=c++20",
     "-O3",
     "-fPIC",
-    "-fopenmp",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",  # else gcc makes no vectors of loops that choose between numbers
@@ -256,10 +256,11 @@ class _Plan:
         self.num_units = NUM_UNITS[device_type]
         self.seconds = 30 if self.cuda else 40
         self.csrc = data_dir("csrc")
-        pattern = "cuda/*.cu" if self.cuda else "cpu/*.cpp"
-        self.sources = sorted(self.csrc.glob(pattern)) + (
-            [] if self.cuda else [self.csrc / "nerftrain.cpp"]
-        )
+        self.sources = sorted((self.csrc / device_type).glob("*.cu" if self.cuda else "*.cpp"))
+        if not self.cuda:
+            self.sources.append(self.csrc / "nerftrain.cpp")
+        if not _is_x86():
+            self.sources = [s for s in self.sources if not s.stem.endswith(tuple(ISA_FLAGS))]
         named = os.environ.get("CXX")
         if named and not self.cuda and shutil.which(named) is None:
             raise BuildError(f"CXX={named} is no program: unset CXX, or name one compiler in it")
@@ -304,12 +305,13 @@ class _Plan:
 
     def _link(self) -> list[str]:
         folders = [Path(torch.__file__).parent / "lib"]
+        paths = [f"-Wl,-rpath,{folders[0]}"] if sys.platform == "darwin" else []
         libraries = ["-ltorch", "-ltorch_cpu"]
         if self.cuda:
             # nvcc from pip keeps its runtime in lib, its own profile looks in lib64.
             folders.append(Path(str(self.compiler)).resolve().parent.parent / "lib")
             libraries = ["-ltorch_cuda", *libraries] if _has_libtorch_cuda() else libraries
-        return ["-shared", *(f"-L{f}" for f in folders if f.is_dir()), *libraries]
+        return ["-shared", *(f"-L{f}" for f in folders if f.is_dir()), *libraries, *paths]
 
     def files(self) -> dict[str, str]:
         """Write the build as ninja reads it, and the files that join sources."""
@@ -326,16 +328,16 @@ class _Plan:
         return {"build.ninja": self._ninja([*map(Path, units), *alone]), **texts}
 
     def _ninja(self, sources: list[Path]) -> str:
-        link = self._link() + ([] if self.cuda else ["-fopenmp"])
         kinds = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
-        flags = " ".join([*self._compile(), *kinds])
+        compiler = str(self.compiler)
+        compilation = _in_ninja([compiler, *self._compile(), *kinds])
         lines = [
-            f"rule compile\n  command = {self.compiler} {flags} $isa -c $in -o $out",
-            f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}",
+            f"rule compile\n  command = {compilation} $isa -c $in -o $out",
+            f"rule link\n  command = {_in_ninja([compiler])} $in -o $out {_in_ninja(self._link())}",
         ]
         objects = [f"{source.stem}.o" for source in sources]
         for target, source in zip(objects, sources, strict=True):
-            isa = _isa_flags(source, str(self.compiler))
+            isa = _isa_flags(source, compiler)
             lines.append(f"build {target}: compile {_escaped(source)}\n  isa = {isa}")
         lines.append(f"build {self.target.name}: link {' '.join(objects)}\n")
         return "\n".join(lines)
@@ -410,9 +412,11 @@ def _has_libtorch_cuda() -> bool:
     return any((Path(torch.__file__).parent / "lib").glob("libtorch_cuda.*"))
 
 
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def _isa_flags(source: Path, compiler: str) -> str:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ""
     family, _, suffix = source.stem.rpartition("_")
     flags = ISA_FLAGS.get(f"_{suffix}", "")
     if suffix == "amx" and not _knows(compiler, flags):  # as those do not that came before AMX
@@ -424,6 +428,10 @@ def _isa_flags(source: Path, compiler: str) -> str:
 def _knows(compiler: str, flags: str) -> bool:
     command = [compiler, *flags.split(), "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _in_ninja(command: list[str]) -> str:
+    return shlex.join(command).replace("$", "$$")
 
 
 def _escaped(path: Path) -> str:

@@ -1,8 +1,10 @@
 """Every instruction set's kernels agree with the references, each in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,16 +96,43 @@ print("agree")
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_kernels_of_an_instruction_set_agree_with_the_references(lanes: int) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "NERFTRAIN_LANES": str(lanes)},
+    result = run(PROGRAM, NERFTRAIN_LANES=str(lanes))
+    if "absent: " in result.stderr and "lacks the instruction set" in result.stderr:
+        pytest.skip(f"this CPU lacks vectors of {lanes} floats")
+    assert result.stdout.endswith("agree\n"), result.stderr
+
+
+def test_machines_other_than_x86_are_served_by_portable_kernels_alone(tmp_path: Path) -> None:
+    elsewhere = """
+import platform
+from nerftrain.ops import library
+platform.machine = lambda: "aarch64"
+library.CPU_FLAGS += ("-DNERFTRAIN_PORTABLE",)
+"""
+    asks = "\nprint([library._cpu_has(lanes) for lanes in library.CPU_ISA.values()])\n"
+    result = run(elsewhere + PROGRAM + asks, NERFTRAIN_CACHE=str(tmp_path))
+    assert result.stdout.endswith("agree\n[True, True, False, False, False, False]\n"), (
+        result.stderr
+    )
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ on PATH")
+def test_what_clang_makes_agrees_with_the_references(tmp_path: Path) -> None:
+    library.native(torch.zeros(1))
+    lanes = min(torch.ops.nerftrain.use_lanes(0), library.CPU_ISA["avx512"])
+    environment = {"CXX": "clang++", "NERFTRAIN_LANES": str(lanes)}
+    result = run(PROGRAM, **environment, NERFTRAIN_CACHE=str(tmp_path))
+    assert result.stdout.endswith("agree\n"), result.stderr
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    if "absent: " in result.stderr and "lacks the instruction set" in result.stderr:
-        pytest.skip(f"this CPU lacks vectors of {lanes} floats")
-    assert result.stdout.endswith("agree\n"), result.stderr
 
 
 def test_an_instruction_set_is_chosen_by_name_and_a_missing_one_refused_in_a_line() -> None:

@@ -8,6 +8,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,15 @@ def test_cxx_decides_the_compiler_and_a_wrong_one_falls_back(toy, monkeypatch):
     assert library.find_cxx() == str(toy.folder / "c++")
     monkeypatch.setenv("CXX", str(toy.folder / "missing"))
     assert library.find_cxx() not in (None, str(toy.folder / "missing"))
+
+
+def test_folders_with_spaces_and_dollars_reach_the_compiler_whole(toy, monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/my $files/torch/__init__.py")
+    text = library._Plan("cpu", None).files()["build.ninja"]
+    commands = [line.partition(" = ")[2] for line in text.splitlines() if "command = " in line]
+    words = [shlex.split(command.replace("$$", "$")) for command in commands]
+    assert "/my $files/torch/include" in words[0]
+    assert words[1][-2:] == ["-ltorch", "-ltorch_cpu"]
 
 
 def test_cuda_home_decides_nvcc(tmp_path, monkeypatch):
