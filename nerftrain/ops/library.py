@@ -252,6 +252,8 @@ class _Plan:
     """What is to be compiled, with what, into which file."""
 
     def __init__(self, device_type: str, architectures: tuple[int, ...] | None) -> None:
+        if sys.platform == "win32":  # PyTorch there is of another compiler's making
+            raise BuildError("there are none for Windows: use WSL, the Windows Subsystem for Linux")
         self.cuda = device_type == "cuda"
         self.num_units = NUM_UNITS[device_type]
         self.seconds = 30 if self.cuda else 40

@@ -336,6 +336,14 @@ def test_a_compiler_that_fails_is_said_once_and_refused_where_compiled_ops_are_a
         library.native(x)
 
 
+def test_on_windows_no_compiler_is_asked_and_wsl_is_named(toy, unloaded, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not library.native(torch.zeros(1))
+    assert toy.calls() == 0
+    assert len(caplog.messages) == 1
+    assert "(slow): there are none for Windows: use WSL" in caplog.text
+
+
 def test_without_ninja_the_warning_says_what_to_install(toy, unloaded, caplog, monkeypatch):
     monkeypatch.setattr(library, "_ninja", lambda: str(toy.folder / "missing"))
     assert not library.native(torch.zeros(1))
