@@ -2,6 +2,10 @@
 #pragma once
 #include "macros.h"
 
+#if defined(__aarch64__) && !defined(__CUDACC__)
+#define NT_CPU_HAS_HALF  // of its own, with an instruction for each way
+#endif
+
 namespace nerftrain {
 
 struct Half {
@@ -10,6 +14,11 @@ struct Half {
 
 // Exact; by scaling, so that numbers below the normal ones need no branch.
 NT_HD float float_of(Half half) {
+#ifdef NT_CPU_HAS_HALF
+  __fp16 number;
+  __builtin_memcpy(&number, &half, sizeof(number));
+  return number;
+#else
   const uint32_t magnitude = uint32_t(half.bits & 0x7fffu) << 13, sign = uint32_t(half.bits & 0x8000u) << 16;
   union {
     uint32_t bits;
@@ -19,10 +28,17 @@ NT_HD float float_of(Half half) {
   if (scaled.number >= 65536.f) scaled.bits |= 0x7f800000u;  // infinity and what is not a number
   scaled.bits |= sign;
   return scaled.number;
+#endif
 }
 
 // To the nearest, ties to even; beyond the largest, infinity.
 NT_HD Half half_of(float number) {
+#ifdef NT_CPU_HAS_HALF
+  const __fp16 rounded = number;
+  Half half;
+  __builtin_memcpy(&half, &rounded, sizeof(half));
+  return half;
+#else
   union {
     float number;
     uint32_t bits;
@@ -41,6 +57,7 @@ NT_HD Half half_of(float number) {
     bits = (value.bits - 0x38000000u + 0xfffu + (value.bits >> 13 & 1u)) >> 13;
   }
   return {uint16_t(bits | sign)};
+#endif
 }
 
 }  // namespace nerftrain
