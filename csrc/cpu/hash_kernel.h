@@ -179,11 +179,15 @@ inline Row row_of(const nerftrain::Half* from) {
   return row;
 }
 
+template <class Row>
+inline void put_row(float* to, Row row) {
+  __builtin_memcpy(to, &row, sizeof(Row));
+}
+
 template <int F, int D, class Stored>
 void forward(const HashLevels& levels, const float* positions, const Stored* table, float* features, int64_t begin,
              int64_t end) {
   typedef float Row __attribute__((vector_size(4 * F)));
-  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   CornerPairs<D> corners;
   alignas(64) float axes[D][kStretch];
   const int width = levels.num_levels * F;
@@ -211,7 +215,7 @@ void forward(const HashLevels& levels, const float* positions, const Stored* tab
             lower += w * row_of<Row, F>(rows + corners.row[pair][0][s]);
             upper += w * row_of<Row, F>(rows + corners.row[pair][1][s]);
           }
-          *reinterpret_cast<RowAnywhere*>(out + s * width) = lower + corners.along_x[s] * (upper - lower);
+          put_row(out + s * width, lower + corners.along_x[s] * (upper - lower));
         }
       }
     }
@@ -240,7 +244,6 @@ template <int F, int D>
 void scatter_level(const HashLevels& levels, int level, const float* positions, const float* v_features, float* v_table,
                    int64_t num_samples) {
   typedef float Row __attribute__((vector_size(4 * F)));
-  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   constexpr int kPairs = 1 << (D - 1);
   CornerPairs<D> corners;
   alignas(64) float axes[D][kBlock];
@@ -255,8 +258,9 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
   int32_t last[D] = {-1};  // no sample lies in it
   const auto flush = [&] {
     for (int pair = 0; pair < kPairs; ++pair) {
-      *reinterpret_cast<RowAnywhere*>(rows + lower_row[pair]) += lower[pair];
-      *reinterpret_cast<RowAnywhere*>(rows + upper_row[pair]) += upper[pair];
+      float *below = rows + lower_row[pair], *above = rows + upper_row[pair];
+      put_row(below, row_of<Row, F>(below) + lower[pair]);
+      put_row(above, row_of<Row, F>(above) + upper[pair]);
       lower[pair] = upper[pair] = Row{};
     }
   };
@@ -274,7 +278,7 @@ void scatter_level(const HashLevels& levels, int level, const float* positions, 
           upper_row[pair] = corners.row[pair][1][s];
         }
       }
-      const Row v = *reinterpret_cast<const RowAnywhere*>(v_features + (first + s) * width + level * F);
+      const Row v = row_of<Row, F>(v_features + (first + s) * width + level * F);
       const Row v_upper = corners.along_x[s] * v, v_lower = v - v_upper;
 #pragma GCC unroll 8
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -312,7 +316,6 @@ template <int F, int D>
 void slopes(const HashLevels& levels, const float* positions, const float* table, const float* v_features,
             float* v_positions, int64_t begin, int64_t end) {
   typedef float Row __attribute__((vector_size(4 * F)));
-  typedef float RowAnywhere __attribute__((vector_size(4 * F), aligned(4), may_alias));
   Corners<D> corners;
   alignas(64) float dots[1 << D][kBlock];
   const int width = levels.num_levels * F;
@@ -326,12 +329,11 @@ void slopes(const HashLevels& levels, const float* positions, const float* table
         find_corners(levels, level, positions + D * first, num, corners);
         const float* v = v_features + first * width + level * F;
         for (int s = 0; s < num; ++s) {
-          const Row gradient = *reinterpret_cast<const RowAnywhere*>(v + s * width);
+          const Row gradient = row_of<Row, F>(v + s * width);
 #pragma GCC unroll 16
           for (int corner = 0; corner < 1 << D; ++corner) {
             alignas(64) float products[F];  // the compiler cannot index a vector whose size depends on F
-            *reinterpret_cast<RowAnywhere*>(products) =
-                gradient * *reinterpret_cast<const RowAnywhere*>(rows + int64_t(corners.entry[corner][s]) * F);
+            put_row(products, gradient * row_of<Row, F>(rows + int64_t(corners.entry[corner][s]) * F));
             float dot = 0.f;
             for (int k = 0; k < F; ++k) dot += products[k];
             dots[corner][s] = dot;
