@@ -20,6 +20,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 
 
+def bfloat16(device_type: str, enabled: bool = True) -> torch.autocast:
+    """Return what multiplies bfloat16 numbers within, in training.
+
+    Without a cache: torch 2.10 gives weights that were rounded without gradients, where rays look
+    for their samples, to the pass that wants them.
+    """
+    return torch.autocast(device_type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
 class Runtime:
     """The device, the CPU's threads and which ops serve."""
 
@@ -87,9 +96,7 @@ class Runtime:
         """
         device = self.torch_device.type
         enabled = device == "cuda" and self.precision == "bfloat16"
-        # Without a cache: torch 2.10 gives weights that were rounded without gradients, where rays
-        # look for their samples, to the pass that wants them.
-        return torch.autocast(device, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return bfloat16(device, enabled)
 
     def generator(self, seed: int) -> torch.Generator:
         """Make the generator that rays, jitter and backgrounds are drawn from."""

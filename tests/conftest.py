@@ -1,7 +1,6 @@
 """Fixtures that several test files share."""
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -63,6 +62,8 @@ def played_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @contextlib.contextmanager
 def _first_of_all_processes(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
     """Lock a folder that all processes of these tests share: what one has built, serves all."""
+    import fcntl  # here, for Windows lacks it
+
     folder = factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
     folder.mkdir(exist_ok=True)

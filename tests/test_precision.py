@@ -9,7 +9,7 @@ import torch
 
 from nerftrain import assemble, compose, trainer
 from nerftrain.ops import library
-from nerftrain.runtime import Runtime
+from nerftrain.runtime import Runtime, bfloat16
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: calls.append((*a, k["enabled"])))
     runtime.autocast()
     assert calls == [("cuda", torch.bfloat16, rounds)]
+
+
+def test_rounded_weights_are_not_kept_from_a_pass_without_gradients():
+    with bfloat16("cpu"):
+        assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_cache_enabled()  # which torch 2.10 would keep them in
 
 
 @pytest.mark.parametrize("model", ["ngp", "mlp"])

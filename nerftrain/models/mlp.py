@@ -15,6 +15,7 @@ from nerftrain.models import RadianceField
 from nerftrain.models.dynamic import Warp, WarpField
 from nerftrain.models.encodings import FrequencyEncoding
 from nerftrain.ops import library
+from nerftrain.runtime import bfloat16
 from nerftrain.types import Contraction
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class MLP(RadianceField):
         They take a quarter of the time; the last layers and evaluation do without.
         """
         if self.training and library.multiplies_bfloat16(x):
-            return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # as Runtime.autocast
+            return bfloat16("cpu")
         return nullcontext()
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
