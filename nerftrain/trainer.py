@@ -317,12 +317,11 @@ def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) ->
 
 
 def _take_up(run: Run, state: State, checkpoint_name: str | None) -> None:
-    name = checkpoint_name
-    found = (
-        checkpoint.find_last(run.run_dir) if name is None else checkpoint.find(run.run_dir, name)
-    )
-    saved = checkpoint.load(found)
-    state.load_state_dict(saved, run)
+    if checkpoint_name is None:
+        path = checkpoint.find_last(run.run_dir)
+    else:
+        path = checkpoint.find(run.run_dir, checkpoint_name)
+    state.load_state_dict(checkpoint.load(path), run)
     report.say(f"resuming {run.run_dir} at step {state.step}")
 
 

@@ -307,6 +307,7 @@ class _Plan:
 
     def _link(self) -> list[str]:
         folders = [Path(torch.__file__).parent / "lib"]
+        # On a Mac torch's libraries are named by @rpath, which what links them has to fill in.
         paths = [f"-Wl,-rpath,{folders[0]}"] if sys.platform == "darwin" else []
         libraries = ["-ltorch", "-ltorch_cpu"]
         if self.cuda:
