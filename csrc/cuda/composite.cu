@@ -38,6 +38,7 @@ __device__ __forceinline__ void any_channels(const RaysOfWarp& rays, const Tile&
     for (int j = 0; j < kOfLane; ++j)
       shares[j] = tile.is_own(j) ? share_of(w[j], body.in.channels[(tile.i + j) * num_channels + k]) : 0;
     forward.in_front(Sum(), shares, so_far, front);
+    __syncwarp();  // all have read what is written now
 #pragma unroll
     for (int j = 0; j < kOfLane; ++j)
       if (tile.ended.of[j] >= 0) of_ray(tile.ended.of[j])[k] = front[j] + shares[j];
