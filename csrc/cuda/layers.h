@@ -7,9 +7,29 @@
 
 namespace nerftrain {
 
-constexpr int kWidth = 64;                                                 // of hidden layers
-constexpr int kWarps = 8, kThreads = kWarps * kWarp, kTile = kWarps * 16;  // samples of a block at a time
+// Warps of a block. GPUs before sm_80 have 64 KiB of shared memory on a processor: what more of them show each other
+// does not fit beside the weights.
+constexpr int kMostWarps = 8, kFewerWarps = 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kWarps = kFewerWarps;
+#else
+constexpr int kWarps = kMostWarps;
+#endif
+constexpr int kThreads = kWarps * kWarp, kTile = kWarps * 16;  // samples of a block at a time
+constexpr int kWidth = 64;                                     // of hidden layers
 constexpr int kHiddenTiles = kWidth / 16;
+
+// Launches kernel(net) by blocks that stay for many tiles, `each` to a processor: their weights are read once. These
+// are `fixed` words of shared memory; on to `end` there is what a block of kMostWarps shows itself.
+template <class Net>
+void launch_layers(const torch::stable::Tensor& like, void (*kernel)(Net), int each, int fixed, int end,
+                   const Net& net) {
+  const bool many = Cuda::attribute_of(like, cudaDevAttrComputeCapabilityMajor) >= 8;
+  const int warps = many ? kMostWarps : kFewerWarps;
+  const size_t words = fixed + (end - fixed) / kMostWarps * warps;
+  Cuda::launch(like, kernel, Cuda::standing_grid(like, net.num, 16 * warps, each), warps * kWarp,
+               words * sizeof(uint32_t), net);
+}
 
 // Words between the rows of a matrix of pairs in shared memory: the rows that a warp reads at once lie in other banks.
 __host__ __device__ constexpr int stride_of(int columns) { return (columns + 8) / 2; }

@@ -412,33 +412,30 @@ inline NgpHalf describe(const Tensor& features, const Tensor& density_weights,
   return net;
 }
 
-// Blocks stay for many tiles: their weights are read once.
 template <int kIn, int kLayers>
 void run_forward(const Tensor& like, const NgpHalf& net, bool color) {
   if (net.num == 0) return;
   using At = ForwardPlaces<kIn, kLayers>;
-  const size_t shared = (color ? At::end : At::color_first) * sizeof(uint32_t);
-  const auto kernel =
-      color ? ngp_half_forward_kernel<kIn, kLayers, true> : ngp_half_forward_kernel<kIn, kLayers, false>;
-  Cuda::launch(like, kernel, Cuda::standing_grid(like, net.num, kTile, 4), kThreads, shared, net);
+  if (color)
+    launch_layers(like, ngp_half_forward_kernel<kIn, kLayers, true>, 4, At::color_in, At::end, net);
+  else
+    launch_layers(like, ngp_half_forward_kernel<kIn, kLayers, false>, 4, At::color_first, At::color_first, net);
 }
 
 template <int kIn, int kLayers>
 void run_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
-  const dim3 grid = Cuda::standing_grid(like, net.num, kTile, 2);
-  const size_t color = ColorBackwardPlaces<kIn, kLayers>::end * sizeof(uint32_t);
-  const size_t density = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
-  Cuda::launch(like, ngp_half_color_backward_kernel<kIn, kLayers>, grid, kThreads, color, net);
-  Cuda::launch(like, ngp_half_density_backward_kernel<kIn, false>, grid, kThreads, density, net);
+  using Color = ColorBackwardPlaces<kIn, kLayers>;
+  using Density = DensityBackwardPlaces<kIn>;
+  launch_layers(like, ngp_half_color_backward_kernel<kIn, kLayers>, 2, Color::color_in, Color::end, net);
+  launch_layers(like, ngp_half_density_backward_kernel<kIn, false>, 2, Density::inputs, Density::end, net);
 }
 
 template <int kIn>
 void run_density_backward(const Tensor& like, const NgpHalf& net) {
   if (net.num == 0) return;
-  const size_t shared = DensityBackwardPlaces<kIn>::end * sizeof(uint32_t);
-  Cuda::launch(like, ngp_half_density_backward_kernel<kIn, true>, Cuda::standing_grid(like, net.num, kTile, 2),
-               kThreads, shared, net);
+  using At = DensityBackwardPlaces<kIn>;
+  launch_layers(like, ngp_half_density_backward_kernel<kIn, true>, 2, At::inputs, At::end, net);
 }
 
 // Calls run(kIn, kLayers) with the padded number of features and the colour's hidden layers as constants.

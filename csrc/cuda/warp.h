@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[kNum], const uin
   static_assert(kNum == 2 || kNum == 4);
 #if !defined(__CUDACC__)
   emulated::load_matrices<kTransposed>(words, row);
-#elif defined(__CUDA_ARCH__)
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
   const auto address = uint32_t(__cvta_generic_to_shared(row));
   if constexpr (kNum == 4 && kTransposed)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -123,7 +123,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[kNum], const uin
 //   a[0..3]: rows group, group + 8, group, group + 8; columns 2 place and the next, those + 8 in the last two
 //   b[0..1]: rows 2 place and the next, those + 8; column group
 //   c[0..3]: row group, columns 2 place and the next; row group + 8, the same
-// so that two neighbouring c are an a of the next product. Only what has tensor cores for it runs it: sm_80 and later.
+// so that two neighbouring c are an a of the next product. Those of sm_75 take 8 columns of a and 8 rows of b at a
+// time; what came before has no matrices of this kind, and does not run it.
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if !defined(__CUDACC__)
   emulated::mma_16x8x16(c, a, b, [](uint16_t bits) { return float_of(Half{bits}); });
@@ -133,6 +134,12 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 #else
   c[0] = c[1] = c[2] = c[3] = nanf("");
 #endif

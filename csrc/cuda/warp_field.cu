@@ -152,6 +152,7 @@ __global__ void __launch_bounds__(kThreads) warp_half_forward_kernel(WarpField f
 }
 
 __global__ void __launch_bounds__(kThreads) warp_half_backward_kernel(WarpField field) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // before, for so few warps registers do not suffice: torch serves
   using At = WarpBackwardPlaces;
   uint32_t *shared = dynamic_shared, *shown = shared + At::inputs, *deltas = shared + At::deltas;
   fill_hidden(field);
@@ -203,6 +204,7 @@ __global__ void __launch_bounds__(kThreads) warp_half_backward_kernel(WarpField 
   for (int l = 1; l < kDepth; ++l)
     v_hidden[l - 1].give(field.v_weights, factor, [&](int r, int c) { return field.hidden(l, r, c); });
   v_last.give(field.v_weights, factor, [&](int r, int c) { return field.last(r, c); });
+#endif
 }
 
 inline WarpField describe_warp(const Tensor& positions, const Tensor& times, const Tensor& weights,
@@ -229,8 +231,7 @@ Tensor warp_half_fwd(const Tensor& positions, const Tensor& times, const Tensor&
   Tensor moved = make(positions, {field.num, 3});
   field.moved = write<float>(moved);
   if (field.num)
-    Cuda::launch(positions, warp_half_forward_kernel, Cuda::standing_grid(positions, field.num, kTile, 4), kThreads,
-                 WarpForwardPlaces::end * sizeof(uint32_t), field);
+    launch_layers(positions, warp_half_forward_kernel, 4, WarpForwardPlaces::end, WarpForwardPlaces::end, field);
   return moved;
 }
 
@@ -243,8 +244,7 @@ Tensor warp_half_bwd(const Tensor& positions, const Tensor& times, const Tensor&
   field.v_weights = write<float>(v_weights);
   field.scale = float(scale);
   if (field.num)
-    Cuda::launch(positions, warp_half_backward_kernel, Cuda::standing_grid(positions, field.num, kTile, 1), kThreads,
-                 WarpBackwardPlaces::end * sizeof(uint32_t), field);
+    launch_layers(positions, warp_half_backward_kernel, 1, WarpBackwardPlaces::inputs, WarpBackwardPlaces::end, field);
   return v_weights;
 }
 

@@ -176,11 +176,14 @@ def set_half_precision(allowed: bool) -> None:
     _half_precision = allowed
 
 
-def has_tensor_cores(tensor: torch.Tensor) -> bool:
-    """Say whether fields on the device of a tensor run on tensor cores in half precision."""
+def has_tensor_cores(tensor: torch.Tensor, since: tuple[int, int] = (7, 5)) -> bool:
+    """Say whether fields on the device of a tensor run on tensor cores in half precision.
+
+    `since` is the compute capability that kernels need.
+    """
     if not _half_precision or on_cpu(tensor):
         return False
-    return tensor.device.type != "cuda" or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+    return tensor.device.type != "cuda" or torch.cuda.get_device_capability(tensor.device) >= since
 
 
 def _why_not(device_type: str) -> str | None:

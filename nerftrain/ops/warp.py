@@ -93,7 +93,7 @@ def can_do(weights: Sequence[Tensor]) -> bool:
     """Tell whether the kernel is made for an MLP: its device, its number type, its widths."""
     num_inputs, *hidden, num_outputs = widths(weights)
     return (
-        library.has_tensor_cores(weights[0])
+        library.has_tensor_cores(weights[0], since=(8, 0))
         and all(weight.dtype == torch.float32 for weight in weights)
         and hidden == [WIDTH] * DEPTH
         and num_inputs <= MAX_INPUTS
