@@ -51,12 +51,35 @@ def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def played_ops(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The CUDA kernels as nvcc compiles them, of which the host plays the PTX."""
+def _played_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with _first_of_all_processes(tmp_path_factory, "played") as folder:
-        source = cuda_on_host.all_sources(folder)
-        os.environ["PLAYED_PTX"] = str(cuda_on_host.compile_ptx(source, folder))
         return cuda_on_host.load_ops(folder, "nerftrain_played", "-DPLAYED_PTX")
+
+
+@pytest.fixture
+def played_ops(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _played_library: Any
+) -> Any:
+    """The CUDA kernels as nvcc compiles them, of which the host plays the PTX."""
+    return _played(tmp_path_factory, monkeypatch, _played_library, 90)
+
+
+@pytest.fixture
+def played_ops_75(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _played_library: Any
+) -> Any:
+    """As played_ops, for the oldest GPUs that have tensor cores for half precision."""
+    return _played(tmp_path_factory, monkeypatch, _played_library, 75)
+
+
+def _played(
+    factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, ops: Any, architecture: int
+) -> Any:
+    with _first_of_all_processes(factory, "played") as folder:
+        source = cuda_on_host.all_sources(folder)
+        ptx = cuda_on_host.compile_ptx(source, folder, architecture)
+    monkeypatch.setenv("PLAYED_PTX", str(ptx))
+    return ops
 
 
 @contextlib.contextmanager

@@ -24,12 +24,12 @@ def all_sources(folder: Path, *more: Path) -> Path:
     return target
 
 
-def compile_ptx(source: Path, folder: Path) -> Path:
+def compile_ptx(source: Path, folder: Path, architecture: int = 90) -> Path:
     """Compile CUDA to PTX, unless it is there; without nvcc the test is skipped."""
-    nvcc, target = library.find_nvcc(), folder / f"{source.stem}.ptx"
+    nvcc, target = library.find_nvcc(), folder / f"{source.stem}_{architecture}.ptx"
     if nvcc is None:
         pytest.skip("nvcc was not found: pip install 'nerftrain[cuda]'")
-    flags = ["-std=c++20", "-O3", "-w", "-arch=compute_90", *_of_torch()]
+    flags = ["-std=c++20", "-O3", "-w", f"-arch=compute_{architecture}", *_of_torch()]
     if not target.exists():
         _run([nvcc, *flags, "-ptx", str(source), "-o", str(target)])
     return target

@@ -10,9 +10,26 @@ namespace nerftrain {
 extern __shared__ uint32_t dynamic_shared[];
 }
 
-enum Fault { kNone, kRace, kLateWrite, kBeyond, kUnaligned, kAbsent, kEnded, kEarlyRead, kWideRead, kReadTwice };
+enum Fault {
+  kNone,
+  kRace,
+  kLateWrite,
+  kBeyond,
+  kUnaligned,
+  kAbsent,
+  kEnded,
+  kEarlyRead,
+  kWideRead,
+  kReadTwice,
+  kBeyondTensor,
+  kReadOnly,
+  kGlobalRace,
+  kOtherBlock,
+  kEarlyTotal
+};
 
-__global__ void faulty_kernel(int fault, float* out) {
+// By two blocks: `out` has a row of 32 for each, `given` zeros.
+__global__ void faulty_kernel(int fault, const float* given, float* out, float* total) {
   float* numbers = reinterpret_cast<float*>(nerftrain::dynamic_shared);
   const int lane = int(threadIdx.x);
   int* count = reinterpret_cast<int*>(numbers + 32);
@@ -38,18 +55,28 @@ __global__ void faulty_kernel(int fault, float* out) {
   for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
 #if defined(__CUDACC__)
   sum = __fadd_rd(sum, -1e-6f);  // which only a GPU's compiler sees
+  atomicAdd(total, sum);
 #endif
-  out[lane] = sum;
+  out += 32 * blockIdx.x;
+  out[lane] = sum + given[lane + (fault == kBeyondTensor ? 1 : 0)];
+  if (fault == kReadOnly) const_cast<float*>(given)[lane] = 0;
+  if (fault == kGlobalRace) out[lane] = out[(lane + 1) % 32];
+  if (fault == kOtherBlock && blockIdx.x == 1) out[lane - 32] = sum;
+  if (fault == kEarlyTotal) out[lane] = *total;
 }
 
 #if !defined(__CUDACC__)
 int main(int, char** arguments) {
-  float out[33];
+  static float given[32], out[64], total;
+  played::tensors().add(given, sizeof(given), false);
+  played::tensors().add(out, sizeof(out), true);
+  played::tensors().add(&total, sizeof(total), true);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(1);
+  config.gridDim = dim3(2);
   config.blockDim = dim3(32);
   config.dynamicSmemBytes = 33 * sizeof(float);
-  cudaLaunchKernelEx(&config, faulty_kernel, std::atoi(arguments[1]), static_cast<float*>(out));
-  for (int lane = 0; lane < 32; ++lane) std::printf("%.9g ", out[lane]);
+  cudaLaunchKernelEx(&config, faulty_kernel, std::atoi(arguments[1]), static_cast<const float*>(given),
+                     static_cast<float*>(out), &total);
+  for (const float number : out) std::printf("%.9g ", number);
 }
 #endif

@@ -2,8 +2,9 @@
 // What only a GPU's compiler sees of the sources is run so, too, and what is done is counted.
 //
 // Lanes of a warp that stand at different instructions go on one group after the other, the one that is behind first;
-// what lanes do together waits for all that are named. Shared memory is checked: what one thread has written another
-// may read only behind a barrier that both have passed, and what one has read another may write only behind one. The
+// what lanes do together waits for all that are named. Memory is checked: what one thread has written another may read
+// only behind a barrier that both have passed, and what one has read another may write only behind one; blocks have no
+// barrier between them, and what lies beyond the tensors that an op was given is nobody's (global_memory.h). The
 // instructions are those that the project's kernels are made of (PTX ISA 9.0); any other ends the process.
 #pragma once
 #include <algorithm>
@@ -22,6 +23,8 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#include "global_memory.h"
 
 namespace played {
 
@@ -55,9 +58,10 @@ struct Instruction {
   bool unless = false;
   int out[5] = {-1, -1, -1, -1, -1}, in[12] = {};
   int num_out = 0, num_in = 0;
-  int64_t offset = 0;  // of an address
-  int target = -1;     // of a branch
-  int members = -1;    // the register that names the lanes that do it together; -1: all of the warp
+  int64_t offset = 0;              // of an address
+  int target = -1;                 // of a branch
+  mutable Tensors::Extent last{};  // where in global memory it has been
+  int members = -1;                // the register that names the lanes that do it together; -1: all of the warp
   std::string text;
 };
 
@@ -105,6 +109,7 @@ struct Trace {
 };
 
 struct Block {
+  int32_t number = 0;
   std::vector<uint8_t> shared;
   std::vector<SharedWord> words;
   int64_t barriers = 0;
@@ -330,8 +335,6 @@ uint32_t saturated(float high, float low) {
 // ------------------------------------------------------------------------------------------------ memory
 
 enum Space { kGlobal, kShared, kParameter };
-enum Touch { kReads, kWrites, kAdds };
-
 // Of some numbers of the lanes, those that differ from each other.
 struct Distinct {
   uint64_t numbers[8 * kLanes];
@@ -412,18 +415,28 @@ inline void count_shared(Warp& warp, const Instruction& i, uint32_t mask, size_t
   count_passes(warp, passes);
 }
 
+inline void check_global(Warp& warp, int lane, uint64_t address, size_t bytes, Touch how, const Instruction& i) {
+  const auto faulty = [&](const char* why) { fail(warp.kernel->name + ": " + why + ": " + i.text); };
+  if (address % bytes) faulty("not aligned");
+  if (!tensors().hold(address, bytes, how != kReads, i.last)) faulty("beyond the tensors that it may touch so");
+  const Block& block = *warp.block;
+  if (!touches().alone(address, bytes, how,
+                       {block.number, warp.thread(lane), int32_t(block.barriers), int32_t(warp.barriers)}))
+    faulty("a race in global memory");
+}
+
 template <Space kSpace>
-uint8_t* address_of(Warp& warp, const Instruction& i, int lane, size_t bytes, bool writes) {
+uint8_t* address_of(Warp& warp, const Instruction& i, int lane, size_t bytes, Touch how) {
   const uint64_t address = (i.num_in ? get<uint64_t>(warp, i.in[0], lane) : 0) + uint64_t(i.offset);
   if constexpr (kSpace == kParameter) {
     if (address + bytes > warp.kernel->parameter_bytes) fail(warp.kernel->name + ": beyond the parameters: " + i.text);
     return const_cast<uint8_t*>(warp.parameters) + address;
   }
   if constexpr (kSpace == kShared) {
-    check_shared(warp, lane, uint32_t(address), bytes, writes ? kWrites : kReads, i);
+    check_shared(warp, lane, uint32_t(address), bytes, how, i);
     return warp.block->shared.data() + uint32_t(address);
   }
-  if (address % bytes) fail(warp.kernel->name + ": not aligned: " + i.text);
+  check_global(warp, lane, address, bytes, how, i);
   return reinterpret_cast<uint8_t*>(address);
 }
 
@@ -435,7 +448,7 @@ void load(Warp& warp, const Instruction& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     T values[kNum];
-    std::memcpy(values, address_of<kSpace>(warp, i, lane, sizeof(values), false), sizeof(values));
+    std::memcpy(values, address_of<kSpace>(warp, i, lane, sizeof(values), kReads), sizeof(values));
     for (int n = 0; n < kNum; ++n) set<R>(warp, i.out[n], lane, R(values[n]));
   }
 }
@@ -448,7 +461,7 @@ void store(Warp& warp, const Instruction& i, uint32_t mask) {
     if (!has(mask, lane)) continue;
     T values[kNum];
     for (int n = 0; n < kNum; ++n) values[n] = get<T>(warp, i.in[1 + n], lane);
-    std::memcpy(address_of<kSpace>(warp, i, lane, sizeof(values), true), values, sizeof(values));
+    std::memcpy(address_of<kSpace>(warp, i, lane, sizeof(values), kWrites), values, sizeof(values));
   }
 }
 
@@ -467,13 +480,14 @@ inline void add_to_shared(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 
+// With or without what stood there before.
 template <class T, int kNum>
 void add_atomically(Warp& warp, const Instruction& i, uint32_t mask) {
   count_global(warp, i, mask, kNum * sizeof(T));
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     T values[kNum];
-    uint8_t* address = address_of<kGlobal>(warp, i, lane, sizeof(values), true);
+    uint8_t* address = address_of<kGlobal>(warp, i, lane, sizeof(values), kAdds);
     std::memcpy(values, address, sizeof(values));
     for (int n = 0; n < kNum; ++n) {
       if (i.out[n] >= 0) set<T>(warp, i.out[n], lane, values[n]);
@@ -534,20 +548,22 @@ void reduce(Warp& warp, const Instruction& i, uint32_t mask) {
 
 inline void barrier_of_warp(Warp& warp, const Instruction&, uint32_t) { ++warp.barriers; }
 
-// D = A B + C of 16 x 8 numbers over 16 (PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type").
-inline void multiply_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
+// D = A B + C of 16 x 8 numbers over 8 kParts (PTX ISA, "Matrix fragments for mma.m16n8k8" and ".m16n8k16 with floating
+// point type").
+template <int kParts>
+void multiply_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) fail(warp.kernel->name + ": a warp multiplies matrices without some of its lanes");
-  float a[16][16], b[16][8];
+  float a[16][8 * kParts], b[8 * kParts][8];
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane / 4, place = lane % 4;
-    for (int n = 0; n < 6; ++n) {
+    for (int n = 0; n < 3 * kParts; ++n) {
       const uint32_t pair = get<uint32_t>(warp, i.in[n], lane);
       for (int k = 0; k < 2; ++k) {
         const float number = of_half(uint16_t(pair >> 16 * k));
-        if (n < 4)
+        if (n < 2 * kParts)
           a[group + n % 2 * 8][2 * place + k + n / 2 * 8] = number;
         else
-          b[2 * place + k + (n - 4) * 8][group] = number;
+          b[2 * place + k + (n - 2 * kParts) * 8][group] = number;
       }
     }
   }
@@ -556,9 +572,9 @@ inline void multiply_matrices(Warp& warp, const Instruction& i, uint32_t mask) {
     for (int lane = 0; lane < kLanes; ++lane)
       for (int n = 0; n < 4; ++n) what(lane, n, c[lane / 4 + n / 2 * 8][2 * (lane % 4) + n % 2]);
   };
-  each_result([&](int lane, int n, float& number) { number = get<float>(warp, i.in[6 + n], lane); });
+  each_result([&](int lane, int n, float& number) { number = get<float>(warp, i.in[3 * kParts + n], lane); });
   for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < 16; ++k)
+    for (int k = 0; k < 8 * kParts; ++k)
       for (int column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
   each_result([&](int lane, int n, float number) { set<float>(warp, i.out[n], lane, number); });
 }
@@ -644,6 +660,10 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["fma.rm.f32"] = Each<float, float, float, float>::run<[](float a, float b, float c) {
     return directed(double(a) * b, c, -1);  // the product is exact
   }>;
+  table["bfe.u32"] = Each<uint32_t, uint32_t, uint32_t, uint32_t>::run<[](uint32_t a, uint32_t from, uint32_t num) {
+    const uint64_t bits = (from & 255) < 32 ? (a >> (from & 255)) : 0;
+    return uint32_t((num & 255) < 32 ? bits & ((1ull << (num & 255)) - 1) : bits);
+  }>;
   table["div.approx.f32"] = Each<float, float, float>::run<[](float a, float b) { return a / b; }>;
   table["cvt.sat.f32.f32"] = Each<float, float>::run<[](float a) { return (a > 0) ? std::fmin(a, 1.f) : 0.f; }>;
   table["cvt.rni.f32.f32"] = Each<float, float>::run<[](float a) { return std::nearbyintf(a); }>;
@@ -681,6 +701,8 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["atom.global.add.v2.f32"] = add_atomically<float, 2>;
   table["atom.global.add.v4.f32"] = add_atomically<float, 4>;
   table["atom.global.add.f64"] = add_atomically<double, 1>;
+  table["red.global.add.f32"] = add_atomically<float, 1>;
+  table["red.global.add.f64"] = add_atomically<double, 1>;
   table["atom.shared.add.u32"] = add_to_shared;
   table["shfl.sync.idx.b32"] = shuffle<[](int, int other) { return other & 31; }>;
   table["shfl.sync.bfly.b32"] = shuffle<[](int lane, int mask) { return lane ^ mask; }>;
@@ -695,7 +717,8 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16"] = load_matrices<2, true>;
   table["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] = load_matrices<4, true>;
   table["bar.warp.sync"] = barrier_of_warp;
-  table["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_matrices;
+  table["mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"] = multiply_matrices<1>;
+  table["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_matrices<2>;
   return table;
 }
 
@@ -709,6 +732,13 @@ class Reader {
     std::stringstream all;
     all << file.rdbuf();
     text_ = all.str();
+  }
+
+  int target() const {
+    const std::string mark = ".target sm_";
+    const size_t at = text_.find(mark);
+    if (at == std::string::npos) fail("PTX without a target");
+    return std::atoi(text_.c_str() + at + mark.size());
   }
 
   std::map<std::string, Kernel> kernels() {
@@ -840,7 +870,7 @@ class Reader {
     } else if (name == "bar.sync") {
       i.kind = Instruction::kBarrier;
     } else {
-      const bool no_result = name.starts_with("st") || name == "bar.warp.sync";
+      const bool no_result = name.starts_with("st") || name.starts_with("red.") || name == "bar.warp.sync";
       for (size_t n = 0; n < operands.size(); ++n) add_operand(kernel, i, operands[n], !no_result && n == 0);
       if (name.starts_with("mov.b") && (i.num_out > 1 || i.num_in > 1)) {
         const bool four = std::max(i.num_out, i.num_in) == 4;
@@ -1014,12 +1044,15 @@ inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters,
                 std::vector<std::vector<Trace>>* traces = nullptr) {
   if (launch.threads % kLanes) fail("blocks are of whole warps");
   Block block;
+  touches().launch();
+  tensors().launch();
   std::vector<Warp> warps(launch.threads / kLanes);
   for (unsigned y = 0; y < launch.blocks_y; ++y)
     for (unsigned x = 0; x < launch.blocks_x; ++x) {
       block.shared.assign(launch.shared_bytes, 0x7f);  // nobody may count on zeros
       block.words.assign(launch.shared_bytes / 2 + 1, {});
       block.barriers = 0;
+      block.number = int32_t(y * launch.blocks_x + x);
       if (traces) traces->emplace_back(warps.size());
       for (size_t w = 0; w < warps.size(); ++w) {
         Warp& warp = warps[w];
@@ -1038,11 +1071,26 @@ inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters,
     }
 }
 
-// All kernels of the file that the environment names.
-inline std::map<std::string, Kernel>& kernels() {
-  static std::map<std::string, Kernel> all = Reader(std::getenv("PLAYED_PTX")).kernels();
-  return all;
+struct File {
+  int target = 0;  // 90 for sm_90
+  std::map<std::string, Kernel> kernels;
+};
+
+// That which the environment names now.
+inline File& file() {
+  static std::map<std::string, File> all;
+  const char* path = std::getenv("PLAYED_PTX");
+  if (!path) fail("PLAYED_PTX names no file");
+  File& found = all[path];
+  if (found.target == 0) {
+    Reader reader(path);
+    found = {reader.target(), reader.kernels()};
+  }
+  return found;
 }
+
+inline std::map<std::string, Kernel>& kernels() { return file().kernels; }
+inline int target() { return file().target; }
 
 }  // namespace played
 

@@ -28,10 +28,15 @@ FAULTS = {
     "beyond shared memory": "beyond shared memory",
     "unaligned": "not aligned",
     "a lane that is absent": "a lane that does not take part",
-    "a lane that has ended": "lanes wait for others that never come",
+    "a lane that has ended": "a lane that has ended is waited for",
     "a sum that others still add to": "a race: ld.shared.u32",
     "a wide read": "a race: ld.shared.v4.f32",
     "late write of what its thread has read, too": "a race: st.shared.u32",
+    "a read beyond a tensor": "beyond the tensors that it may touch so: ld.global.f32",
+    "a write to what is only read": "beyond the tensors that it may touch so: st.global.u32",
+    "a read of what a lane beside it writes": "a race in global memory: ld.global.f32",
+    "a write to the row of another block": "a race in global memory: st.global.f32",
+    "a read of a total that others still add to": "a race in global memory: ld.global.f32",
 }
 
 
@@ -94,7 +99,7 @@ def test_what_a_gpu_does_not_forgive_is_found(
         assert ran.stderr == ""
         assert [float(x) for x in ran.stdout.split()] == [
             pytest.approx(496 - 2**-15, abs=1e-6)
-        ] * 32
+        ] * 64
     else:
         assert ran.returncode != 0
         assert "faulty_kernel" in ran.stderr

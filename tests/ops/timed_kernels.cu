@@ -33,7 +33,7 @@ __global__ void timed_kernel(int what, const int* next, float* out) {
   } else {
     nerftrain::dynamic_shared[lane] = uint32_t(lane);
 #pragma unroll
-    for (int i = 1; i <= 64; ++i) nerftrain::dynamic_shared[32 * lane + 32 * 32 * i] = uint32_t(i);
+    for (int i = 0; i < 64; ++i) nerftrain::dynamic_shared[32 * lane + 32 * 32 * (1 + i % 32) + i / 32] = uint32_t(i);
   }
   out[lane] = sums[0] + sums[1] + sums[2] + sums[3];
 }
@@ -46,7 +46,7 @@ int main(int, char** arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(1);
   config.blockDim = dim3(32);
-  config.dynamicSmemBytes = 65 * 32 * 32 * sizeof(uint32_t);
+  config.dynamicSmemBytes = 33 * 32 * 32 * sizeof(uint32_t);
   time_on_processors(1);
   cudaLaunchKernelEx(&config, timed_kernel, std::atoi(arguments[1]), static_cast<const int*>(next.data()),
                      static_cast<float*>(out));

@@ -52,6 +52,7 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin
@@ -65,13 +66,19 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
+// As those of the smallest of the GPUs for which kernels are compiled the same.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
-  int processors = 2, shared = 100 << 10;
+  int major = 8, processors = 2, shared = 100 << 10;
 #ifdef PLAYED_PTX
+  major = played::target() / 10;
+  if (major < 8) shared = 64 << 10;
   if (const int num = played::num_timed()) processors = num, shared = 228 << 10;
 #endif
-  *value = what == cudaDevAttrMultiProcessorCount ? processors : shared;
-  if (what == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value -= 1 << 10;
+  const int of_block = shared - (major < 8 ? 0 : 1 << 10);
+  *value = what == cudaDevAttrComputeCapabilityMajor         ? major
+           : what == cudaDevAttrMultiProcessorCount          ? processors
+           : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? of_block
+                                                             : shared;
   return cudaSuccess;
 }
 inline int atomicAdd(int* address, int n) {  // fibers are not interrupted
@@ -261,6 +268,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   (add(static_cast<P>(arguments)), ...);
   const dim3 &grid = config->gridDim, &block = config->blockDim;
+  int most = 0;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  if (config->dynamicSmemBytes > size_t(most))
+    played::fail(std::string("too much shared memory for ") + info.dli_sname);
   played::launch(place->second, {grid.x, grid.y, block.x, config->dynamicSmemBytes}, parameters.data());
   return cudaSuccess;
 }
