@@ -90,9 +90,9 @@ def _by_device(table: Mapping[str, Any], *, _root_: DictConfig) -> Any:
 
 
 def _has_gpu() -> bool:
-    import torch  # which takes a second to import
+    from nerftrain.ops import toolkit  # and torch, which takes a second to import
 
-    return torch.cuda.is_available()
+    return toolkit.has_gpu()
 
 
 OmegaConf.register_new_resolver("by_time", _by_time, replace=True)

@@ -88,13 +88,8 @@ def prebuild() -> str:
 
 def faults() -> Iterator[str]:
     """Yield what does not work, each in a line that ends with the remedy."""
-    if torch.version.cuda is None and run_quietly("nvidia-smi", "-L"):
-        yield (
-            "there is an NVIDIA GPU but this torch has no CUDA. Install one that has: "
-            "https://pytorch.org/get-started/locally"
-        )
-    elif misfit := toolkit.torch_misfit(torch.version.cuda, toolkit.driver_cuda()):
-        yield misfit
+    if fault := toolkit.gpu_fault():
+        yield fault
     for device in _devices():
         if reason := native_fault(device):
             yield f"the compiled {device} ops do not work, slow torch references serve: {reason}"
@@ -263,7 +258,7 @@ def _simd_flags() -> list[str]:
 
 
 def _devices() -> list[str]:
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return ["cpu", "cuda"] if toolkit.has_gpu() else ["cpu"]
 
 
 def _importable(package: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from typing import Literal
@@ -11,7 +12,9 @@ import torch
 
 from nerftrain.bounds import MOST_THREADS, check_at_most
 from nerftrain.errors import UserError
-from nerftrain.ops import library
+from nerftrain.ops import library, toolkit
+
+_logger = logging.getLogger(__name__)
 
 # glibc's mallopt parameters: memory up to this size is kept for reuse instead of going back to the
 # system. Without them each step's buffers are new pages, each of which faults when it is touched
@@ -62,12 +65,12 @@ class Runtime:
 
         Raises UserError where CUDA is asked for and absent.
         """
-        if self.device == "cuda" and not torch.cuda.is_available():
+        cuda = self.device != "cpu" and toolkit.has_gpu()
+        if self.device == "cuda" and not cuda:
             raise UserError(
-                "runtime.device=cuda, but torch finds no CUDA device: "
+                f"runtime.device=cuda, but {toolkit.gpu_fault() or 'torch finds no CUDA device'}: "
                 "see nerftrain doctor, or use runtime=cpu"
             )
-        cuda = self.device != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if cuda else "cpu")
 
     @property
@@ -78,6 +81,8 @@ class Runtime:
 
     def start(self, seed: int) -> None:
         """Set threads, ops and seeds for this process."""
+        if self.device == "auto" and (fault := toolkit.gpu_fault()):
+            _logger.warning("the CPU serves: %s", fault)
         torch.set_num_threads(self.threads or _usable_cores())
         library.set_mode(self.ops)
         if self.torch_device.type == "cpu" and self.cpu_isa != "auto":

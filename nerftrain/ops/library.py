@@ -269,6 +269,8 @@ class _Plan:
         named = os.environ.get("CXX")
         if named and not self.cuda and shutil.which(named) is None:
             raise BuildError(f"CXX={named} is no program: unset CXX, or name one compiler in it")
+        if self.cuda and torch.version.hip is not None:
+            raise BuildError("there are none for AMD's GPUs")
         self.compiler = find_nvcc() if self.cuda else find_cxx()
         if self.compiler is None:
             remedy = (

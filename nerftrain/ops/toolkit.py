@@ -1,4 +1,4 @@
-"""Whether the CUDA compiler, the driver and the GPUs go together; if not, one line with the remedy.
+"""Whether torch, the CUDA compiler, the driver and the GPUs go together; if not, a line that helps.
 
 What is run is `nvcc --version`, `nvcc --list-gpu-arch` and `nvidia-smi`; a program that is not
 there, or says something else, is no fault.
@@ -10,10 +10,56 @@ import re
 import subprocess
 from collections.abc import Iterable
 
+import torch
+
 Version = tuple[int, int]
 
 NEWER_DRIVER = "update the NVIDIA driver"
 OTHER_TORCH = "https://pytorch.org/get-started/locally"
+
+
+def has_gpu() -> bool:
+    """Tell whether there is a GPU that torch can compute on."""
+    return torch.cuda.is_available() and gpu_fault() is None
+
+
+def gpu_fault() -> str | None:
+    """Say why torch cannot use the NVIDIA GPU that is there, and what helps.
+
+    None where it can, and where there is none.
+    """
+    if torch.version.hip is not None:
+        return None
+    if torch.cuda.is_available():
+        capability, known = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+        return kernels_misfit(torch.cuda.get_device_name(), capability, known)
+    if torch.version.cuda is None and "GPU" in _said("nvidia-smi", "-L"):
+        return (
+            "there is an NVIDIA GPU but this torch has no CUDA. Install one that has: "
+            f"{OTHER_TORCH}"
+        )
+    return torch_misfit(torch.version.cuda, driver_cuda())
+
+
+def kernels_misfit(name: str, capability: Version, known: Iterable[str]) -> str | None:
+    """Say why a torch with kernels for these architectures (`sm_90`, `compute_90`) has none for it.
+
+    Machine code runs on GPUs of the same major version and no older minor one (on its own alone if
+    it ends in a letter), PTX on any that is not older.
+    """
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)(a?)f?", each) for each in known]
+    for kind, major, minor, alone in [match.groups() for match in found if match]:
+        version = (int(major), int(minor))
+        serves_newer = not alone and (kind == "compute" or version[0] == capability[0])
+        if version == capability or (serves_newer and version < capability):
+            return None
+    if not any(found):  # who lists nothing is given a try
+        return None
+    return (
+        f"this torch (CUDA {torch.version.cuda}) has no kernels for {name} "
+        f"(sm_{capability[0]}{capability[1]}), it has {', '.join(known)}: install one that has "
+        f"({OTHER_TORCH})"
+    )
 
 
 def driver_cuda() -> Version | None:
