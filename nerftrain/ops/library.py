@@ -74,6 +74,28 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 NUM_UNITS = {"cpu": 3, "cuda": 4}
 ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
+# What compilers say of faults for which there is a remedy.
+REMEDIES = (
+    (
+        r"(unrecognized|invalid|not supported).*c\+\+20|c\+\+20.*(unrecognized|not supported with)",
+        "the C++ compiler does not know C++20: install g++ 10, clang 14 or a newer one, or name "
+        "one in CXX",
+    ),
+    (
+        r"'c\+\+20' is not defined for option",
+        "this nvcc does not know C++20: pip install 'nerftrain[cuda]', or set CUDA_HOME to a "
+        "toolkit of CUDA 12 or newer",
+    ),
+    (
+        r"gcc versions later than (?P<newest>\d+) are not supported",
+        "nvcc takes no g++ newer than {newest}: install g++-{newest} and set CXX=g++-{newest}",
+    ),
+    (
+        r"unsupported clang version! clang version must be less than (?P<newer>\d+)",
+        "nvcc takes no clang as new as {newer}: install an older one or g++, and name it in CXX",
+    ),
+)
+
 _logger = logging.getLogger(__name__)
 _mode: Mode = "auto"
 _half_precision = True
@@ -267,7 +289,7 @@ class _Plan:
         if not _is_x86():
             self.sources = [s for s in self.sources if not s.stem.endswith(tuple(ISA_FLAGS))]
         named = os.environ.get("CXX")
-        if named and not self.cuda and shutil.which(named) is None:
+        if named and shutil.which(named) is None:
             raise BuildError(f"CXX={named} is no program: unset CXX, or name one compiler in it")
         if self.cuda and torch.version.hip is not None:
             raise BuildError("there are none for AMD's GPUs")
@@ -277,6 +299,7 @@ class _Plan:
                 "pip install 'nerftrain[cuda]'" if self.cuda else "install g++ or clang, or set CXX"
             )
             raise BuildError(f"no {'CUDA' if self.cuda else 'C++'} compiler was found: {remedy}")
+        self.command = [str(self.compiler), *(_host_compiler() if self.cuda else [])]
         self.architectures = (architectures or _present_architectures()) if self.cuda else ()
         self.stem = f"nerftrain_{device_type}-{self._key()}"
         suffix = "".join(f"-sm{a}" for a in self.architectures)
@@ -298,7 +321,7 @@ class _Plan:
         digest = hashlib.sha256()
         for path in sorted(p for p in self.csrc.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(self.csrc)).encode() + path.read_bytes())
-        flags = [self._compile(), ISA_FLAGS, EXACT_KERNELS, self._link()]
+        flags = [self.command[1:], self._compile(), ISA_FLAGS, EXACT_KERNELS, self._link()]
         versions = [_version(str(self.compiler)), torch.__version__, platform.machine()]
         digest.update(repr(flags + versions).encode())
         return digest.hexdigest()[:16]
@@ -338,10 +361,10 @@ class _Plan:
     def _ninja(self, sources: list[Path]) -> str:
         kinds = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
         compiler = str(self.compiler)
-        compilation = _in_ninja([compiler, *self._compile(), *kinds])
+        call, options = _in_ninja(self.command), _in_ninja([*self._compile(), *kinds])
         lines = [
-            f"rule compile\n  command = {compilation} $isa -c $in -o $out",
-            f"rule link\n  command = {_in_ninja([compiler])} $in -o $out {_in_ninja(self._link())}",
+            f"rule compile\n  command = {call} {options} $isa -c $in -o $out",
+            f"rule link\n  command = {call} $in -o $out {_in_ninja(self._link())}",
         ]
         objects = [f"{source.stem}.o" for source in sources]
         for target, source in zip(objects, sources, strict=True):
@@ -446,16 +469,27 @@ def _escaped(path: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
+def _host_compiler() -> list[str]:
+    """Tell nvcc which C++ compiler to call, where its own variables do not and g++ is not it."""
+    of_nvcc = [os.environ.get(f"NVCC_{name}", "") for name in ("PREPEND_FLAGS", "APPEND_FLAGS")]
+    if os.environ.get("NVCC_CCBIN") or re.search("-ccbin|--compiler-bindir", " ".join(of_nvcc)):
+        return []
+    compiler = os.environ.get("CXX") or (None if shutil.which("g++") else find_cxx())
+    return ["-ccbin", compiler] if compiler else []
+
+
 def _build_error(device_type: str, log: str) -> BuildError:
+    what = f"compiling the {device_type.upper()} ops failed"
+    for pattern, remedy in REMEDIES:
+        if found := re.search(pattern, log, re.I):
+            return BuildError(f"{what}: {remedy.format(**found.groupdict())}", log)
     causes = [
         line.strip()
         for line in log.splitlines()
         if re.search(r"\b(error|fatal|not found)\b", line, re.I)
     ]
     cause = causes[0] if causes else "the compiler failed"
-    return BuildError(
-        f"compiling the {device_type.upper()} ops failed: {cause} (see `nerftrain doctor`)", log
-    )
+    return BuildError(f"{what}: {cause} (see `nerftrain doctor`)", log)
 
 
 def _say(line: str) -> None:

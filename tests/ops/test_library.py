@@ -63,8 +63,8 @@ class Toy:
         log = self.folder / "calls"
         return len(log.read_text().splitlines()) if log.exists() else 0
 
-    def break_compiler(self) -> None:
-        (self.folder / "error").write_text("toy.cpp:1:1: error: this compiler is broken\n")
+    def break_compiler(self, says: str = "toy.cpp:1:1: error: this compiler is broken") -> None:
+        (self.folder / "error").write_text(says + "\n")
 
     def key(self) -> Path:
         library._version.cache_clear()  # a process asks a compiler only once
@@ -126,6 +126,67 @@ def test_a_cached_library_needs_no_compiler_run_and_says_nothing(toy, capfd):
     assert library.build("cpu") == built
     assert toy.calls() == calls
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("says", "remedy"),
+    [
+        (
+            "g++-9: error: unrecognized command line option '-std=c++20'; did you mean ...",
+            "the C++ compiler does not know C++20: install g++ 10",
+        ),
+        (
+            "error: invalid value 'c++20' in '-std=c++20'",
+            "the C++ compiler does not know C++20: install g++ 10",
+        ),
+        (
+            "nvcc warning : The -std=c++20 flag is not supported with the configured host "
+            "compiler. Flag will be ignored.\nbit_cast.h(29): error: type name is not allowed",
+            "the C++ compiler does not know C++20",
+        ),
+        (
+            "nvcc fatal   : Value 'c++20' is not defined for option 'std'",
+            "this nvcc does not know C++20: pip install",
+        ),
+        (
+            "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later "
+            "than 13 are not supported! The nvcc flag '-allow-unsupported-compiler' can be used",
+            "install g++-13 and set CXX=g++-13",
+        ),
+        (
+            "error: #error -- unsupported clang version! clang version must be less than 18 and "
+            "greater than 3.2 .",
+            "no clang as new as 18",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_compiler_is_said_with_the_remedy(toy, says, remedy):
+    toy.break_compiler(says)
+    with pytest.raises(library.BuildError, match=re.escape(remedy)) as caught:
+        library.build("cpu")
+    assert len(str(caught.value).splitlines()) == 1
+    assert says in caught.value.log
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_path", "expected"),
+    [
+        ({}, ["g++"], []),
+        ({}, ["clang++"], ["-ccbin", "clang++"]),
+        ({"CXX": "g++-12"}, ["g++", "g++-12"], ["-ccbin", "g++-12"]),
+        ({"CXX": "g++-12", "NVCC_CCBIN": "g++-11"}, ["g++"], []),
+        ({"CXX": "g++-12", "NVCC_PREPEND_FLAGS": "-ccbin=g++-11"}, ["g++"], []),
+        ({"CXX": "g++-12", "NVCC_APPEND_FLAGS": "--compiler-bindir g++-11"}, ["g++"], []),
+        ({"CXX": "g++-12", "NVCC_APPEND_FLAGS": "-lineinfo"}, ["g++"], ["-ccbin", "g++-12"]),
+    ],
+)
+def test_nvcc_calls_the_compiler_that_the_user_names(monkeypatch, environment, on_path, expected):
+    for name in ("CXX", "NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(library.shutil, "which", lambda name: name if name in on_path else None)
+    assert library._host_compiler() == expected
 
 
 def test_a_failed_build_names_its_cause_and_leaves_nothing_behind(toy):
