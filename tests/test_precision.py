@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from nerftrain import assemble, compose, trainer
-from nerftrain.ops import library
+from nerftrain.ops import library, ngp_half
 from nerftrain.runtime import Runtime, bfloat16
 
 
@@ -76,3 +78,29 @@ def test_a_step_in_bfloat16_moves_every_parameter_by_float32_gradients(monkeypat
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
         assert not torch.equal(old, parameter)
+
+
+def _raise(error: Exception) -> Callable[[torch.device], bool]:
+    def agrees(_: torch.device) -> bool:
+        raise error
+
+    return agrees
+
+
+@pytest.mark.parametrize(
+    ("agrees", "said"),
+    [
+        (lambda _: False, "kernels in half precision give wrong numbers on A GPU, others serve"),
+        (_raise(RuntimeError("invalid argument\nat ..")), r"do not run \(invalid argument\) on A"),
+    ],
+)
+def test_kernels_that_do_not_work_on_a_gpu_leave_it_to_others(monkeypatch, caplog, agrees, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    assert not ngp_half.is_trusted(torch.device("cuda"), agrees)
+    assert re.search(said, caplog.text)
+    assert len(caplog.records) == 1
+
+
+def test_memory_that_is_short_is_not_taken_for_wrong_kernels():
+    with pytest.raises(torch.OutOfMemoryError):
+        ngp_half.is_trusted(torch.device("cuda"), _raise(torch.OutOfMemoryError("full")))

@@ -261,11 +261,20 @@ def can_do_density(tables: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
 @cache
 def is_trusted(device: torch.device, agrees: Callable[[torch.device], bool]) -> bool:
     """Hold kernels to torch once: products that are wrong on a GPU would train to nothing."""
-    if device.type != "cuda" or agrees(device):
+    if device.type != "cuda":
         return True
+    fault = "give wrong numbers"
+    try:
+        if agrees(device):
+            return True
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # such as a launch that asks for more than the GPU has
+        fault = f"do not run ({str(error).splitlines()[0]})"
     _log.warning(
-        "kernels in half precision give wrong numbers on %s, others serve (slower); please report "
-        "it with what nerftrain doctor prints",
+        "kernels in half precision %s on %s, others serve (slower); please report it with what "
+        "nerftrain doctor prints",
+        fault,
         torch.cuda.get_device_name(device),
     )
     return False
