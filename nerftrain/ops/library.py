@@ -73,6 +73,9 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 # and nvcc reads them anew for each architecture.
 NUM_UNITS = {"cpu": 3, "cuda": 4}
 ALL_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# What the sources tell apart. PTX for these is what all later GPUs' code is made of, so that the
+# longer part of compiling is done once for several.
+PTX_ARCHITECTURES = (75, 80, 90)
 
 # What compilers say of faults for which there is a remedy.
 REMEDIES = (
@@ -359,7 +362,7 @@ class _Plan:
         return {"build.ninja": self._ninja([*map(Path, units), *alone]), **texts}
 
     def _ninja(self, sources: list[Path]) -> str:
-        kinds = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        kinds = [f"-gencode=arch=compute_{_ptx_of(a)},code=sm_{a}" for a in self.architectures]
         compiler = str(self.compiler)
         call, options = _in_ninja(self.command), _in_ninja([*self._compile(), *kinds])
         lines = [
@@ -437,6 +440,10 @@ def _present_architectures() -> tuple[int, ...]:
         return ALL_ARCHITECTURES
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return tuple(sorted(major * 10 + minor for major, minor in found))
+
+
+def _ptx_of(architecture: int) -> int:
+    return max((a for a in PTX_ARCHITECTURES if a <= architecture), default=architecture)
 
 
 def _has_libtorch_cuda() -> bool:
