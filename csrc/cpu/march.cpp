@@ -93,12 +93,14 @@ namespace {
 
 std::vector<Piece> march_range(const MarchRays& rays, const OneBox* box, int64_t begin, int64_t end, int64_t* counts,
                                float* ends) {
-  const int64_t most = std::min(rays.settings.max_steps, rays.settings.max_samples), room = std::max(kRoom, most);
   std::vector<Piece> pieces;
+  int64_t room = kRoom;
   while (begin < end) {
     std::unique_ptr<float[]> t_starts(new float[room + kMarchSlack]), t_ends(new float[room + kMarchSlack]);
     const int64_t next =
         march_kernels().march(rays, box, begin, end, room, t_starts.get(), t_ends.get(), counts + begin, ends + begin);
+    if (next < end) room = std::max(kRoom, counts[next]);
+    if (next == begin) continue;
     int64_t num_samples = 0;
     for (int64_t r = begin; r < next; ++r) num_samples += counts[r];
     pieces.push_back({begin, next, num_samples, std::move(t_starts), std::move(t_ends)});

@@ -43,8 +43,8 @@ struct RayMarch {
 struct MarchKernels {
   const char* name;
   // Marches rays begin ... end - 1 and appends their samples to t_starts and t_ends, which hold `room` of them and
-  // kMarchSlack more numbers, while there is room for the most that a ray may have. Of ray r it writes counts[r -
-  // begin] and ends[r - begin]. Returns the first ray that it did not march. Without a box rays are marched one by one.
+  // kMarchSlack more numbers. Of ray r it writes counts[r - begin] and ends[r - begin]. Returns the first ray that it
+  // did not march for want of room; its count is then how much is enough. Without a box rays are marched one by one.
   int64_t (*march)(const MarchRays& rays, const OneBox* box, int64_t begin, int64_t end, int64_t room, float* t_starts,
                    float* t_ends, int64_t* counts, float* ends);
   // Prepares rays r ... r + num - 1, at most kMarchBundle, of which there is room for so many.

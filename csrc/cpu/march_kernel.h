@@ -293,27 +293,39 @@ void begin_rays(const MarchRays& all, const OneBox& box, int64_t r, int num, Ray
     begin_bundle(all, box, r + first, num - first < kLanes ? num - first : kLanes, rays + first);
 }
 
+// The most that a ray may have, as far as its stretches tell.
+int64_t most_samples(const MarchSettings& settings, const RayMarch& ray) {
+  int64_t num = 0;
+  for (int i = 0; i < ray.num_stretches; ++i) num += ray.stretches[i].to - ray.stretches[i].from;
+  return num < settings.max_samples ? num : settings.max_samples;
+}
+
 int64_t march(const MarchRays& all, const OneBox* box, int64_t begin, int64_t end, int64_t room, float* t_starts,
               float* t_ends, int64_t* counts, float* ends) {
   const MarchSettings m = all.settings;
-  const int64_t most = m.max_steps < m.max_samples ? m.max_steps : m.max_samples;
   RayMarch rays[kLanes];
   int64_t used = 0;
   for (int64_t r = begin; r < end; r += kLanes) {
     const int num = int(end - r < kLanes ? end - r : kLanes);
     const uint32_t alive = box ? begin_bundle(all, *box, r, num, rays) : 0;
     for (int lane = 0; lane < num; ++lane) {
-      if (room - used < most) return r + lane;
+      const int64_t left = room - used;
       float *starts = t_starts + used, *stops = t_ends + used;
       const auto emit = [=](int i, float start, float stop) {
+        if (i >= left) return;
         starts[i] = start;
         stops[i] = stop;
       };
       Marched marched = {0, all.near[r + lane]};
       RayMarch& ray = rays[lane];
-      if (!box || ray.num_stretches > kStretches) {
-        marched = all.march(r + lane, m.max_samples, emit);
-      } else if (alive >> lane & 1) {
+      const bool alone = !box || ray.num_stretches > kStretches, prepared = !alone && (alive >> lane & 1);
+      if (alone) marched = all.march(r + lane, m.max_samples, emit);
+      const int64_t needed = prepared ? most_samples(m, ray) : marched.count;
+      if (needed > left) {
+        counts[r + lane - begin] = needed;
+        return r + lane;
+      }
+      if (prepared) {
         marched.count = next_samples(m, *box, ray, m.max_samples, starts, stops);
         // A ray that may have no more ends behind its last sample.
         marched.end = marched.count == m.max_samples ? stops[marched.count - 1]

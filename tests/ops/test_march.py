@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -592,6 +594,42 @@ def test_samples_are_the_same_bits_with_any_number_of_threads(make_rays, make_gr
     together = march(rays, jitter, grid, STEPS)
     assert torch.equal(alone.t_starts, together.t_starts)
     assert torch.equal(alone.offsets, together.offsets)
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 1e-7])  # prepared side by side, and one by one
+def test_rays_may_have_more_samples_than_are_kept_at_once(lanes, make_rays, make_grid, cone_angle):
+    """Memory for 2^15 samples is taken at a time, and for more where a ray needs it."""
+    torch.ops.nerftrain.use_lanes(lanes)
+    rays, grid = make_rays(8, reach=1.5), make_grid(share=0.8)
+    steps = March(3e-5, cone_angle, max_steps=200_000, max_samples=200_000)
+    samples = assert_same_samples(rays, random_jitter(rays), grid, steps)
+    torch.ops.nerftrain.use_lanes(0)
+    assert samples.offsets.diff().max() > 2**15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
+@pytest.mark.parametrize("cone_angle", [0.0, 1e-3])
+def test_a_march_without_a_limit_takes_memory_for_what_it_finds(cone_angle):
+    code = f"""
+import re, resource, torch
+from nerftrain.ops import march
+from nerftrain.types import Rays
+grid = march.pack_grid(torch.ones(1, 16, 16, 16, dtype=torch.bool), (-1, -1, -1, 1, 1, 1))
+origins = torch.tensor([[0.0, 0.0, -2.0]]).repeat(20000, 1)
+directions = torch.nn.functional.normalize(torch.rand(20000, 3) * 0.2 + torch.tensor([0, 0, 1.0]))
+still = torch.zeros(20000)
+rays = Rays(origins, directions, still, still + 10)
+steps = march.March(0.1, {cone_angle}, max_steps=2**24, max_samples=2**24)
+march.march(Rays(origins[:9], directions[:9], still[:9], still[:9] + 10), still[:9], grid, steps)
+taken = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30), -1))
+print(len(march.march(rays, still, grid, steps)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 20000 * 15
 
 
 # ------------------------------------------------------------------------------------------ grids
