@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 namespace played {
@@ -59,28 +60,28 @@ enum Touch { kReads, kWrites, kAdds };
 // Who has touched it, and when: the threads of a warp are ordered by the barriers of the warp, those of a block by its
 // barriers, blocks by nothing.
 struct Toucher {
-  int32_t block = -1, thread = -1;
-  int32_t block_barriers = 0, warp_barriers = 0;
+  int32_t block = -1;
+  uint16_t thread = 0;
+  uint16_t block_barriers = 0;  // beyond 2^16 counted from the start: a race might go unseen
+  uint32_t warp_barriers = 0;
 
   bool is_before(const Toucher& now) const {
     if (block < 0 || (block == now.block && thread == now.thread)) return true;
     if (block != now.block) return false;
-    return thread / 32 == now.thread / 32 ? warp_barriers < now.warp_barriers : block_barriers < now.block_barriers;
+    return thread / 32 == now.thread / 32 ? warp_barriers != now.warp_barriers : block_barriers != now.block_barriers;
   }
 };
 
-// What a launch does to words of two bytes, and to single bytes.
+// What a launch does to words of four bytes, and to what is read and written by halves or single bytes.
 class Touches {
  public:
-  void launch() {
-    ++launch_;
-    num_ = 0;
-  }
+  void launch() { ++launch_; }
 
   // Whether nobody else can touch it at the same time.
   bool alone(uint64_t address, size_t bytes, Touch how, const Toucher& now) {
-    for (size_t half = 0; half < std::max<size_t>(bytes / 2, 1); ++half) {
-      Word& word = word_of(bytes == 1 ? address | 1ull << 63 : address / 2 + half);
+    const size_t of_word = std::min<size_t>(bytes, sizeof(uint32_t));
+    for (size_t at = 0; at < bytes; at += of_word) {
+      Word& word = word_of(address + at, of_word);
       if (!(how == kAdds && word.added) && !word.writer.is_before(now)) return false;
       if (how == kReads) {
         if (word.reader.block != now.block) word.elsewhere = word.reader;
@@ -97,36 +98,30 @@ class Touches {
 
  private:
   struct Word {
-    uint64_t key = 0;
-    int64_t launch = 0;
     bool added = false;                 // by the writer, and maybe by others
     Toucher writer, reader, elsewhere;  // the last; of readers also one of another block
   };
-  std::vector<Word> words_ = std::vector<Word>(1 << 12);  // where the key says, or behind it
-  size_t num_ = 0;                                        // of this launch
+  struct Page {
+    int64_t launch = 0;
+    std::vector<Word> words;
+  };
+  static constexpr uint64_t kPageBytes = 1 << 12;
+  std::unordered_map<uint64_t, Page> pages_;  // by their numbers and the bytes of a word
+  Page* page_ = nullptr;                      // the last
+  uint64_t key_ = 0;                          // its own
   int64_t launch_ = 1;
 
-  Word& word_of(uint64_t key) {
-    Word* word = place_of(key);
-    if (word->launch == launch_) return *word;
-    if (++num_ > words_.size() / 2) {
-      std::vector<Word> before(2 * words_.size());
-      std::swap(before, words_);
-      for (const Word& each : before)
-        if (each.launch == launch_) *place_of(each.key) = each;
-      word = place_of(key);
+  Word& word_of(uint64_t address, size_t of_word) {
+    const uint64_t key = address / kPageBytes * 8 + of_word;
+    if (!page_ || key != key_) {
+      page_ = &pages_[key];
+      key_ = key;
     }
-    *word = {key, launch_, false, {}, {}, {}};
-    return *word;
-  }
-
-  // That of the key, or a free one.
-  Word* place_of(uint64_t key) {
-    size_t place = key * 0x9e3779b97f4a7c15ull >> 20;
-    for (;; ++place) {
-      Word& word = words_[place & (words_.size() - 1)];
-      if (word.launch != launch_ || word.key == key) return &word;
+    if (page_->launch != launch_) {
+      page_->launch = launch_;
+      page_->words.assign(kPageBytes / of_word, {});
     }
+    return page_->words[address % kPageBytes / of_word];
   }
 };
 

@@ -421,7 +421,7 @@ inline void check_global(Warp& warp, int lane, uint64_t address, size_t bytes, T
   if (!tensors().hold(address, bytes, how != kReads, i.last)) faulty("beyond the tensors that it may touch so");
   const Block& block = *warp.block;
   if (!touches().alone(address, bytes, how,
-                       {block.number, warp.thread(lane), int32_t(block.barriers), int32_t(warp.barriers)}))
+                       {block.number, uint16_t(warp.thread(lane)), uint16_t(block.barriers), uint32_t(warp.barriers)}))
     faulty("a race in global memory");
 }
 
