@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -41,11 +41,11 @@ def gpu_fault() -> str | None:
     return torch_misfit(torch.version.cuda, driver_cuda())
 
 
-def kernels_misfit(name: str, capability: Version, known: Iterable[str]) -> str | None:
+def kernels_misfit(name: str, capability: Version, known: Sequence[str]) -> str | None:
     """Say why a torch with kernels for these architectures (`sm_90`, `compute_90`) has none for it.
 
-    Machine code runs on GPUs of the same major version and no older minor one (on its own alone if
-    it ends in a letter), PTX on any that is not older.
+    Machine code runs on GPUs of the same major version and no older minor one, PTX on any that is
+    not older; what is for `sm_90a` runs on that alone.
     """
     found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)(a?)f?", each) for each in known]
     for kind, major, minor, alone in [match.groups() for match in found if match]:
