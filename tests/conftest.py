@@ -1,11 +1,12 @@
 """Fixtures that several test files share."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,30 +57,33 @@ def _played_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return cuda_on_host.load_ops(folder, "nerftrain_played", "-DPLAYED_PTX")
 
 
+@pytest.fixture(scope="session")
+def _played_ptx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    @functools.cache
+    def compiled(architecture: int) -> Path:
+        with _first_of_all_processes(tmp_path_factory, "played") as folder:
+            source = cuda_on_host.all_sources(folder)
+            return cuda_on_host.compile_ptx(source, folder, architecture)
+
+    return compiled
+
+
 @pytest.fixture
 def played_ops(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _played_library: Any
+    monkeypatch: pytest.MonkeyPatch, _played_library: Any, _played_ptx: Callable[[int], Path]
 ) -> Any:
     """The CUDA kernels as nvcc compiles them, of which the host plays the PTX."""
-    return _played(tmp_path_factory, monkeypatch, _played_library, 90)
+    monkeypatch.setenv("PLAYED_PTX", str(_played_ptx(90)))
+    return _played_library
 
 
 @pytest.fixture
 def played_ops_75(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _played_library: Any
+    monkeypatch: pytest.MonkeyPatch, _played_library: Any, _played_ptx: Callable[[int], Path]
 ) -> Any:
     """As played_ops, for the oldest GPUs that have tensor cores for half precision."""
-    return _played(tmp_path_factory, monkeypatch, _played_library, 75)
-
-
-def _played(
-    factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, ops: Any, architecture: int
-) -> Any:
-    with _first_of_all_processes(factory, "played") as folder:
-        source = cuda_on_host.all_sources(folder)
-        ptx = cuda_on_host.compile_ptx(source, folder, architecture)
-    monkeypatch.setenv("PLAYED_PTX", str(ptx))
-    return ops
+    monkeypatch.setenv("PLAYED_PTX", str(_played_ptx(75)))
+    return _played_library
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-// The memory of tensors as played kernels see it: where it ends, and who has touched it in a launch.
+// Memory as played kernels see it: where tensors end, and who has touched what.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -57,18 +57,54 @@ inline Tensors& tensors() {
 
 enum Touch { kReads, kWrites, kAdds };
 
-// Who has touched it, and when: the threads of a warp are ordered by the barriers of the warp, those of a block by its
-// barriers, blocks by nothing.
+// Who has touched memory, and when: the threads of a warp are ordered by the barriers of the warp, those of a block by
+// its barriers, blocks by nothing.
 struct Toucher {
   int32_t block = -1;
   uint16_t thread = 0;
-  uint16_t block_barriers = 0;  // beyond 2^16 counted from the start: a race might go unseen
+  uint16_t block_barriers = 0;  // modulo 2^16, to need less room
   uint32_t warp_barriers = 0;
 
   bool is_before(const Toucher& now) const {
     if (block < 0 || (block == now.block && thread == now.thread)) return true;
     if (block != now.block) return false;
-    return thread / 32 == now.thread / 32 ? warp_barriers != now.warp_barriers : block_barriers != now.block_barriers;
+    return is_beside(now) ? warp_barriers != now.warp_barriers : block_barriers != now.block_barriers;
+  }
+  bool is_beside(const Toucher& other) const { return thread / 32 == other.thread / 32; }
+};
+
+// What has touched a word. Additions may meet; what else touches it needs a barrier before and after them.
+class Touched {
+ public:
+  // Says what of another thread may happen at the same time, a "write" or a "read"; null: nothing.
+  const char* touch(Touch how, const Toucher& now) {
+    if (!(how == kAdds && added_) && !writer_.is_before(now)) return "write";
+    if (how == kReads) {
+      read_by(now);
+      return nullptr;
+    }
+    for (const Toucher& reader : readers_)
+      if (!reader.is_before(now)) return "read";
+    *this = {};
+    added_ = how == kAdds;
+    writer_ = now;
+    return nullptr;
+  }
+
+ private:
+  bool added_ = false;  // by the writer, and maybe by others
+  Toucher writer_;
+  Toucher readers_[4];  // the last, and before it the last of another thread, of another warp and of another block
+
+  void read_by(const Toucher& reader) {
+    const Toucher& last = readers_[0];
+    if (last.block != reader.block) {
+      readers_[3] = last;
+    } else {
+      if (last.thread != reader.thread) readers_[1] = last;
+      if (!last.is_beside(reader)) readers_[2] = last;
+    }
+    readers_[0] = reader;
   }
 };
 
@@ -77,33 +113,18 @@ class Touches {
  public:
   void launch() { ++launch_; }
 
-  // Whether nobody else can touch it at the same time.
-  bool alone(uint64_t address, size_t bytes, Touch how, const Toucher& now) {
+  // As Touched tells, of the first word of which there is something to tell.
+  const char* touch(uint64_t address, size_t bytes, Touch how, const Toucher& now) {
     const size_t of_word = std::min<size_t>(bytes, sizeof(uint32_t));
-    for (size_t at = 0; at < bytes; at += of_word) {
-      Word& word = word_of(address + at, of_word);
-      if (!(how == kAdds && word.added) && !word.writer.is_before(now)) return false;
-      if (how == kReads) {
-        if (word.reader.block != now.block) word.elsewhere = word.reader;
-        word.reader = now;
-        continue;
-      }
-      if (!word.reader.is_before(now) || !word.elsewhere.is_before(now)) return false;
-      word.added = how == kAdds;
-      word.writer = now;
-      word.reader = word.elsewhere = {};
-    }
-    return true;
+    for (size_t at = 0; at < bytes; at += of_word)
+      if (const char* other = word_of(address + at, of_word).touch(how, now)) return other;
+    return nullptr;
   }
 
  private:
-  struct Word {
-    bool added = false;                 // by the writer, and maybe by others
-    Toucher writer, reader, elsewhere;  // the last; of readers also one of another block
-  };
   struct Page {
     int64_t launch = 0;
-    std::vector<Word> words;
+    std::vector<Touched> words;
   };
   static constexpr uint64_t kPageBytes = 1 << 12;
   std::unordered_map<uint64_t, Page> pages_;  // by their numbers and the bytes of a word
@@ -111,7 +132,7 @@ class Touches {
   uint64_t key_ = 0;                          // its own
   int64_t launch_ = 1;
 
-  Word& word_of(uint64_t address, size_t of_word) {
+  Touched& word_of(uint64_t address, size_t of_word) {
     const uint64_t key = address / kPageBytes * 8 + of_word;
     if (!page_ || key != key_) {
       page_ = &pages_[key];

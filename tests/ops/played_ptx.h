@@ -79,24 +79,6 @@ struct Kernel {
   Counts counts;
 };
 
-struct SharedWord {
-  struct Reader {
-    int thread = -1;
-    int64_t at_block = 0, at_warp = 0;  // at which of the block's barriers, and of its warp's
-  };
-  int writer = -1;                        // a thread
-  bool added = false;                     // by the writer, and maybe by others
-  int64_t written = 0, written_warp = 0;  // at which barriers, as above
-  Reader readers[3];                      // the last, and before it the last of another thread and of another warp
-
-  void read_by(const Reader& reader) {
-    const Reader& last = readers[0];
-    if (last.thread != reader.thread) readers[1] = last;
-    if (last.thread / kLanes != reader.thread / kLanes) readers[2] = last;
-    readers[0] = reader;
-  }
-};
-
 // An instruction that a warp has issued.
 struct Issued {
   int at;
@@ -111,7 +93,7 @@ struct Trace {
 struct Block {
   int32_t number = 0;
   std::vector<uint8_t> shared;
-  std::vector<SharedWord> words;
+  std::vector<Touched> halves;  // of the words of shared memory
   int64_t barriers = 0;
 };
 
@@ -363,32 +345,27 @@ inline void count_global(Warp& warp, const Instruction& i, uint32_t mask, size_t
   }
 }
 
+inline Toucher toucher(const Warp& warp, int lane) {
+  const Block& block = *warp.block;
+  return {block.number, uint16_t(warp.thread(lane)), uint16_t(block.barriers), uint32_t(warp.barriers)};
+}
+
+[[noreturn]] inline void fail_at(const Warp& warp, const Instruction& i, const std::string& why) {
+  fail(warp.kernel->name + ": " + why + ": " + i.text);
+}
+
+inline void check_race(const Warp& warp, const Instruction& i, const char* other) {
+  if (other)
+    fail(warp.kernel->name + ": a race: " + i.text + " after another thread's " + other + " without a barrier");
+}
+
 inline void check_shared(Warp& warp, int lane, uint32_t address, size_t bytes, Touch how, const Instruction& i) {
   Block& block = *warp.block;
-  if (address + bytes > block.shared.size()) fail(warp.kernel->name + ": beyond shared memory: " + i.text);
-  if (address % bytes) fail(warp.kernel->name + ": not aligned: " + i.text);
-  const int me = warp.thread(lane);
-  const auto apart = [&](int other, int64_t at_block, int64_t at_warp) {
-    if (other < 0 || other == me) return true;
-    return other / kLanes == me / kLanes ? at_warp < warp.barriers : at_block < block.barriers;
-  };
+  if (address + bytes > block.shared.size()) fail_at(warp, i, "beyond shared memory");
+  if (address % bytes) fail_at(warp, i, "not aligned");
   // Halves of words are told apart, smaller parts are not.
-  for (size_t half = 0; half < std::max<size_t>(bytes / 2, 1); ++half) {
-    SharedWord& word = block.words[address / 2 + half];
-    const bool together = how == kAdds && word.added;
-    if (!together && !apart(word.writer, word.written, word.written_warp))
-      fail(warp.kernel->name + ": a race: " + i.text + " after another thread's write without a barrier");
-    if (how == kReads) {
-      word.read_by({me, block.barriers, warp.barriers});
-      continue;
-    }
-    for (const SharedWord::Reader& reader : word.readers)
-      if (!apart(reader.thread, reader.at_block, reader.at_warp))
-        fail(warp.kernel->name + ": a race: " + i.text + " after another thread's read without a barrier");
-    word = {};
-    word.added = how == kAdds;
-    word.writer = me, word.written = block.barriers, word.written_warp = warp.barriers;
-  }
+  for (size_t half = 0; half < std::max<size_t>(bytes / 2, 1); ++half)
+    check_race(warp, i, block.halves[address / 2 + half].touch(how, toucher(warp, lane)));
 }
 
 // As many as there are words of the bank that has the most.
@@ -416,13 +393,10 @@ inline void count_shared(Warp& warp, const Instruction& i, uint32_t mask, size_t
 }
 
 inline void check_global(Warp& warp, int lane, uint64_t address, size_t bytes, Touch how, const Instruction& i) {
-  const auto faulty = [&](const char* why) { fail(warp.kernel->name + ": " + why + ": " + i.text); };
-  if (address % bytes) faulty("not aligned");
-  if (!tensors().hold(address, bytes, how != kReads, i.last)) faulty("beyond the tensors that it may touch so");
-  const Block& block = *warp.block;
-  if (!touches().alone(address, bytes, how,
-                       {block.number, uint16_t(warp.thread(lane)), uint16_t(block.barriers), uint32_t(warp.barriers)}))
-    faulty("a race in global memory");
+  if (address % bytes) fail_at(warp, i, "not aligned");
+  if (!tensors().hold(address, bytes, how != kReads, i.last))
+    fail_at(warp, i, "beyond the tensors that it may touch so");
+  check_race(warp, i, touches().touch(address, bytes, how, toucher(warp, lane)));
 }
 
 template <Space kSpace>
@@ -465,7 +439,6 @@ void store(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 
-// Additions to a word may meet; what else touches it needs a barrier before and after them.
 inline void add_to_shared(Warp& warp, const Instruction& i, uint32_t mask) {
   count_shared(warp, i, mask, sizeof(uint32_t));
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -1050,7 +1023,7 @@ inline void run(Kernel& kernel, const Launch& launch, const uint8_t* parameters,
   for (unsigned y = 0; y < launch.blocks_y; ++y)
     for (unsigned x = 0; x < launch.blocks_x; ++x) {
       block.shared.assign(launch.shared_bytes, 0x7f);  // nobody may count on zeros
-      block.words.assign(launch.shared_bytes / 2 + 1, {});
+      block.halves.assign(launch.shared_bytes / 2 + 1, {});
       block.barriers = 0;
       block.number = int32_t(y * launch.blocks_x + x);
       if (traces) traces->emplace_back(warps.size());

@@ -599,11 +599,13 @@ def test_samples_are_the_same_bits_with_any_number_of_threads(make_rays, make_gr
 @pytest.mark.parametrize("cone_angle", [0.0, 1e-7])  # prepared side by side, and one by one
 def test_rays_may_have_more_samples_than_are_kept_at_once(lanes, make_rays, make_grid, cone_angle):
     """Memory for 2^15 samples is taken at a time, and for more where a ray needs it."""
-    torch.ops.nerftrain.use_lanes(lanes)
     rays, grid = make_rays(8, reach=1.5), make_grid(share=0.8)
     steps = March(3e-5, cone_angle, max_steps=200_000, max_samples=200_000)
-    samples = assert_same_samples(rays, random_jitter(rays), grid, steps)
-    torch.ops.nerftrain.use_lanes(0)
+    torch.ops.nerftrain.use_lanes(lanes)
+    try:
+        samples = assert_same_samples(rays, random_jitter(rays), grid, steps)
+    finally:
+        torch.ops.nerftrain.use_lanes(0)
     assert samples.offsets.diff().max() > 2**15
 
 

@@ -34,9 +34,9 @@ FAULTS = {
     "late write of what its thread has read, too": "a race: st.shared.u32",
     "a read beyond a tensor": "beyond the tensors that it may touch so: ld.global.f32",
     "a write to what is only read": "beyond the tensors that it may touch so: st.global.u32",
-    "a read of what a lane beside it writes": "a race in global memory: ld.global.f32",
-    "a write to the row of another block": "a race in global memory: st.global.f32",
-    "a read of a total that others still add to": "a race in global memory: ld.global.f32",
+    "a read of what a lane beside it writes": "a race: ld.global.f32",
+    "a write to the row of another block": "a race: st.global.f32",
+    "a read of a total that others still add to": "a race: ld.global.f32",
 }
 
 

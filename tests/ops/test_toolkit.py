@@ -152,7 +152,6 @@ def test_the_cpu_serves_where_torch_has_no_kernels_for_the_gpu_and_says_so(caplo
         UserError, match=r"device=cuda, but this torch .* \(sm_61\), it has sm_75, "
     ):
         _ = make_runtime("cuda").torch_device
-    assert compose(["runtime=auto"]).runtime.device == "auto"
     assert composition._by_device({"cpu": 1, "cuda": 2}, _root_=compose([])) == 1
 
 

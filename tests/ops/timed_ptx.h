@@ -72,7 +72,6 @@ inline Cost cost_of(const Instruction& i) {
       {"ld", {1, kLoads, 1, 0}},
       {"st", {1, kStores, 1, 0}},
       {"atom", {1, kStores, 1, kToL2}},
-      {"red.", {1, kStores, 1, 0}},
       {"vote", {1, kIntegers, 2, 12}},
       {"redux", {1, kSpecial, 8, 18}},
       {"mma", {1, kTensors, 6, 33}},
