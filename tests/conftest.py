@@ -100,14 +100,21 @@ def _first_of_all_processes(factory: pytest.TempPathFactory, name: str) -> Itera
 
 
 @pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder of real scenes; tests on them are skipped without it."""
+def real_scene() -> Callable[[str], Path]:
+    """Find the folder of a real scene, as blender/lego; a test is skipped where its own is not."""
     folder = os.environ.get("NERFTRAIN_TEST_DATA")
     if not folder:
         pytest.skip("real scenes: set NERFTRAIN_TEST_DATA to their folder")
     if not Path(folder).is_dir():
         pytest.fail(f"NERFTRAIN_TEST_DATA={folder} is not a folder")
-    return Path(folder).resolve()
+
+    def find(name: str) -> Path:
+        scene = Path(folder).resolve() / name
+        if not scene.is_dir():
+            pytest.skip(f"real scenes: {name} is not in {folder}")
+        return scene
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -555,8 +555,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(make_run: MakeRun, over
         make_run("run", override)
 
 
-def test_real_lego_is_learnt_in_a_few_hundred_steps(test_data: Path, tmp_path: Path) -> None:
-    root = test_data / "blender" / "lego"
+def test_real_lego_is_learnt_in_a_few_hundred_steps(
+    real_scene: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = real_scene("blender/lego")
     overrides = ["scene=lego", f"scene.root={root}", "scene.downscale=4", "logger=none"]
     overrides += ["trainer.steps=300", "trainer.max_seconds=null", "trainer.orbit_frames=0"]
     overrides += ["trainer.sample_budget=4096", f"run_dir={tmp_path / 'lego'}"]

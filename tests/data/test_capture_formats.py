@@ -181,16 +181,16 @@ def test_cameras_in_one_point_are_told_and_drawn(transforms_root):
     assert all(path.is_file() for path in found.pictures)
 
 
-def test_a_real_capture_has_no_fault(test_data, tmp_path):
+def test_a_real_capture_has_no_fault(real_scene, tmp_path):
     for kind in ("colmap", "transforms"):
-        found = inspect(test_data / "mip360" / "bonsai", tmp_path, scene_plan, kind)
+        found = inspect(real_scene("mip360/bonsai"), tmp_path, scene_plan, kind)
         assert (found.kind.kind, found.faults) == (kind, [])
         splits = [view.split for view in found.views]
         assert (splits.count("train"), splits.count("test")) == (255, 37)
 
 
-def test_faults_in_a_real_capture_are_found(test_data, tmp_path):
-    root = shutil.copytree(test_data / "mip360" / "bonsai", tmp_path / "bonsai")
+def test_faults_in_a_real_capture_are_found(real_scene, tmp_path):
+    root = shutil.copytree(real_scene("mip360/bonsai"), tmp_path / "bonsai")
     images = sorted((root / "images").iterdir())
     images[7].unlink()
     images[9].write_bytes(images[9].read_bytes()[:20_000])

@@ -239,20 +239,20 @@ def test_a_mistake_gets_one_line(arguments, text, capsys, tmp_path, monkeypatch)
 # Real scenes
 
 
-def test_real_scenes_have_no_fault(test_data, tmp_path):
-    found = inspect(test_data / "blender" / "lego", tmp_path, scene_plan)
+def test_real_scenes_have_no_fault(real_scene, tmp_path):
+    found = inspect(real_scene("blender/lego"), tmp_path, scene_plan)
     assert (found.kind.kind, found.faults, found.notes) == ("blender", [], [])
     assert len(found.views) == 125
 
 
-def test_a_real_moving_scene_has_no_fault(test_data, tmp_path):
-    found = inspect(test_data / "dnerf" / "bouncingballs", tmp_path, scene_plan)
+def test_a_real_moving_scene_has_no_fault(real_scene, tmp_path):
+    found = inspect(real_scene("dnerf/bouncingballs"), tmp_path, scene_plan)
     assert (found.kind.kind, found.faults) == ("dnerf", [])
     assert len({view.time for view in found.views}) > 100
 
 
-def test_faults_in_a_real_scene_are_found(test_data, tmp_path):
-    root = shutil.copytree(test_data / "blender" / "lego", tmp_path / "lego")
+def test_faults_in_a_real_scene_are_found(real_scene, tmp_path):
+    root = shutil.copytree(real_scene("blender/lego"), tmp_path / "lego")
     for index in (3, 50, 97):
         (root / "train" / f"r_{index}.png").unlink()
     path = root / "test" / "r_8.png"

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,10 +232,10 @@ def turn_and_convert(photos: Path) -> None:
         path.unlink()
 
 
-def test_real_photographs_are_placed_as_in_their_published_model(test_data: Path, tmp_path: Path):
-    bonsai = test_data / "mip360" / "bonsai"
-    if not bonsai.is_dir():
-        pytest.skip(f"mip360/bonsai is not in {test_data}")
+def test_real_photographs_are_placed_as_in_their_published_model(
+    real_scene: Callable[[str], Path], tmp_path: Path
+):
+    bonsai = real_scene("mip360/bonsai")
     views = read_model(bonsai / "sparse" / "0")[:8]
     (tmp_path / "images").mkdir()
     for view in views:

@@ -415,8 +415,9 @@ def test_times_of_a_moving_scene_are_warned_about(tiny_scene_root, caplog):
 # Real data
 
 
-def test_real_lego_loads(test_data):
-    scene = load_scene("lego", None, str(test_data), 1.0, False, 2.0, 6.0, 1.5)
+def test_real_lego_loads(real_scene):
+    root = real_scene("blender/lego").parents[1]
+    scene = load_scene("lego", None, str(root), 1.0, False, 2.0, 6.0, 1.5)
     assert (len(scene.splits["train"]), len(scene.splits["test"])) == (100, 25)
     assert scene.splits["test"].image(24).shape == (400, 400, 4)
     assert scene.splits["test"].names[1] == "r_8.png"
@@ -426,16 +427,16 @@ def test_real_lego_loads(test_data):
     )
 
 
-def test_real_lego_at_half_size_is_the_published_half_size(test_data, tmp_path):
+def test_real_lego_at_half_size_is_the_published_half_size(real_scene, tmp_path):
     # A few views are enough; the folder of links keeps the loader's whole way in the test.
-    source = test_data / "blender_800" / "lego"
+    source, root = real_scene("blender_800/lego"), real_scene("blender/lego").parents[1]
     for split, count in (("train", 3), ("test", 2)):
         content = json.loads((source / f"transforms_{split}.json").read_text())
         content["frames"] = content["frames"][:count]
         (tmp_path / f"transforms_{split}.json").write_text(json.dumps(content))
         (tmp_path / split).symlink_to(source / split)
     half = load(tmp_path, downscale=2.0)
-    full = load_scene("lego", None, str(test_data), 1.0, False, 2.0, 6.0, 1.5)
+    full = load_scene("lego", None, str(root), 1.0, False, 2.0, 6.0, 1.5)
     for split in ("train", "test"):
         ours, theirs = half.splits[split], full.splits[split]
         torch.testing.assert_close(ours.cameras.intrinsics[0], theirs.cameras.intrinsics[0])

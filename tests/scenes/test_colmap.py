@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -700,11 +701,9 @@ def test_without_pycolmap_the_remedy_is_its_pip_command(
 # --- A real capture ------------------------------------------------------------------------------
 
 
-def test_bonsai_at_half_size(test_data: Path):
-    root = test_data / "mip360" / "bonsai"
-    if not root.is_dir():
-        pytest.skip(f"mip360/bonsai is not in {test_data}")
-    scene = load(None, name="bonsai", data_root=str(test_data), downscale=2.0)
+def test_bonsai_at_half_size(real_scene: Callable[[str], Path]):
+    root = real_scene("mip360/bonsai")
+    scene = load(None, name="bonsai", data_root=str(root.parents[1]), downscale=2.0)
     train, test = scene.splits["train"], scene.splits["test"]
     assert (len(train), len(test)) == (255, 37)
     assert test.names[:2] == ("DSCF5565.JPG", "DSCF5573.JPG")

@@ -222,8 +222,9 @@ def test_useless_values(moving_root, values):
 
 
 @pytest.mark.parametrize(("name", "count"), [("bouncingballs", 150), ("jumpingjacks", 200)])
-def test_real_scenes_load(test_data, caplog, name, count):
-    scene = load(None, name=f"dnerf_{name}", data_root=str(test_data), downscale=4.0)
+def test_real_scenes_load(real_scene, caplog, name, count):
+    root = real_scene(f"dnerf/{name}").parents[1]
+    scene = load(None, name=f"dnerf_{name}", data_root=str(root), downscale=4.0)
     assert {key: len(split) for key, split in scene.splits.items()} == {
         "train": count,
         "test": 20,

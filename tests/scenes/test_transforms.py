@@ -605,8 +605,8 @@ def test_useless_values(root, values):
 # Real data
 
 
-def test_real_bonsai_loads(test_data):
-    scene = load(test_data / "mip360" / "bonsai", downscale=8.0)
+def test_real_bonsai_loads(real_scene):
+    scene = load(real_scene("mip360/bonsai"), downscale=8.0)
     train, test = scene.splits["train"], scene.splits["test"]
     assert (len(train), len(test)) == (255, 37)
     assert test.names[:2] == ("DSCF5565.JPG", "DSCF5573.JPG")
@@ -619,8 +619,8 @@ def test_real_bonsai_loads(test_data):
     assert train.cameras.poses[:, :, 3].norm(dim=1).max() == pytest.approx(1, abs=0.05)
 
 
-def test_real_bonsai_is_the_same_by_its_colmap_model(test_data):
-    folder = test_data / "mip360" / "bonsai"
+def test_real_bonsai_is_the_same_by_its_colmap_model(real_scene):
+    folder = real_scene("mip360/bonsai")
     ours = load(folder, downscale=8.0)
     theirs = colmap.load_scene(
         "bonsai", str(folder), None, "images", 8.0, False, 8, True, True, True, 0.05, 1000.0, "l2"
