@@ -1,9 +1,11 @@
 """The README's commands are the ones that are run, and what it names exists."""
 
 import re
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -36,3 +38,15 @@ def test_every_file_that_the_documents_link_to_exists() -> None:
 def test_every_preset_opens_with_a_line_that_says_what_it_is(preset: Path) -> None:
     first = preset.read_text().removeprefix("# @package _global_\n").splitlines()[0]
     assert re.fullmatch(r"# \S.{10,}", first)
+
+
+def test_what_is_installed_has_a_lowest_version_that_the_tested_one_keeps() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {r.name: next(iter(r.specifier)).version for r in map(Requirement, lines)}
+    needed = [Requirement(line) for line in requires("nerftrain") or []]
+    for requirement in needed:
+        extras = re.findall(r'extra == "(\w+)"', str(requirement.marker))
+        if requirement.name == "nerftrain" or set(extras) & {"test", "cuda", "lpips"}:
+            continue
+        assert {s.operator for s in requirement.specifier} & {">=", "=="}, requirement.name
+        assert requirement.specifier.contains(tested[requirement.name]), requirement.name
