@@ -41,8 +41,7 @@ def main() -> None:
 
     # Not before: on Windows a thread that reads stdin lets numpy's import wait for ever.
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
-    # Not in every version; without it RANSAC differs from run to run.
-    getattr(pycolmap, "set_random_seed", int)(_SEED)
+    pycolmap.set_random_seed(_SEED)  # without it RANSAC differs from run to run
     report(json.dumps(_STEPS[job["step"]](pycolmap, job, report)))
     os._exit(0)  # nothing is left to be done, and the thread that waits would be in the way
 
@@ -71,37 +70,33 @@ def _extract(pycolmap: ModuleType, job: Job, _: Report) -> None:
     model = job["camera_model"]
     if Path(job["database"]).exists():
         _change_cameras(pycolmap, job["database"], model)
-    function = pycolmap.extract_features
+    features = pycolmap.FeatureExtractionOptions()
+    features.max_image_size = _MAX_SIDE
     for batch in job["batches"]:
-        options: dict[str, Any] = {"camera_mode": pycolmap.CameraMode.SINGLE}
         reader = pycolmap.ImageReaderOptions()
         reader.camera_model = model
         if batch["camera_id"] is not None:
             reader.existing_camera_id = batch["camera_id"]
-        options["reader_options"] = reader
-        if _takes(function, "camera_model"):  # until 3.13, over what the reader's options say
-            options["camera_model"] = model
-        modern = _takes(function, "extraction_options")  # since 3.13
-        features = (
-            pycolmap.FeatureExtractionOptions() if modern else pycolmap.SiftExtractionOptions()
+        pycolmap.extract_features(
+            job["database"],
+            batch["folder"],
+            batch["names"],
+            camera_mode=pycolmap.CameraMode.SINGLE,
+            reader_options=reader,
+            extraction_options=features,
         )
-        features.max_image_size = _MAX_SIDE
-        options["extraction_options" if modern else "sift_options"] = features
-        function(job["database"], batch["folder"], batch["names"], **options)
 
 
 def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
     """Turn the cameras of an earlier run into another model: features and matches do not mind."""
-    try:
-        database = pycolmap.Database.open(path)
-    except TypeError:  # 3.12
-        database = pycolmap.Database(path)
-    make = getattr(pycolmap.Camera, "create_from_model_id", None) or pycolmap.Camera.create
+    database = pycolmap.Database.open(path)
     for old in database.read_all_cameras():
         if old.model.name != model:
             wanted = pycolmap.CameraModelId.__members__[model]
             focal = old.mean_focal_length()
-            new = make(old.camera_id, wanted, focal, old.width, old.height)
+            new = pycolmap.Camera.create_from_model_id(
+                old.camera_id, wanted, focal, old.width, old.height
+            )
             new.has_prior_focal_length = old.has_prior_focal_length
             database.update_camera(new)
     database.close()
@@ -109,20 +104,16 @@ def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
 
 def _match(pycolmap: ModuleType, job: Job, _: Report) -> None:
     """Match all pairs of images, or those of neighbours by name."""
-    every = job["pairs"] == "all"
-    function = pycolmap.match_exhaustive if every else pycolmap.match_sequential
-    kind = "Exhaustive" if every else "Sequential"
-    modern = _takes(function, "pairing_options")  # since 3.13
-    options = getattr(pycolmap, f"{kind}{'Pairing' if modern else 'Matching'}Options")()
-    name = "pairing_options" if modern else "matching_options"
-    if every:
+    if job["pairs"] == "all":
+        options = pycolmap.ExhaustivePairingOptions()
         options.block_size = _BLOCK
-        function(job["database"], **{name: options})
+        pycolmap.match_exhaustive(job["database"], pairing_options=options)
         return
+    options = pycolmap.SequentialPairingOptions()
     options.overlap = OVERLAP
     for quadratic in (False, True):  # the second alone would leave out most neighbours
         options.quadratic_overlap = quadratic
-        function(job["database"], **{name: options})
+        pycolmap.match_sequential(job["database"], pairing_options=options)
 
 
 def _map(pycolmap: ModuleType, job: Job, report: Report) -> list[dict[str, Any]]:
@@ -130,8 +121,7 @@ def _map(pycolmap: ModuleType, job: Job, report: Report) -> list[dict[str, Any]]
     options = pycolmap.IncrementalPipelineOptions()
     options.image_names = job["names"]
     options.ba_global_function_tolerance = _TOLERANCE
-    if hasattr(options, "random_seed"):  # since 3.13
-        options.random_seed = _SEED
+    options.random_seed = _SEED
     models = pycolmap.incremental_mapping(
         job["database"],
         job["folder"],
@@ -162,11 +152,6 @@ def _describe(model: Any) -> dict[str, Any]:
         "points": int(model.num_points3D()),
         "cameras": [camera for camera in cameras if camera["n"]],
     }
-
-
-def _takes(function: Any, argument: str) -> bool:
-    """Tell whether a function of pycolmap has an argument: its signature is in its text only."""
-    return f"{argument}:" in (function.__doc__ or "")
 
 
 _STEPS: dict[str, Callable[[ModuleType, Job, Report], Any]] = {

@@ -151,8 +151,7 @@ def _binary_cameras(path: Path, pycolmap: ModuleType) -> Iterator[int]:
 
 
 def _num_params(pycolmap: ModuleType, model: Any) -> int:
-    create = getattr(pycolmap.Camera, "create_from_model_id", None)  # since 4.0
-    return len((create or pycolmap.Camera.create)(1, model, 1.0, 2, 2).params)
+    return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
 
 
 def _binary_images(path: Path) -> Iterator[_Image]:
