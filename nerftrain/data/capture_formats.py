@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.split_folders import SPLITS
 from nerftrain.scenes.world import check_apart, holdout
 from nerftrain.types import Cameras
+
+_MASKS = "masks"  # the folder that COLMAP's users and nerfstudio's keep them in
 
 # What a file says of its place is checked however it is asked for.
 _PLACEMENT = Placement("auto", center=True, up=True, scale=True, near=0.0, far=math.inf)
@@ -91,6 +94,10 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
     read_upright = partial(read_header, heed_exif=True)
     pictures = faults.attempt_all(read_upright, files, lambda: None)
     compare(check_alpha, place, pictures, faults)
+    masks = colmap.find_masks(folder / _MASKS, [view.name for view in read])
+    for mask, picture in zip(masks, pictures, strict=True):
+        if mask is not None and picture is not None:
+            faults.attempt(check_mask, mask, picture)
     train, test = faults.attempt(holdout, [v.name for v in read], test_every) or ([], [])
     splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
     unmoved = torch.eye(4, dtype=torch.float64)
@@ -114,6 +121,11 @@ def _factors(folder: Path) -> list[float]:
     return [1.0, *factors] if (folder / "images").is_dir() or not factors else factors
 
 
+def _masks(folder: Path, views: Sequence[View]) -> str | None:
+    """Name the folder of masks where there is one, which training takes only when it is told."""
+    return _MASKS if any(colmap.find_masks(folder / _MASKS, [v.name for v in views])) else None
+
+
 def _is_colmap(folder: Path) -> bool:
     models = colmap.find_models(folder)
     # What nerfstudio's tools made is told by its transforms.json first.
@@ -130,6 +142,7 @@ CAPTURES = (
         gather=_gather_colmap,
         is_capture=True,
         factors=_factors,
+        masks=_masks,
     ),
     Format(
         kind="transforms",

@@ -105,6 +105,8 @@ class Format:
     is_capture: bool  # photographs, whose coordinates are free
     # folder -> by how much its images have been shrunk already, in its several sets of them
     factors: Callable[[Path], list[float]] = lambda _: [1.0]
+    # (folder, its frames) -> the folder in it that holds masks of them, for scene.masks
+    masks: Callable[[Path, Sequence[View]], str | None] = lambda *_: None
 
 
 # A transforms file for each split

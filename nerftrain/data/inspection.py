@@ -41,6 +41,7 @@ class Inspection:
     kind: Format
     others: list[str]  # kinds that it could be read as too
     downscale: float  # the least that its images have been shrunk by already
+    masks: str | None  # the folder in it that holds some, which training must be told
     views: list[View] = field(repr=False)
     faults: list[str]
     notes: list[str]  # what training would warn of
@@ -53,6 +54,8 @@ class Inspection:
             lines.append(f"  also     {', '.join(self.others)}: look at it by --kind")
         lines += _split_lines(self.views)
         lines += _camera_lines(self.views)
+        if self.masks is not None:
+            lines.append(f"  masks    in {self.masks}, which scene.masks={self.masks} takes")
         lines += [f"  warning  {note}" for note in self.notes]
         lines += [f"  wrote    {path}" for path in self.pictures]
         if self.faults:
@@ -63,6 +66,7 @@ class Inspection:
                 f"  no fault; train it: nerftrain scene={self.kind.kind} "
                 + as_override("scene.root", self.folder)
                 + (f" scene.downscale={self.downscale:g}" if self.downscale > 1 else "")
+                + (f" scene.masks={self.masks}" if self.masks is not None else "")
             )
         return lines
 
@@ -88,8 +92,9 @@ def inspect(folder: Path, out: Path, plan_of: PlanOf, kind: str | None = None) -
         faults = Faults(pool)
         views = chosen.gather(folder, faults, plan.values.get("test_every", 0))
         prints = _decode_all(views, faults)
+        masks = chosen.masks(folder, views)
         if not faults.lines:  # what has not been thought of here, training itself finds
-            faults.attempt(_load(plan, folder, views, factors).build)
+            faults.attempt(_load(plan, folder, views, factors, masks).build)
     extent = plan.values.get("extent", 1.0)  # captures are brought into +-1
     title = f"{folder.resolve().name}: {chosen.words}"
     return Inspection(
@@ -97,6 +102,7 @@ def inspect(folder: Path, out: Path, plan_of: PlanOf, kind: str | None = None) -
         kind=chosen,
         others=[other.kind for other in found[1:]],
         downscale=factors[0],
+        masks=masks,
         views=views,
         faults=list(faults.lines),
         notes=list(dict.fromkeys(notes)),
@@ -158,13 +164,20 @@ def _warnings():
         logger.propagate = propagates
 
 
-def _load(plan: Plan, folder: Path, views: Sequence[View], factors: Sequence[float]) -> Plan:
+def _load(
+    plan: Plan,
+    folder: Path,
+    views: Sequence[View],
+    factors: Sequence[float],
+    masks: str | None,
+) -> Plan:
     """Fit the preset to the folder, taking smaller images where memory may not hold the largest."""
     pictures = [view.picture for view in views if view.picture is not None]
     num_bytes = sum(4 * picture.width * picture.height for picture in pictures)
     needed = max(1.0, (num_bytes / _LOADED) ** 0.5) * factors[0]
     downscale = next((factor for factor in factors if factor >= needed), needed)
     changes = {"root": str(folder), "downscale": downscale}
+    changes |= {} if masks is None else {"masks": masks}
     return replace(plan, values={**plan.values, **changes})
 
 

@@ -305,12 +305,11 @@ def _files(folder: Path, views: list[View]) -> list[Path | None]:
 def _with_masks(photos: list[Photo], folder: Path, masks: str | None) -> list[Photo]:
     if masks is None:
         return photos
-    listing = Listing(folder / masks)
     names = [photo.view.name for photo in photos]
-    found = [listing.find(f"{name}.png") or listing.find(name) for name in names]
+    found = find_masks(folder / masks, names)
     if not any(found):
         raise UserError(
-            f"scene.masks={masks}: {listing.root} holds no mask of the images, such as "
+            f"scene.masks={masks}: {folder / masks} holds no mask of the images, such as "
             f"{Path(names[0]).stem}.png or {names[0]}.png: give the folder that does"
         )
     without = [name for name, mask in zip(names, found, strict=True) if mask is None]
@@ -322,6 +321,12 @@ def _with_masks(photos: list[Photo], folder: Path, masks: str | None) -> list[Ph
             without[0],
         )
     return [replace(photo, mask=mask) for photo, mask in zip(photos, found, strict=True)]
+
+
+def find_masks(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """Find the masks in a folder of images of these names: a.png or a.jpg.png for a.jpg."""
+    listing = Listing(folder)
+    return [listing.find(f"{name}.png") or listing.find(name) for name in names]
 
 
 def check_shape(view: View, picture: Picture, model: Path) -> None:

@@ -124,6 +124,41 @@ def test_a_capture_with_shrunk_images_only_is_read_as_it_must_be_trained(colmap_
     assert "scene.downscale=2" in found.lines()[-1]
 
 
+def write_masks(root: Path, *names: str, size: tuple[int, int] = (24, 24)) -> None:
+    """Write masks that hide the upper half."""
+    (root / "masks").mkdir(exist_ok=True)
+    pixels = np.zeros(size[::-1], np.uint8)
+    pixels[size[1] // 2 :] = 255
+    for name in names:
+        Image.fromarray(pixels).save(root / "masks" / name)
+
+
+def test_masks_that_training_must_be_told_of_are_found(colmap_root):
+    assert "scene.masks" not in "".join(look(colmap_root).lines())
+    write_masks(colmap_root, *(f"r_{i}.png" for i in range(6)))
+    found = look(colmap_root)
+    assert (found.masks, found.faults, found.notes) == ("masks", [], [])
+    assert "  masks    in masks, which scene.masks=masks takes" in found.lines()
+    assert found.lines()[-1].endswith(" scene.masks=masks")
+    (colmap_root / "masks" / "r_5.png").unlink()
+    assert "1 of 6 images have no mask, such as r_5.png" in "".join(look(colmap_root).notes)
+
+
+def test_every_mask_that_does_not_fit_is_a_fault(colmap_root):
+    write_masks(colmap_root, *(f"r_{i}.png.png" for i in range(4)))
+    write_masks(colmap_root, "r_4.png", "r_5.png.png", size=(24, 20))
+    faults = look(colmap_root).faults
+    assert len(faults) == 2
+    for name, fault in zip(("r_4.png", "r_5.png.png"), faults, strict=True):
+        assert f"masks/{name} is 24x20, but its photograph" in fault
+
+
+def test_a_folder_of_other_masks_is_left_alone(colmap_root):
+    write_masks(colmap_root, "elsewhere.png")
+    found = look(colmap_root)
+    assert (found.masks, found.faults) == (None, [])
+
+
 def test_a_damaged_model_is_told(colmap_root):
     (colmap_root / "sparse" / "0" / "images.txt").write_text("1 2 3\n")
     faults = look(colmap_root).faults
