@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -59,9 +60,9 @@ class Runtime:
         self.precision = precision
         self.cuda_graph = cuda_graph
 
-    @property
+    @cached_property
     def torch_device(self) -> torch.device:
-        """Name the device to compute on.
+        """Name the device to compute on; steps ask for it, and what there is stays the same.
 
         Raises UserError where CUDA is asked for and absent.
         """

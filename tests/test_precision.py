@@ -34,7 +34,7 @@ def test_a_gpu_rounds_as_it_is_told(monkeypatch, precision, expected, rounds):
     assert chosen == []  # a CPU's products are left as they are
     with runtime.autocast():
         assert not torch.is_autocast_enabled("cpu")
-    monkeypatch.setattr(Runtime, "torch_device", torch.device("cuda"))
+    monkeypatch.setattr(runtime, "torch_device", torch.device("cuda"))
     runtime.start(0)
     assert chosen == [expected]
     assert half == [precision == "float16"]
