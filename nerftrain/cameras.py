@@ -2,7 +2,8 @@
 
 A pose is camera to world with OpenGL axes: column 0 points right, 1 up, 2 backwards, 3 is the
 position. Pixel (x, y) counts from the top left corner; its centre lies at (x + 0.5, y + 0.5).
-Where the lens bends, a pixel's ray is the one that the lens brings there (lens.py).
+Where the lens bends, a pixel's ray is the one that the lens brings there (lens.py); what paths show
+is seen by pinholes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nerftrain.errors import UserError
-from nerftrain.lens import undistort
+from nerftrain.lens import as_pinholes, looking_at
 from nerftrain.ops import rays as ops
 from nerftrain.types import Cameras, Rays
 
@@ -33,14 +34,16 @@ def pixel_rays(
         near: distance at which every ray starts, world units.
         far: distance at which every ray ends.
     """
-    if cameras.distortion is None:
+    bends = cameras.distortion
+    if bends is None and cameras.projection == "perspective":
         numbers = cameras.poses, cameras.intrinsics
         origins, directions = ops.pixel_rays(*numbers, camera_indices, x, y)
     else:
         fx, fy, cx, cy = cameras.intrinsics.index_select(0, camera_indices).unbind(1)
         bent = (x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy  # [R] each
-        straight = undistort(*bent, cameras.distortion.index_select(0, camera_indices))
-        origins, directions = ops.through(cameras.poses.index_select(0, camera_indices), *straight)
+        bends = None if bends is None else bends.index_select(0, camera_indices)
+        seen = looking_at(*bent, bends, cameras.projection)
+        origins, directions = ops.through(cameras.poses.index_select(0, camera_indices), *seen)
     return Rays(
         origins=origins,
         directions=directions,
@@ -124,10 +127,8 @@ def still(cameras: Cameras, num_frames: int) -> Cameras:
         UserError: num_frames is below 1.
     """
     _check_num_frames(num_frames)
-    first = Cameras(
-        cameras.poses[:1], cameras.intrinsics[:1], cameras.widths[:1], cameras.heights[:1]
-    )
-    return _path(first, first.poses.repeat(num_frames, 1, 1), _all_times(cameras, num_frames))
+    times = _all_times(cameras, num_frames)
+    return _path(cameras[:1], cameras.poses[:1].repeat(num_frames, 1, 1), times)
 
 
 class _Surroundings:
@@ -250,18 +251,19 @@ def _check_num_frames(num_frames: int) -> None:
 
 
 def _path(cameras: Cameras, poses: Tensor, times: Tensor | None = None) -> Cameras:
-    """Give poses [F, 3, 4] a typical camera's intrinsics and size, without its distortion.
+    """Give poses [F, 3, 4] a typical camera's intrinsics and size, as a pinhole.
 
     They show the times [F], else all times once.
     """
     num_frames, like = len(poses), cameras.poses
     times = _all_times(cameras, num_frames) if times is None else times
     typical = _typical(cameras)
+    pinhole = as_pinholes(cameras[typical : typical + 1])
     return Cameras(
         poses=poses.to(like),
-        intrinsics=cameras.intrinsics[typical].repeat(num_frames, 1),
-        widths=cameras.widths[typical].repeat(num_frames),
-        heights=cameras.heights[typical].repeat(num_frames),
+        intrinsics=pinhole.intrinsics.repeat(num_frames, 1),
+        widths=pinhole.widths.repeat(num_frames),
+        heights=pinhole.heights.repeat(num_frames),
         times=None if times is None else times.to(like),
     )
 

@@ -170,7 +170,8 @@ def _at_least_three(text: str) -> int:
 _at_least_three.__name__ = "whole number"  # argparse names the type in its message
 
 # What colmap_model reads; not imported from there, for torch.
-_CAMERAS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_CAMERAS = (*_PINHOLES, "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE")
 
 _VERBS: dict[str, Callable[[Sequence[str], Parse, Complain], int]] = {
     "get": _get,

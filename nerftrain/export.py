@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nerftrain import mesh, report, texture, video
 from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, background_color, load_into, spaced, stop_time
+from nerftrain.lens import as_pinholes
 from nerftrain.mesh import DepthViews
 from nerftrain.rendering import see_surface
 from nerftrain.scenes import Scene
@@ -156,14 +157,7 @@ def _pixels_wanted(wishes: Wishes, views: int) -> int:
 def _chosen(scene: Scene, wishes: Wishes) -> Cameras:
     cameras = scene.splits["train"].cameras.to("cpu")
     cameras = stop_time(cameras, wishes.time, scene.name)
-    rows = torch.tensor(spaced(len(cameras), wishes.views))
-    chosen = Cameras(
-        cameras.poses[rows],
-        cameras.intrinsics[rows],
-        cameras.widths[rows],
-        cameras.heights[rows],
-        None if cameras.times is None else cameras.times[rows],
-    )
+    chosen = as_pinholes(cameras[torch.tensor(spaced(len(cameras), wishes.views))])
     return video.shrink(chosen, _pixels_wanted(wishes, len(chosen)))
 
 

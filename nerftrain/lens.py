@@ -1,47 +1,84 @@
-"""Lenses that bend: OpenCV's model of radial and tangential distortion, and its inverse.
+"""Lenses: what a pixel sees, for pinholes that bend, fisheyes and panoramas.
 
-Notation: (x, y) is where an ideal pinhole at distance 1 from its image plane sees a point, x right
-and y down; (x', y') is where the lens shows it, and pixels are fx x' + cx and fy y' + cy. With
-r^2 = x^2 + y^2 (docs.opencv.org, camera calibration; COLMAP's OPENCV model is the same):
+Notation: a lens without faults shows a point at (x, y), x right and y down, which its projection
+makes of where the point lies. With a the angle between that and where the camera looks, and (c, s)
+the way there in the image, of length 1:
 
-    x' = x (1 + k1 r^2 + k2 r^4) + 2 p1 x y + p2 (r^2 + 2 x^2)
-    y' = y (1 + k1 r^2 + k2 r^4) + 2 p2 x y + p1 (r^2 + 2 y^2)
+    perspective      (x, y) = tan(a) (c, s)
+    fisheye          (x, y) = a (c, s), which is equidistant
+    equirectangular  x the longitude from straight ahead, y the latitude, down, in radians
+
+(x', y') is where the lens shows it, and pixels are fx x' + cx and fy y' + cy. With r^2 = x^2 + y^2:
+
+    x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8) + 2 p1 x y + p2 (r^2 + 2 x^2)
+    y' = y (1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8) + 2 p2 x y + p1 (r^2 + 2 y^2)
+
+For a pinhole that is OpenCV's model as far as k3 (docs.opencv.org, camera calibration); for a
+fisheye it is OpenCV's fisheye model, which has no p1 and p2. COLMAP's models of these names are the
+same, and so is nerfstudio's reading of its files, with k4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.types import Cameras
+from nerftrain.types import Cameras, Projection
 
-# Of Newton's method; lenses that check_invertible lets pass need no more.
-ITERATIONS = 6
+COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4")  # in the order of Cameras.distortion
+# Of Newton's method; lenses that check_invertible lets pass need no more. A fisheye's points lie
+# farther out, where r is an angle of up to pi.
+ITERATIONS = {"perspective": 6, "fisheye": 12, "equirectangular": 0}
 # Pixels between where a ray was asked for and where its lens shows it.
 TOLERANCE = 0.02
 GRID = 33  # points per side at which a lens is checked
 SEGMENTS = 16  # between a point and the centre, to see that nothing folds on the way
+# Of an image's growth per angle at its centre, what a fisheye must have left: farther out it shows
+# nothing, or the polynomial no longer says what.
+LEAST_SLOPE = 0.1
+ANGLES = 1024  # at which that is looked for
+WIDEST = math.radians(80)  # off the axis, that a pinhole is made to see
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The lens of one camera."""
+
+    width: int  # of its images, pixels
+    height: int
+    intrinsics: tuple[float, float, float, float]  # fx fy cx cy (see Cameras)
+    distortion: tuple[float, ...] = (0.0,) * 6  # k1 k2 p1 p2 k3 k4
+    projection: Projection = "perspective"
 
 
 def distort(x: Tensor, y: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Bend ideal image points x [...], y [...] by coefficients [..., 4] k1 k2 p1 p2."""
+    """Bend ideal image points x [...], y [...] by coefficients [..., 4 or 6] k1 k2 p1 p2 k3 k4."""
     x, y, _ = _bend(x, y, coefficients.unbind(-1))
     return x, y
 
 
-def undistort(x: Tensor, y: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the ideal image points whose bent ones are x [...], y [...]; coefficients [..., 4].
+def undistort(
+    x: Tensor, y: Tensor, coefficients: Tensor, projection: Projection = "perspective"
+) -> tuple[Tensor, Tensor]:
+    """Find the ideal image points whose bent ones are x [...], y [...].
 
     A fixed number of Newton's steps, so nothing waits for the device. From the bent point they
     approach a purely radial root from one side.
+
+    Args:
+        x: [...].
+        y: [...].
+        coefficients: [..., 4 or 6] k1 k2 p1 p2 k3 k4.
+        projection: of the lens, which says how far out points may lie.
     """
     k = coefficients.unbind(-1)
     ideal_x, ideal_y = x, y
-    for _ in range(ITERATIONS):
+    for _ in range(ITERATIONS[projection]):
         bent_x, bent_y, (a, b, d) = _bend(ideal_x, ideal_y, k)
         error_x, error_y = bent_x - x, bent_y - y
         inverse = 1 / (a * d - b * b)
@@ -54,11 +91,15 @@ def _bend(
     x: Tensor, y: Tensor, coefficients: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Return x', y' and their derivatives (dx'/dx, dx'/dy = dy'/dx, dy'/dy)."""
-    k1, k2, p1, p2 = coefficients
+    k1, k2, p1, p2, *higher = coefficients
     xx, xy, yy = x * x, x * y, y * y
     rr = xx + yy
     radial = 1 + rr * (k1 + rr * k2)
     slope = 2 * k1 + 4 * k2 * rr  # d radial / dx is slope x
+    if higher:
+        k3, k4 = higher
+        radial = radial + rr**3 * (k3 + rr * k4)
+        slope = slope + rr * rr * (6 * k3 + 8 * k4 * rr)
     p1x, p1y, p2x, p2y = p1 * x, p1 * y, p2 * x, p2 * y
     bent_x = x * radial + 2 * p1 * xy + p2 * (rr + 2 * xx)
     bent_y = y * radial + 2 * p2 * xy + p1 * (rr + 2 * yy)
@@ -70,40 +111,147 @@ def _bend(
     return bent_x, bent_y, derivatives
 
 
+def looking_at(
+    x: Tensor, y: Tensor, coefficients: Tensor | None, projection: Projection
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Find what is seen at bent image points: how far right, down and ahead of the camera it lies.
+
+    Args:
+        x: [R], that is x' above.
+        y: [R].
+        coefficients: [R, 4 or 6] k1 k2 p1 p2 k3 k4; None: the lens has no faults.
+        projection: of the lens.
+
+    Returns:
+        Vectors of any length, of a pinhole with 1 ahead. Where a fisheye shows nothing they are of
+        some direction.
+    """
+    if coefficients is not None:
+        x, y = undistort(x, y, coefficients, projection)
+    if projection == "perspective":
+        return x, y, 1.0
+    if projection == "equirectangular":
+        return y.cos() * x.sin(), y.sin(), y.cos() * x.cos()
+    # Beyond the last point that the lens shows Newton's steps may have led anywhere.
+    x, y = (torch.nan_to_num(t, nan=0.0, posinf=0.0, neginf=0.0) for t in (x, y))
+    angles = torch.hypot(x, y)
+    share = torch.sinc(angles.clamp(max=math.pi) / math.pi)  # sin(a) / a
+    return x * share, y * share, angles.clamp(max=math.pi).cos()
+
+
+# What lenses show
+
+
+def together(lenses: Sequence[Lens], source: str) -> tuple[Tensor | None, Projection]:
+    """Gather the lenses of cameras.
+
+    Args:
+        lenses: of C cameras.
+        source: the file that they come from, for the message.
+
+    Returns:
+        The cameras' distortion, [C, 4 or 6] or None where there is none, and their projection.
+
+    Raises:
+        UserError: they are of several kinds.
+    """
+    kinds: list[Projection] = list(dict.fromkeys(lens.projection for lens in lenses))
+    if len(kinds) > 1:
+        raise UserError(
+            f"{source} has lenses of several kinds, {' and '.join(kinds)}, of which a scene has "
+            "one: train the images of each by themselves, or undistort them"
+        )
+    faults = torch.tensor([lens.distortion for lens in lenses])
+    if not bool(faults[:, 4:].any()):
+        faults = faults[:, :4].contiguous()
+    return faults if bool(faults.any()) else None, kinds[0]
+
+
+def have_rays(cameras: Cameras) -> Tensor | None:
+    """Tell which pixels of all cameras show anything, [P] bool; None: all do.
+
+    A fisheye's image may be a circle. Pixels lie camera by camera, row by row.
+    """
+    if cameras.projection != "fisheye":
+        return None
+    shown = [_shown(lens, *_pixel_centres(lens)) for lens in _lenses(cameras)]
+    flags = torch.cat(shown).to(cameras.poses.device)
+    return None if bool(flags.all()) else flags
+
+
+def _pixel_centres(lens: Tensor) -> tuple[Tensor, Tensor]:
+    width, height = (int(side) for side in lens[:2])
+    down, right = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return right.flatten() + 0.5, down.flatten() + 0.5
+
+
+def _shown(lens: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Tell which pixels u, v [M] a fisheye shows anything at."""
+    fx, fy, cx, cy = lens[2:6].tolist()
+    return torch.hypot((u - cx) / fx, (v - cy) / fy) <= _rim(lens[6:])
+
+
+def _rim(coefficients: Tensor) -> float:
+    """Find the distance r' from the centre up to which a fisheye shows anything."""
+    k1, k2, _, _, *higher = coefficients.tolist()
+    k3, k4 = higher or (0.0, 0.0)
+    angles = torch.linspace(0, math.pi, ANGLES + 1, dtype=torch.float64)
+    aa = angles * angles
+    slope = 1 + aa * (3 * k1 + aa * (5 * k2 + aa * (7 * k3 + aa * 9 * k4)))
+    flat = (slope < LEAST_SLOPE).nonzero()
+    last = float(angles[max(int(flat[0]) - 1, 0)]) if len(flat) else math.pi
+    square = last * last
+    return last * (1 + square * (k1 + square * (k2 + square * (k3 + square * k4))))
+
+
+def _lenses(cameras: Cameras) -> Tensor:
+    """Give width, height, fx, fy, cx, cy and the coefficients of each camera, [C, 10 or 12]."""
+    size = torch.stack([cameras.widths, cameras.heights], 1)
+    bends = cameras.distortion
+    bends = torch.zeros(len(cameras), 4) if bends is None else bends
+    return torch.cat([t.double().cpu() for t in (size, cameras.intrinsics, bends)], 1)
+
+
 def check_invertible(cameras: Cameras, source: str) -> None:
-    """Check that every pixel of every camera has its ray.
+    """Check that every pixel of every camera that shows anything has its ray.
 
     Args:
         cameras: any; those without distortion pass.
         source: the file that the lenses come from, for the message.
 
     Raises:
-        UserError: a lens folds within its image, or bends too much for the steps of `undistort`.
+        UserError: a lens folds within its image, bends too much for the steps of `undistort`, or is
+            a fisheye that shows nothing.
     """
     if cameras.distortion is None:
         return
-    size = torch.stack([cameras.widths, cameras.heights], 1)
-    lenses = torch.cat([size, cameras.intrinsics, cameras.distortion], 1).double().cpu()
     side = torch.linspace(0, 1, GRID, dtype=torch.float64)
     right, down = (t.flatten() for t in torch.meshgrid(side, side, indexing="xy"))
-    for lens in lenses.unique(dim=0):
+    for lens in _lenses(cameras).unique(dim=0):
         width, height, fx, fy, cx, cy = lens[:6].tolist()
         u, v = right * width, down * height
-        bad = ~_inverts((u - cx) / fx, (v - cy) / fy, lens[6:], TOLERANCE / max(fx, fy))
+        points = (u - cx) / fx, (v - cy) / fy
+        bad = ~_inverts(*points, lens[6:], TOLERANCE / max(fx, fy), cameras.projection)
+        if cameras.projection == "fisheye":
+            shown = _shown(lens, u, v)
+            bad = bad & shown if bool(shown.any()) else ~shown
         if bad.any():
             place = int(bad.nonzero()[0])
-            k1, k2, p1, p2 = (f"{value:.4g}" for value in lens[6:].tolist())
+            values = zip(COEFFICIENTS, lens[6:].tolist(), strict=False)
+            k = " ".join(f"{name}={value:.4g}" for name, value in values)
             raise UserError(
-                f"{source}: the distortion k1={k1} k2={k2} p1={p1} p2={p2} does not invert over "
+                f"{source}: the distortion {k} does not invert over "
                 f"the whole {width:.0f}x{height:.0f} image (not at pixel {u[place]:.0f}, "
                 f"{v[place]:.0f}): calibrate again with fewer coefficients, or undistort the "
                 "images, e.g. by colmap image_undistorter"
             )
 
 
-def _inverts(x: Tensor, y: Tensor, coefficients: Tensor, tolerance: float) -> Tensor:
+def _inverts(
+    x: Tensor, y: Tensor, coefficients: Tensor, tolerance: float, projection: Projection
+) -> Tensor:
     """Tell where `undistort` of bent points x, y [M] finds the one ideal point that is meant."""
-    ideal_x, ideal_y = undistort(x, y, coefficients)
+    ideal_x, ideal_y = undistort(x, y, coefficients, projection)
     bent_x, bent_y = distort(ideal_x, ideal_y, coefficients)
     near = torch.hypot(bent_x - x, bent_y - y) < tolerance  # false for NaN
     # Beyond a fold the image is seen again, mirrored: nothing may fold between there and here.
@@ -112,17 +260,48 @@ def _inverts(x: Tensor, y: Tensor, coefficients: Tensor, tolerance: float) -> Te
     return near & (a * d - b * b > 0).all(0) & (a + d > 0).all(0)
 
 
-def pinholes_around(cameras: Cameras) -> Cameras:
-    """Make cameras without distortion, of larger images, that see all that the given ones see."""
-    if cameras.distortion is None:
+# Pinholes in their place
+
+
+def as_pinholes(cameras: Cameras) -> Cameras:
+    """Make pinholes of the same images' sizes without faults, for what is not seen by the lens.
+
+    Where a lens is no pinhole they see no more than a right angle across the longer side.
+    """
+    if cameras.projection == "perspective":
+        return replace(cameras, distortion=None)
+    width, height = cameras.widths.to(cameras.intrinsics), cameras.heights.to(cameras.intrinsics)
+    focal = torch.maximum(cameras.intrinsics[:, 0], torch.maximum(width, height) / 2)
+    intrinsics = torch.stack([focal, focal, width / 2, height / 2], 1)
+    return replace(cameras, intrinsics=intrinsics, distortion=None, projection="perspective")
+
+
+def pinholes_around(cameras: Cameras) -> Cameras | None:
+    """Make cameras without distortion, of larger images, that see all that the given ones see.
+
+    Returns:
+        None where no pinhole does, as around a fisheye of more than `WIDEST`.
+    """
+    if cameras.projection == "perspective" and cameras.distortion is None:
         return cameras
+    if cameras.projection == "equirectangular":
+        return None
     side = torch.linspace(0, 1, 2 * GRID, device=cameras.poses.device)
     zero, one = torch.zeros_like(side), torch.ones_like(side)
     # The map is continuous and does not fold: the rim of the image goes to the rim of what is seen.
     right = torch.cat([side, side, zero, one]) * cameras.widths[:, None]
     down = torch.cat([zero, one, side, side]) * cameras.heights[:, None]
     fx, fy, cx, cy = cameras.intrinsics[:, :, None].unbind(1)  # [C, 1] each
-    x, y = undistort((right - cx) / fx, (down - cy) / fy, cameras.distortion[:, None, :])
+    bends = None if cameras.distortion is None else cameras.distortion[:, None, :]
+    x, y, ahead = looking_at((right - cx) / fx, (down - cy) / fy, bends, cameras.projection)
+    if isinstance(ahead, Tensor):
+        whole = all(
+            bool(_shown(lens, r.cpu(), d.cpu()).all())
+            for lens, r, d in zip(_lenses(cameras), right, down, strict=True)
+        )
+        if not whole or float(ahead.min()) < math.cos(WIDEST):
+            return None
+        x, y = x / ahead, y / ahead
     u, v = fx * x + cx, fy * y + cy  # [C, M]
     # A pixel more: between two points of the rim it may bulge.
     left, top = (1 - u.amin(1)).clamp(min=0).ceil(), (1 - v.amin(1)).clamp(min=0).ceil()
@@ -135,4 +314,5 @@ def pinholes_around(cameras: Cameras) -> Cameras:
         widths=widths,
         heights=heights,
         distortion=None,
+        projection="perspective",
     )

@@ -24,8 +24,11 @@ RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N
 DensityFn = Callable[[Tensor, Tensor | None], Tensor]
 # How all of space is folded into a bounded one; none: what lies outside the box does not exist.
 Contraction = Literal["none", "l2", "linf"]
+# What a lens makes of where a point lies (lens.py).
+Projection = Literal["perspective", "fisheye", "equirectangular"]
 
 T = TypeVar("T", bound="_Tensors")
+R = TypeVar("R", bound="_Rows")
 
 NUMBERS = ("origins", "directions", "near", "far", "times")  # of rays, in floating point
 ROW = "all fields have as many rows"
@@ -46,25 +49,36 @@ class _Tensors:
 
 
 @dataclass(frozen=True)
-class Cameras(_Tensors):
-    """Pinhole cameras with OpenGL axes: x right, y up, looking along -z.
+class _Rows(_Tensors):
+    """A dataclass whose tensor fields have a row for each of what it holds."""
 
-    Pixel centres lie at +0.5.
+    def __getitem__(self: R, rows: slice | Tensor) -> R:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[rows] for k, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Cameras(_Rows):
+    """Cameras with OpenGL axes: x right, y up, looking along -z.
+
+    Pixel centres lie at +0.5. All have lenses of one kind.
     """
 
     poses: Tensor  # [C, 3, 4] camera to world
-    intrinsics: Tensor  # [C, 4] fx fy cx cy, pixels
+    intrinsics: Tensor  # [C, 4] fx fy cx cy, pixels; per radian where the lens is no pinhole
     widths: Tensor  # [C] int64, pixels
     heights: Tensor  # [C] int64, pixels
     times: Tensor | None = None  # [C] in 0..1
-    distortion: Tensor | None = None  # [C, 4] k1 k2 p1 p2 of OpenCV's model; None: no lens bends
+    # [C, 4 or 6] k1 k2 p1 p2 k3 k4 of OpenCV's models (lens.py); None: no lens bends.
+    distortion: Tensor | None = None
+    projection: Projection = "perspective"
 
     def __len__(self) -> int:
         return self.poses.shape[0]
 
 
 @dataclass(frozen=True)
-class Rays(_Tensors):
+class Rays(_Rows):
     """What rendering needs to know of each ray."""
 
     origins: Tensor  # [R, 3]
@@ -86,10 +100,6 @@ class Rays(_Tensors):
 
     def __len__(self) -> int:
         return self.origins.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor) -> Rays:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
 
     def float(self) -> Rays:
         """Return the same rays in float32, as marches and the project's own fields take them."""

@@ -29,6 +29,7 @@ from nerftrain import checkpoint, report, video
 from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, as_found, background_color, depth_image, load_into, spaced
 from nerftrain.eyes import Eye, vertical_fov, write_path
+from nerftrain.lens import as_pinholes
 from nerftrain.rendering import see_surface
 from nerftrain.scenes import Scene, Split, composite_over
 from nerftrain.types import Cameras
@@ -354,7 +355,7 @@ class Page:
 
     def _show_cameras(self, run: Run) -> None:
         split = as_found(run).splits["train"]
-        cameras = split.cameras.to("cpu")
+        cameras = as_pinholes(split.cameras.to("cpu"))
         start = camera_paths.orbit(cameras, 1).poses[0]
         first = self._server.initial_camera
         first.position = start[:, 3].numpy()

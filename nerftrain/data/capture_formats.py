@@ -66,7 +66,7 @@ def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[Vi
 
     def camera(frame: Frame, picture: Picture) -> Cameras:
         size = picture.width, picture.height
-        made = transforms.make_cameras(content, [frame], [picture], [size], unmoved)
+        made = transforms.make_cameras(path, content, [frame], [picture], [size], unmoved)
         check_invertible(made, str(path))
         return made
 
@@ -100,7 +100,10 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
             faults.attempt(check_mask, mask, picture)
     train, test = faults.attempt(holdout, [v.name for v in read], test_every) or ([], [])
     splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-    unmoved = torch.eye(4, dtype=torch.float64)
+    unmoved, source = (
+        torch.eye(4, dtype=torch.float64),
+        str(model / f"cameras{model_suffix(model)}"),
+    )
     views = []
     for index, (view, picture) in enumerate(zip(read, pictures, strict=True)):
         camera, pose = None, view.pose
@@ -108,8 +111,8 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
             faults.attempt(colmap.check_shape, view, picture, model)
             photo = colmap.Photo(view, picture, (picture.width, picture.height))
             photo = colmap.turn_upright(photo)
-            pose, camera = photo.view.pose, colmap.make_cameras([photo], unmoved)
-            faults.attempt(check_invertible, camera, str(model / f"cameras{model_suffix(model)}"))
+            pose, camera = photo.view.pose, colmap.make_cameras([photo], unmoved, source)
+            faults.attempt(check_invertible, camera, source)
         views.append(View(splits.get(index, ""), view.name, pose, picture, camera))
     return views
 

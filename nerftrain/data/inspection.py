@@ -19,6 +19,7 @@ from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.errors import UserError
+from nerftrain.lens import COEFFICIENTS
 from nerftrain.paths import as_override
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.photos import photo_folder
@@ -276,9 +277,7 @@ def _camera_lines(views: Sequence[View]) -> list[str]:
     lenses = Counter(_lens(camera) for camera in cameras)
     lines = []
     for lens, count in lenses.most_common(4):
-        names = ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")
-        text = " ".join(f"{name} {value:g}" for name, value in zip(names, lens, strict=False))
-        lines.append(f"  lens     {text}{'' if len(lens) > 4 else ', no distortion'} ({count})")
+        lines.append(f"  lens     {lens} ({count})")
     if len(lenses) > 4:
         lines.append(f"           and {len(lenses) - 4} more lenses")
     if views:
@@ -293,12 +292,19 @@ def _camera_lines(views: Sequence[View]) -> list[str]:
     return lines
 
 
-def _lens(camera: Cameras) -> tuple[float, ...]:
-    """Return fx fy cx cy and, where the lens bends, k1 k2 p1 p2."""
-    straight = _rounded(camera.intrinsics[0])
+def _lens(camera: Cameras) -> str:
+    """Describe a camera's lens: fx fy cx cy and, where it bends, k1 k2 p1 p2 k3 k4."""
+    if camera.projection == "equirectangular":
+        return "equirectangular, a panorama"
+    text = _named(("fx", "fy", "cx", "cy"), _rounded(camera.intrinsics[0]))
+    text = f"fisheye, {text}" if camera.projection == "fisheye" else text
     if camera.distortion is None or not camera.distortion.any():
-        return straight
-    return *straight, *_rounded(camera.distortion[0], 5)
+        return f"{text}, no distortion"
+    return f"{text} {_named(COEFFICIENTS, _rounded(camera.distortion[0], 5))}"
+
+
+def _named(names: Sequence[str], values: Sequence[float]) -> str:
+    return " ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=False))
 
 
 def _rounded(values: torch.Tensor, digits: int = 2) -> tuple[float, ...]:

@@ -44,6 +44,13 @@ _ALL_PAIRS_UP_TO = 200  # photographs, 20 thousand pairs
 _LEAST = 3  # photographs that a model must have
 _CONVERTED = (".webp", *HEIF_SUFFIXES)  # what COLMAP cannot read
 _CONVERTED_AT_ONCE = 16  # copies of photographs
+# Kinds of lens that are described by fewer numbers.
+_SIMPLER = {
+    "OPENCV": "SIMPLE_RADIAL",
+    "RADIAL": "SIMPLE_RADIAL",
+    "OPENCV_FISHEYE": "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE": "SIMPLE_RADIAL_FISHEYE",
+}
 
 Say = Callable[[str], None]
 
@@ -311,9 +318,10 @@ def _check_trainable(capture: _Capture) -> None:
         check_shape(view, pictures[view.name], model)
         photos.append(Photo(view, pictures[view.name], (view.lens.width, view.lens.height)))
     normalization(torch.stack([view.pose for view in views]), center=True, up=True, scale=True)
-    cameras = make_cameras(photos, torch.eye(4, dtype=torch.float64))
+    source = f"the {capture.camera} lens that COLMAP has found"
+    cameras = make_cameras(photos, torch.eye(4, dtype=torch.float64), source)
     try:
-        check_invertible(cameras, f"the {capture.camera} lens that COLMAP has found")
+        check_invertible(cameras, source)
     except UserError as error:
-        simpler = "SIMPLE_RADIAL" if capture.camera in ("OPENCV", "RADIAL") else "SIMPLE_PINHOLE"
+        simpler = _SIMPLER.get(capture.camera, "SIMPLE_PINHOLE")
         raise UserError(f"{error}; or try --camera {simpler}, features are kept") from error

@@ -44,20 +44,24 @@ def draw_pixels_reference(
     return these, *locate(these, width, height)
 
 
-def through(poses: Tensor, right: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Find origins and unit directions [R, 3] of rays in their cameras' planes at distance one.
+def through(
+    poses: Tensor, right: Tensor, down: Tensor, ahead: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Find origins and unit directions [R, 3] of rays through points as their cameras see them.
 
     Args:
         poses: [R, 3, 4] camera to world, of each ray's camera.
-        right: [R] tangents.
+        right: [R].
         down: [R].
+        ahead: [R], or one for all: then right and down are tangents.
     """
     # One row of twelve numbers per ray; its columns are views.
     pose = poses.flatten(1).unbind(1)
-    # The length of (right, -down, -1) is that of the world direction too: rotations keep lengths.
-    scale = torch.rsqrt(right * right + down * down + 1.0)
+    # The length of (right, -down, -ahead) is that of the world direction: rotations keep lengths.
+    scale = torch.rsqrt(right * right + down * down + ahead * ahead)
     directions = torch.stack(
-        [pose[4 * i] * right - pose[4 * i + 1] * down - pose[4 * i + 2] for i in range(3)], dim=1
+        [pose[4 * i] * right - pose[4 * i + 1] * down - pose[4 * i + 2] * ahead for i in range(3)],
+        dim=1,
     )
     return torch.stack([pose[3], pose[7], pose[11]], dim=1), directions.mul_(scale[:, None])
 

@@ -151,11 +151,15 @@ class OccGrid(Sampler):
             min_weight,
         )
         # Masks are looked up where a pinhole sees a cell, which a bending lens shows elsewhere.
-        masks = masks if grid.carve and cameras.distortion is None else None
         seeing = pinholes_around(cameras)
-        visible = ops.visible_cells(
-            seeing, masks, self.aabb, grid.num_levels, grid.resolution, near
-        )
+        masks = masks if grid.carve and seeing is cameras else None
+        if seeing is None:  # lenses that see nearly all around
+            shape = grid.num_levels, *[grid.resolution] * 3
+            visible = torch.ones(shape, dtype=torch.bool, device=cameras.poses.device)
+        else:
+            visible = ops.visible_cells(
+                seeing, masks, self.aabb, grid.num_levels, grid.resolution, near
+            )
         self.register_buffer("visible", visible)
         self.register_buffer("occupancy", torch.where(visible, UNKNOWN, 0.0))
         if self.num_slices > 1:

@@ -1,35 +1,35 @@
 """What a transforms file with real photographs says of its lenses (instant-ngp, nerfstudio).
 
 Keys of a frame hold for that frame, those beside "frames" for all others. Lengths are pixels of an
-image of w x h; the centre of the top left pixel lies at 0.5.
+image of w x h; the centre of the top left pixel lies at 0.5. Of a panorama fl_x and fl_y are half
+the pixels around the horizon and all those from zenith to nadir, nerfstudio's convention.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from nerftrain.errors import UserError
+from nerftrain.lens import COEFFICIENTS, Lens
 from nerftrain.scenes.frames import is_number, short
 from nerftrain.scenes.images import Picture
+from nerftrain.types import Projection
 
-# COLMAP's names, as nerfstudio writes them, of models that k1 k2 p1 p2 and a focal length describe.
-CAMERA_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
-DISTORTION = ("k1", "k2", "p1", "p2")
+# COLMAP's names, as nerfstudio writes them, of models that k1 k2 p1 p2 k3 k4 describe (lens.py).
+CAMERA_MODELS: dict[str, Projection] = {
+    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), "perspective"),
+    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV"), "perspective"),
+    **dict.fromkeys(("SIMPLE_FISHEYE", "FISHEYE", "SIMPLE_RADIAL_FISHEYE"), "fisheye"),
+    **dict.fromkeys(("RADIAL_FISHEYE", "OPENCV_FISHEYE"), "fisheye"),
+    "EQUIRECTANGULAR": "equirectangular",
+}
+FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 LEAST_FOCAL = 0.01  # of the image's side: 179 degrees, which no pinhole shows
-# Further terms of OpenCV's models, and instant-ngp's marks of lenses that are no pinhole.
-UNSUPPORTED_TERMS = ("k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4")
-UNSUPPORTED_MARKS = ("is_fisheye", "ftheta_p0", "latlong", "equirectangular")
-
-
-@dataclass(frozen=True)
-class Lens:
-    """A pinhole camera with a bent lens, for images of its own size."""
-
-    intrinsics: tuple[float, float, float, float]  # fx fy cx cy, pixels
-    distortion: tuple[float, float, float, float]  # k1 k2 p1 p2 of OpenCV's model
+# Further terms of OpenCV's models, and instant-ngp's marks of lenses of other kinds.
+UNSUPPORTED_TERMS = ("k5", "k6", "s1", "s2", "s3", "s4")
+UNSUPPORTED_MARKS = ("ftheta_p0", "latlong", "equirectangular")
 
 
 def read_lens(
@@ -44,31 +44,48 @@ def read_lens(
         picture: the image's header.
 
     Raises:
-        UserError: a value is missing or absurd, contradicts the image, or is of no pinhole lens.
+        UserError: a value is missing or absurd, contradicts the image, or is of a lens of a kind
+            that is not supported.
     """
     both = {**shared, **own}
     size = picture.width, picture.height
-    _check_model(where, both)
+    projection = _projection(where, both)
     stated = _stated_size(where, both, size)
     across, down = _ratios(where, stated, picture)
-    focal = _focal(where, own, stated) or _focal(where, shared, _stated_size(where, shared, size))
+    # An angle of view tells the focal length of a pinhole.
+    keys = ("fl_x", "fl_y") if projection != "perspective" else FOCAL
+    own_focal, its_focal = ({k: v for k, v in d.items() if k in keys} for d in (own, shared))
+    focal = _focal(where, own_focal, stated) or _focal(
+        where, its_focal, _stated_size(where, shared, size)
+    )
+    if focal is None and projection == "equirectangular":
+        focal = stated[0] / 2, stated[1]
     if focal is None:
         raise UserError(
-            f"{where}: neither fl_x nor camera_angle_x is given: write the focal length in pixels "
-            "as fl_x (and fl_y), or the horizontal field of view in radians as camera_angle_x"
+            f"{where}: "
+            + (
+                "neither fl_x nor camera_angle_x is given: write the focal length in pixels as "
+                "fl_x (and fl_y), or the horizontal field of view in radians as camera_angle_x"
+                if projection == "perspective"
+                else "a fisheye without fl_x: write its pixels per radian as fl_x (and fl_y)"
+            )
         )
-    fx, fy = focal
+    fx, fy = (f / math.pi for f in focal) if projection == "equirectangular" else focal
     # The centre of images of another size says nothing of where this one's is.
     of_size = own if "w" in own or "h" in own else both
     cx = _number(where, of_size, "cx", stated[0] / 2)
     cy = _number(where, of_size, "cy", stated[1] / 2)
-    k1, k2, p1, p2 = (_number(where, both, key, 0.0) for key in DISTORTION)
-    return Lens((fx * across, fy * down, cx * across, cy * down), (k1, k2, p1, p2))
+    faults = tuple(_number(where, both, key, 0.0) for key in COEFFICIENTS)
+    if projection == "equirectangular" and any(faults):
+        raise UserError(
+            f"{where}: a panorama with {' '.join(COEFFICIENTS)}: leave them out, it has no lens"
+        )
+    return Lens(*size, (fx * across, fy * down, cx * across, cy * down), faults, projection)
 
 
-def _check_model(where: str, keys: Mapping[str, Any]) -> None:
+def _projection(where: str, keys: Mapping[str, Any]) -> Projection:
     model = keys.get("camera_model")
-    if model is not None and model not in CAMERA_MODELS:
+    if model is not None and (not isinstance(model, str) or model not in CAMERA_MODELS):
         raise UserError(
             f"{where}: camera_model {short(model)} is not supported; there are "
             f"{', '.join(CAMERA_MODELS)}: undistort the images to one of them"
@@ -76,9 +93,12 @@ def _check_model(where: str, keys: Mapping[str, Any]) -> None:
     for key in (*UNSUPPORTED_TERMS, *UNSUPPORTED_MARKS):
         if keys.get(key):
             raise UserError(
-                f"{where}: {key} = {short(keys[key])} is not supported (only k1 k2 p1 p2 are): "
-                "undistort the images first"
+                f"{where}: {key} = {short(keys[key])} is not supported (only "
+                f"{' '.join(COEFFICIENTS)} are): undistort the images first"
             )
+    if keys.get("is_fisheye"):  # instant-ngp's word
+        return "fisheye"
+    return "perspective" if model is None else CAMERA_MODELS[model]
 
 
 def _stated_size(where: str, keys: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float]:

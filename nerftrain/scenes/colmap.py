@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from nerftrain.errors import UserError
-from nerftrain.lens import check_invertible
+from nerftrain.lens import Lens, check_invertible, have_rays, together
 from nerftrain.scenes import Scene, Split
-from nerftrain.scenes.colmap_model import Lens, View, model_suffix, num_images, read_model
+from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.masks import read_valid
+from nerftrain.scenes.masks import agreed, read_valid
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
 from nerftrain.types import Cameras, Contraction
@@ -251,12 +251,13 @@ def turn_upright(photo: Photo) -> Photo:
     view, size = photo.view, photo.size
     for _ in range(photo.picture.turns):
         fx, fy, cx, cy = view.lens.intrinsics
-        k1, k2, p1, p2 = view.lens.distortion
+        k1, k2, p1, p2, *higher = view.lens.distortion
         lens = Lens(
             width=view.lens.height,
             height=view.lens.width,
             intrinsics=(fy, fx, view.lens.height - cy, cx),
-            distortion=(k1, k2, p2, -p1),
+            distortion=(k1, k2, p2, -p1, *higher),
+            projection=view.lens.projection,
         )
         right, up, backward, position = view.pose.unbind(1)
         view = replace(view, pose=torch.stack([up, -right, backward, position], 1), lens=lens)
@@ -356,27 +357,33 @@ def _split(
     model: Path,
     pool: ThreadPoolExecutor,
 ) -> Split:
-    cameras = make_cameras(photos, world)
-    check_invertible(cameras, str(model / f"cameras{model_suffix(model)}"))
+    source = str(model / f"cameras{model_suffix(model)}")
+    cameras = make_cameras(photos, world, source)
+    check_invertible(cameras, source)
     pictures, sizes = [p.picture for p in photos], [p.size for p in photos]
     pixels = read_photos(pictures, sizes, pool)
     valid = read_valid([photo.mask for photo in photos], pictures, sizes, pool)
-    return Split(key, cameras, pixels, tuple(names), valid)
+    return Split(key, cameras, pixels, tuple(names), agreed(valid, have_rays(cameras)))
 
 
-def make_cameras(photos: Sequence[Photo], world: torch.Tensor) -> Cameras:
-    """Make the cameras of photos, in the coordinates that world [4, 4] leads to."""
+def make_cameras(photos: Sequence[Photo], world: torch.Tensor, source: str) -> Cameras:
+    """Make the cameras of photos, in the coordinates that world [4, 4] leads to.
+
+    Raises:
+        UserError: the source, a file, has lenses of several kinds.
+    """
     sizes = torch.tensor([photo.size for photo in photos])
     originals = torch.tensor([(p.view.lens.width, p.view.lens.height) for p in photos])
     # Whole pixels: the two axes need not have shrunk by the same ratio.
     ratios = (sizes.double() / originals).repeat(1, 2)  # [C, 4] x y x y, as fx fy cx cy
     intrinsics = torch.tensor([p.view.lens.intrinsics for p in photos], dtype=torch.float64)
-    distortion = torch.tensor([photo.view.lens.distortion for photo in photos])
+    distortion, projection = together([photo.view.lens for photo in photos], source)
     poses = torch.stack([photo.view.pose for photo in photos])
     return Cameras(
         poses=move(poses, world).float(),
         intrinsics=(intrinsics * ratios).float(),
         widths=sizes[:, 0].contiguous(),
         heights=sizes[:, 1].contiguous(),
-        distortion=distortion if bool(distortion.any()) else None,
+        distortion=distortion,
+        projection=projection,
     )

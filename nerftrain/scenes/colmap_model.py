@@ -7,6 +7,7 @@ and which are nearly all of a model's bytes. (COLMAP documentation, "Output Form
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -21,23 +22,28 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.lens import COEFFICIENTS, Lens
+from nerftrain.types import Projection
 
-SUPPORTED = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+# What the parameters after focal lengths and centre are, of the models that lens.py can undo.
+SUPPORTED: dict[str, tuple[Projection, tuple[str, ...]]] = {
+    "SIMPLE_PINHOLE": ("perspective", ()),
+    "PINHOLE": ("perspective", ()),
+    "SIMPLE_RADIAL": ("perspective", ("k1",)),
+    "RADIAL": ("perspective", ("k1", "k2")),
+    "OPENCV": ("perspective", ("k1", "k2", "p1", "p2")),
+    "SIMPLE_FISHEYE": ("fisheye", ()),
+    "FISHEYE": ("fisheye", ()),
+    "SIMPLE_RADIAL_FISHEYE": ("fisheye", ("k1",)),
+    "RADIAL_FISHEYE": ("fisheye", ("k1", "k2")),
+    "OPENCV_FISHEYE": ("fisheye", ("k1", "k2", "k3", "k4")),
+    "EQUIRECTANGULAR": ("equirectangular", ()),
+}
 _CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the parameters
 _IMAGE = struct.Struct("<I7dI")  # id, quaternion, translation, camera; then name and points
 _COUNT = struct.Struct("<Q")
 _POINT_2D = 24  # bytes: x, y, id of the 3D point
 _RESTORE = "restore the file, or export the model again (colmap model_converter)"
-
-
-@dataclass(frozen=True)
-class Lens:
-    """What one camera of the model is like."""
-
-    width: int
-    height: int
-    intrinsics: tuple[float, float, float, float]  # fx fy cx cy, pixels
-    distortion: tuple[float, float, float, float]  # k1 k2 p1 p2
 
 
 @dataclass(frozen=True)
@@ -274,9 +280,13 @@ def _write_without_points(folder: Path, cameras: Path, images: list[_Image], bin
 
 
 def _lens(camera: Any, source: Path) -> Lens:
-    model = camera.model.name
+    model, (width, height) = camera.model.name, (camera.width, camera.height)
     if model not in SUPPORTED:
         raise _unsupported(source, camera.camera_id, model)
+    projection, names = SUPPORTED[model]
+    if projection == "equirectangular":  # of which COLMAP knows the size alone
+        around = (width / (2 * math.pi), height / math.pi, width / 2, height / 2)
+        return Lens(width, height, around, projection=projection)
     bending = [float(value) for value in camera.params[camera.extra_params_idxs()]]
     intrinsics = (
         float(camera.focal_length_x),
@@ -290,8 +300,9 @@ def _lens(camera: Any, source: Path) -> Lens:
             f"{source}: camera {camera.camera_id} ({model}) has the parameters "
             f"{camera.params_to_string()}; focal lengths must be positive, all numbers finite"
         )
-    k1, k2, p1, p2 = [*bending, 0.0, 0.0, 0.0, 0.0][:4]
-    return Lens(camera.width, camera.height, intrinsics, (k1, k2, p1, p2))
+    faults = dict(zip(names, bending, strict=True))
+    distortion = tuple(faults.get(name, 0.0) for name in COEFFICIENTS)
+    return Lens(width, height, intrinsics, distortion, projection)
 
 
 def _pose(image: Any, source: Path, entry: _Image) -> Tensor:

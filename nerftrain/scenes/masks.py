@@ -42,6 +42,13 @@ def read_valid(
     return torch.cat(list(pool.map(_read, masks, pictures, sizes)))
 
 
+def agreed(valid: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Tell which pixels count for one and the other, [P] bool; None: all of them."""
+    if valid is None or other is None:
+        return other if valid is None else valid
+    return valid & other
+
+
 def _read(mask: Path | None, picture: Picture, size: tuple[int, int]) -> Tensor:
     width, height = size
     if mask is None:

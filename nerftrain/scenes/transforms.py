@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.lens import check_invertible
+from nerftrain.lens import check_invertible, have_rays, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.calibration import read_lens
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.masks import read_valid
+from nerftrain.scenes.masks import agreed, read_valid
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
@@ -141,7 +141,7 @@ def _load(
         _check_proportions(originals, pictures)
         further = 1.0 if copies else downscale
         sizes = [shrunk_size(picture, further) for picture in pictures]
-        cameras = make_cameras(content, frames, originals, sizes, place.world)
+        cameras = make_cameras(path, content, frames, originals, sizes, place.world)
         check_invertible(cameras, str(path))
         masks = [find_mask(path.parent, frame) for frame in frames]
         names = names_apart([picture.path for picture in pictures])
@@ -175,19 +175,14 @@ def _read_split(
 ) -> Split:
     chosen = torch.tensor(indices)
     its, its_sizes = [pictures[i] for i in indices], [sizes[i] for i in indices]
+    members = cameras[chosen]
+    valid = read_valid([masks[i] for i in indices], its, its_sizes, pool)
     return Split(
         name=name,
-        cameras=Cameras(
-            poses=cameras.poses[chosen],
-            intrinsics=cameras.intrinsics[chosen],
-            widths=cameras.widths[chosen],
-            heights=cameras.heights[chosen],
-            times=None if cameras.times is None else cameras.times[chosen],
-            distortion=None if cameras.distortion is None else cameras.distortion[chosen],
-        ),
+        cameras=members,
         pixels=read_photos(its, its_sizes, pool),
         names=tuple(names[i] for i in indices),
-        valid=read_valid([masks[i] for i in indices], its, its_sizes, pool),
+        valid=agreed(valid, have_rays(members)),
     )
 
 
@@ -208,6 +203,7 @@ def find_mask(root: Path, frame: Frame) -> Path | None:
 
 
 def make_cameras(
+    path: Path,
     content: Mapping[str, Any],
     frames: Sequence[Frame],
     originals: Sequence[Picture],
@@ -217,11 +213,15 @@ def make_cameras(
     """Make the cameras of all frames, in the scene's coordinates.
 
     Args:
+        path: of the file.
         content: of the file.
         frames: its frames.
         originals: their images as the file knows them.
         sizes: width and height of the images that are trained on.
         world: from the file's coordinates to the scene's.
+
+    Raises:
+        UserError: a lens is missing or absurd, or they are of several kinds.
     """
     shared = {key: value for key, value in content.items() if key != "frames"}
     _warn_of_shared_angle(shared, frames, originals)
@@ -234,7 +234,7 @@ def make_cameras(
     # Whole pixels: the two axes need not have shrunk by the same ratio.
     ratios = (shrunk.double() / original).repeat(1, 2)  # [C, 4] x y x y, as fx fy cx cy
     intrinsics = torch.tensor([lens.intrinsics for lens in lenses], dtype=torch.float64) * ratios
-    distortion = torch.tensor([lens.distortion for lens in lenses])
+    distortion, projection = together(lenses, str(path))
     times = [frame.time for frame in frames if frame.time is not None]
     return Cameras(
         poses=move(torch.stack([frame.pose for frame in frames]), world).float(),
@@ -242,7 +242,8 @@ def make_cameras(
         widths=shrunk[:, 0],
         heights=shrunk[:, 1],
         times=torch.tensor(times) if len(times) == len(frames) else None,
-        distortion=distortion if distortion.any() else None,
+        distortion=distortion,
+        projection=projection,
     )
 
 

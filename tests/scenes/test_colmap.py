@@ -34,7 +34,12 @@ PARAMETERS = {
     "RADIAL": [40.0, 23.0, 19.0, -0.1, 0.05],
     "OPENCV": [40.0, 41.0, 23.0, 19.0, -0.1, 0.05, 0.004, -0.003],
     "FULL_OPENCV": [40.0, 41.0, 23.0, 19.0, -0.1, 0.05, 0.004, -0.003, 0, 0, 0, 0],
-    "OPENCV_FISHEYE": [40.0, 41.0, 23.0, 19.0, 0.1, 0, 0, 0],
+    "SIMPLE_FISHEYE": [30.0, 23.0, 19.0],
+    "FISHEYE": [30.0, 31.0, 23.0, 19.0],
+    "SIMPLE_RADIAL_FISHEYE": [30.0, 23.0, 19.0, -0.05],
+    "RADIAL_FISHEYE": [30.0, 23.0, 19.0, -0.05, 0.02],
+    "OPENCV_FISHEYE": [30.0, 31.0, 23.0, 19.0, 0.1, -0.03, 0.02, -0.004],
+    "THIN_PRISM_FISHEYE": [40.0, 41.0, 23.0, 19.0, 0.1, 0, 0, 0, 0, 0, 0.01, 0],
 }
 
 
@@ -59,7 +64,8 @@ def capture(
     reconstruction = pycolmap.Reconstruction()
     sizes = [(WIDTH, HEIGHT), (HEIGHT, WIDTH)][: 2 if portraits else 1]
     for number, (width, height) in enumerate(sizes, start=1):
-        camera = pycolmap.Camera(model=model, width=width, height=height, params=PARAMETERS[model])
+        params = [width, height] if model == "EQUIRECTANGULAR" else PARAMETERS[model]
+        camera = pycolmap.Camera(model=model, width=width, height=height, params=params)
         camera.camera_id = number
         reconstruction.add_camera_with_trivial_rig(camera)
     target = torch.tensor([1.0, 2, 3]).double()
@@ -139,10 +145,13 @@ def test_the_ray_of_the_pixel_where_colmap_sees_a_point_passes_through_it(
     generator = np.random.default_rng(1)
     num_seen = 0
     for split in scene.splits.values():
-        assert (split.cameras.distortion is None) == ("PINHOLE" in model)
+        bends = any(word in model for word in ("RADIAL", "OPENCV"))
+        assert (split.cameras.distortion is not None) == bends
         for i, name in enumerate(split.names):
             point = np.array([1.0, 2, 3]) + generator.uniform(-0.8, 0.8, 3)
-            u, v = images[name].project_point(point) / downscale
+            camera = images[name].camera
+            seen = images[name].cam_from_world() * point
+            u, v = camera.img_from_cam(seen) / downscale
             x, y = torch.tensor([[u - 0.5], [v - 0.5]]).float()
             rays = pixel_rays(split.cameras, torch.tensor([i]), x, y, 0.1, 10.0)
             there = scene.world[:3, :3] @ torch.from_numpy(point) + scene.world[:3, 3]
@@ -208,7 +217,7 @@ def turned_on_its_side(root: Path, model: str, turns: int, suffix: str) -> None:
         for _ in range(turns):  # counter-clockwise: u' = v, v' = width - u
             fx, fy, cx, cy = fy, fx, cy, corner[0] - cx
             corner = corner[::-1]
-            if len(bent) == 4:  # OPENCV: x' = y, y' = -x
+            if model == "OPENCV":  # x' = y, y' = -x
                 bent = [bent[0], bent[1], -bent[3], bent[2]]
         camera.width, camera.height = map(int, corner)
         camera.params = np.array([fx, fy, cx, cy, *bent])
@@ -218,7 +227,7 @@ def turned_on_its_side(root: Path, model: str, turns: int, suffix: str) -> None:
     reconstruction.write_binary(str(folder))
 
 
-@pytest.mark.parametrize("model", ["PINHOLE", "OPENCV"])
+@pytest.mark.parametrize("model", ["PINHOLE", "OPENCV", "OPENCV_FISHEYE"])
 @pytest.mark.parametrize(("orientation", "turns"), ROTATIONS.items())
 @pytest.mark.parametrize(("downscale", "suffix"), [(1.0, ".png"), (1.5, ".png"), (1.0, ".tif")])
 def test_photographs_stored_on_their_side_make_the_scene_of_upright_ones(
@@ -483,7 +492,7 @@ def test_alpha_is_kept_where_all_images_have_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("model", ["FULL_OPENCV", "OPENCV_FISHEYE"])
+@pytest.mark.parametrize("model", ["FULL_OPENCV", "THIN_PRISM_FISHEYE"])
 def test_an_unsupported_camera_is_named_with_the_supported_ones(
     tmp_path: Path, model: str, binary: bool
 ):

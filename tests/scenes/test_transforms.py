@@ -279,6 +279,57 @@ def test_distortion_is_kept_per_frame(root):
     torch.testing.assert_close(distortion[1], torch.tensor([0.03, -0.01, 0.001, -0.002]))
 
 
+def test_metashapes_k3_and_k4_bend_too(root):
+    set_keys(root, camera_model="OPENCV", k1=0.02, k3=0.003, k4=-0.0004)
+    cameras = load(root).splits["train"].cameras
+    assert cameras.projection == "perspective"
+    expected = torch.tensor([0.02, 0, 0, 0, 0.003, -0.0004]).expand(7, 6)
+    torch.testing.assert_close(cameras.distortion, expected)
+
+
+@pytest.mark.parametrize("mark", [{"is_fisheye": True}, {"camera_model": "OPENCV_FISHEYE"}])
+def test_a_fisheye_by_instant_ngps_word_and_by_nerfstudios(root, mark):
+    set_keys(root, **mark, k1=0.02, k2=0.001, k3=0.0, k4=0.0003, camera_angle_x=0.8)
+    split = load(root).splits["train"]
+    cameras = split.cameras
+    assert cameras.projection == "fisheye"
+    assert cameras.intrinsics[0].tolist() == pytest.approx([FOCAL, FOCAL, SIZE / 2, SIZE / 2])
+    expected = torch.tensor([0.02, 0.001, 0, 0, 0, 0.0003]).expand(7, 6)
+    torch.testing.assert_close(cameras.distortion, expected)
+    assert split.valid is None
+
+
+def test_what_lies_beyond_a_fisheyes_circle_does_not_count(root):
+    """Nor does what a mask takes out besides."""
+    set_keys(root, is_fisheye=True, fl_x=3.0, fl_y=3.0)
+    split = load(root).splits["train"]
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    circle = torch.hypot(x - SIZE / 2, y - SIZE / 2) / 3 <= math.pi
+    assert 0.4 < float(circle.float().mean()) < 0.6
+    assert torch.equal(split.valid_of(4), circle)
+
+    mask = torch.full((SIZE, SIZE), 255, dtype=torch.uint8)
+    mask[:, : SIZE // 2] = 0
+    Image.fromarray(mask.numpy()).save(root / "mask.png")
+    set_frame(root, 2, mask_path="mask.png")
+    split = load(root).splits["train"]
+    index = split.names.index("r_2.jpg")
+    assert torch.equal(split.valid_of(index), circle & (mask > 0))
+    assert torch.equal(split.valid_of(index + 1), circle)
+
+
+def test_a_panorama_needs_no_focal_length(root):
+    set_keys(root, "fl_x", "fl_y", camera_model="EQUIRECTANGULAR")
+    cameras = load(root, downscale=2.0).splits["train"].cameras
+    assert cameras.projection == "equirectangular"
+    half = SIZE / 2
+    expected = [half / (2 * math.pi), half / math.pi, half / 2, half / 2]
+    assert cameras.intrinsics[3].tolist() == pytest.approx(expected)
+    # nerfstudio's convention, where it is written out.
+    set_keys(root, fl_x=SIZE / 2, fl_y=SIZE)
+    assert lens_of(load(root, downscale=2.0), "r_3.jpg") == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("model", ["OPENCV", "PINHOLE", "SIMPLE_RADIAL"])
 def test_models_of_pinhole_lenses_are_accepted(root, model):
     set_keys(root, camera_model=model)
@@ -531,6 +582,11 @@ def test_images_with_and_without_alpha(root):
     assert "with alpha (r_3.png)" in text
 
 
+def test_lenses_of_several_kinds(root):
+    set_frame(root, 3, is_fisheye=True)
+    assert "transforms.json has lenses of several kinds, perspective and fisheye" in refused(root)
+
+
 def test_distortion_that_does_not_invert(root):
     set_frame(root, 3, k1=-5.0)
     text = refused(root)
@@ -542,11 +598,15 @@ def test_distortion_that_does_not_invert(root):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"camera_model": "OPENCV_FISHEYE"}, "camera_model 'OPENCV_FISHEYE' is not supported"),
+        ({"camera_model": "VR180_L"}, "camera_model 'VR180_L' is not supported"),
         ({"camera_model": 3}, "camera_model 3 is not supported"),
-        ({"k3": 0.01}, "k3 = 0.01 is not supported"),
-        ({"k4": -0.01}, "k4 = -0.01 is not supported"),
-        ({"is_fisheye": True}, "is_fisheye = True is not supported"),
+        ({"camera_model": ["OPENCV"]}, "camera_model ['OPENCV'] is not supported"),
+        ({"k5": 0.01}, "k5 = 0.01 is not supported"),
+        ({"s1": -0.01}, "s1 = -0.01 is not supported"),
+        ({"latlong": True}, "latlong = True is not supported"),
+        ({"k4": "0.1"}, "k4 = '0.1': give a finite number"),
+        ({"is_fisheye": True, "fl_x": None, "fl_y": None, "camera_angle_x": 2.0}, "a fisheye"),
+        ({"camera_model": "EQUIRECTANGULAR", "k1": 0.1}, "a panorama with k1 k2"),
         ({"fl_x": 0}, "fl_x = 0"),
         ({"fl_x": 0.2}, "fl_x = 0.2, of an image of 24 pixels, sees all of a half space"),
         ({"fl_y": -3.5}, "fl_y = -3.5"),
@@ -575,8 +635,8 @@ def test_useless_keys(root, keys, words):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"camera_model": "EQUIRECTANGULAR"}, "camera_model 'EQUIRECTANGULAR' is not supported"),
-        ({"k3": 0.01}, "k3 = 0.01 is not supported"),
+        ({"camera_model": "ORTHOPHOTO"}, "camera_model 'ORTHOPHOTO' is not supported"),
+        ({"k6": 0.01}, "k6 = 0.01 is not supported"),
         ({"cx": math.nan}, "cx = nan: give a finite number"),
         ({"h": -24}, "h = -24"),
     ],
