@@ -191,17 +191,39 @@ def _shown(lens: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.hypot((u - cx) / fx, (v - cy) / fy) <= _rim(lens[6:])
 
 
+def widest_angle(cameras: Cameras) -> float:
+    """Find how far off the axis fisheyes' images show anything, at most, radians."""
+    angles = []
+    for lens in _lenses(cameras).unique(dim=0):
+        width, height, fx, fy, cx, cy = lens[:6].tolist()
+        u = torch.tensor([0.0, 0.0, width, width], dtype=torch.float64)
+        v = torch.tensor([0.0, height, 0.0, height], dtype=torch.float64)
+        seen = looking_at((u - cx) / fx, (v - cy) / fy, lens[6:], "fisheye")
+        right, down, ahead = (torch.as_tensor(part) for part in seen)
+        shown = torch.where(
+            _shown(lens, u, v), torch.atan2(torch.hypot(right, down), ahead), _last_angle(lens[6:])
+        )
+        angles.append(float(shown.max()))
+    return max(angles)
+
+
 def _rim(coefficients: Tensor) -> float:
     """Find the distance r' from the centre up to which a fisheye shows anything."""
+    last, k = _last_angle(coefficients), coefficients[None]
+    point = torch.tensor([last], dtype=k.dtype)
+    radial = torch.cat([k[:, :2], torch.zeros_like(k[:, :2]), k[:, 4:]], 1)
+    return float(distort(point, torch.zeros_like(point), radial)[0])
+
+
+def _last_angle(coefficients: Tensor) -> float:
+    """Find the angle off the axis, radians, up to which a fisheye shows anything."""
     k1, k2, _, _, *higher = coefficients.tolist()
     k3, k4 = higher or (0.0, 0.0)
     angles = torch.linspace(0, math.pi, ANGLES + 1, dtype=torch.float64)
     aa = angles * angles
     slope = 1 + aa * (3 * k1 + aa * (5 * k2 + aa * (7 * k3 + aa * 9 * k4)))
     flat = (slope < LEAST_SLOPE).nonzero()
-    last = float(angles[max(int(flat[0]) - 1, 0)]) if len(flat) else math.pi
-    square = last * last
-    return last * (1 + square * (k1 + square * (k2 + square * (k3 + square * k4))))
+    return float(angles[int(flat[0]) - 1]) if len(flat) else math.pi
 
 
 def _lenses(cameras: Cameras) -> Tensor:

@@ -20,6 +20,7 @@ from nerftrain.lens import (
     pinholes_around,
     together,
     undistort,
+    widest_angle,
 )
 from nerftrain.types import Cameras, Projection
 
@@ -180,6 +181,7 @@ def test_a_fisheyes_pixel_sees_what_opencvs_fisheye_model_shows_there(lens: str)
         place = (fx * u + cx, fy * v + cy)
         assert place == pytest.approx((pixel % 80 + 0.5, pixel // 80 + 0.5), abs=1e-3)
     assert max(angles) > math.radians(85)
+    assert widest_angle(cameras) == pytest.approx(max(angles), abs=0.03)  # of centres of pixels
 
 
 def test_the_middle_of_a_fisheye_is_straight_ahead():

@@ -8,7 +8,8 @@ the pixels around the horizon and all those from zenith to nadir, nerfstudio's c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nerftrain.errors import UserError
@@ -26,6 +27,7 @@ CAMERA_MODELS: dict[str, Projection] = {
     "EQUIRECTANGULAR": "equirectangular",
 }
 FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
+CIRCLE = "fisheye_crop_radius"  # nerfstudio's
 LEAST_FOCAL = 0.01  # of the image's side: 179 degrees, which no pinhole shows
 # Further terms of OpenCV's models, and instant-ngp's marks of lenses of other kinds.
 UNSUPPORTED_TERMS = ("k5", "k6", "s1", "s2", "s3", "s4")
@@ -81,6 +83,31 @@ def read_lens(
             f"{where}: a panorama with {' '.join(COEFFICIENTS)}: leave them out, it has no lens"
         )
     return Lens(*size, (fx * across, fy * down, cx * across, cy * down), faults, projection)
+
+
+def read_circle(
+    path: Path, shared: Mapping[str, Any], pictures: Sequence[Picture]
+) -> list[float] | None:
+    """Read how large the circle is that fisheyes' images fill, around their middle.
+
+    Args:
+        path: of the file.
+        shared: the keys beside "frames".
+        pictures: the headers of the frames' images.
+
+    Returns:
+        Its radius as a share of each image's width, or None where the file does not say.
+
+    Raises:
+        UserError: it is no size.
+    """
+    radius = _number(str(path), shared, CIRCLE, 0.0)
+    if radius < 0:
+        raise UserError(f"{path}: {CIRCLE} = {radius:g}: give the circle's radius in pixels")
+    if radius == 0:
+        return None
+    sizes = [(picture.width, picture.height) for picture in pictures]
+    return [radius / _stated_size(str(path), shared, size)[0] for size in sizes]
 
 
 def _projection(where: str, keys: Mapping[str, Any]) -> Projection:

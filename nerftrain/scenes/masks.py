@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,13 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.lens import widest_angle
 from nerftrain.scenes.images import Picture, read_gray, read_header
+from nerftrain.types import Cameras
+
+WIDEST_FISHEYE = 115.0  # degrees off the axis; the widest on sale see 110 to 125
+
+_log = logging.getLogger(__name__)
 
 
 def read_valid(
@@ -40,6 +49,36 @@ def read_valid(
     if not any(masks):
         return None
     return torch.cat(list(pool.map(_read, masks, pictures, sizes)))
+
+
+def within_circle(radii: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Tell which pixels lie in a circle around the middle of their image, [P] bool.
+
+    Args:
+        radii: pixels, of each image.
+        sizes: width and height of each.
+    """
+    return torch.cat([_circle(*one) for one in zip(radii, sizes, strict=True)])
+
+
+@cache
+def _circle(radius: float, size: tuple[int, int]) -> Tensor:
+    across, down = ((torch.arange(side) + 0.5 - side / 2) for side in size)
+    return (torch.hypot(across, down[:, None]) <= radius).flatten()
+
+
+def warn_of_corners(source: str, cameras: Cameras, valid: Tensor | None) -> None:
+    """Warn where fisheyes' corners, of which no mask tells, lie farther out than lenses see."""
+    if cameras.projection != "fisheye" or valid is not None:
+        return
+    angle = math.degrees(widest_angle(cameras))
+    if angle > WIDEST_FISHEYE:
+        _log.warning(
+            "%s: the corners of the images lie %.0f degrees off the axis, farther than fisheyes "
+            "see: if they are black, give masks, or fisheye_crop_radius in a transforms.json",
+            source,
+            angle,
+        )
 
 
 def agreed(valid: Tensor | None, other: Tensor | None) -> Tensor | None:

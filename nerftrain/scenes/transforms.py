@@ -15,10 +15,10 @@ from torch import Tensor
 from nerftrain.errors import UserError
 from nerftrain.lens import check_invertible, have_rays, together
 from nerftrain.scenes import Scene, Split
-from nerftrain.scenes.calibration import read_lens
+from nerftrain.scenes.calibration import read_circle, read_lens
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.masks import agreed, read_valid
+from nerftrain.scenes.masks import agreed, read_valid, warn_of_corners, within_circle
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
@@ -46,7 +46,8 @@ def load_scene(
 ) -> Scene:
     """Read a folder with one transforms.json, a capture by instant-ngp's or nerfstudio's tools.
 
-    Where frames have a mask_path, what is black there is neither trained on nor judged by.
+    Where frames have a mask_path, what is black there is neither trained on nor judged by; nor is
+    what lies outside of fisheye_crop_radius, pixels around the middle, where the file gives it.
 
     The test views are those of test_filenames where the file lists them (or of val_filenames),
     else every test_every-th by name. Where all frames carry a time the scene moves.
@@ -144,9 +145,12 @@ def _load(
         cameras = make_cameras(path, content, frames, originals, sizes, place.world)
         check_invertible(cameras, str(path))
         masks = [find_mask(path.parent, frame) for frame in frames]
+        circles = read_circle(path, content, originals)
         names = names_apart([picture.path for picture in pictures])
         splits = {
-            split: _read_split(split, cameras, pictures, sizes, masks, names, indices, pool)
+            split: _read_split(
+                str(path), split, cameras, pictures, sizes, masks, circles, names, indices, pool
+            )
             for split, indices in members.items()
         }
     if "val" in splits and members["val"] == members["test"]:
@@ -164,11 +168,13 @@ def _load(
 
 
 def _read_split(
+    source: str,
     name: str,
     cameras: Cameras,
     pictures: Sequence[Picture],
     sizes: Sequence[tuple[int, int]],
     masks: Sequence[Path | None],
+    circles: Sequence[float] | None,
     names: Sequence[str],
     indices: Sequence[int],
     pool: ThreadPoolExecutor,
@@ -177,6 +183,11 @@ def _read_split(
     its, its_sizes = [pictures[i] for i in indices], [sizes[i] for i in indices]
     members = cameras[chosen]
     valid = read_valid([masks[i] for i in indices], its, its_sizes, pool)
+    if circles is not None:
+        radii = [circles[i] * sizes[i][0] for i in indices]
+        valid = agreed(valid, within_circle(radii, its_sizes))
+    if name == "train":
+        warn_of_corners(source, members, valid)
     return Split(
         name=name,
         cameras=members,

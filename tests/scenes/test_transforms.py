@@ -299,10 +299,11 @@ def test_a_fisheye_by_instant_ngps_word_and_by_nerfstudios(root, mark):
     assert split.valid is None
 
 
-def test_what_lies_beyond_a_fisheyes_circle_does_not_count(root):
+def test_what_lies_beyond_a_fisheyes_circle_does_not_count(root, caplog):
     """Nor does what a mask takes out besides."""
     set_keys(root, is_fisheye=True, fl_x=3.0, fl_y=3.0)
     split = load(root).splits["train"]
+    assert "corners of the images lie 180 degrees off the axis" in caplog.text
     y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
     circle = torch.hypot(x - SIZE / 2, y - SIZE / 2) / 3 <= math.pi
     assert 0.4 < float(circle.float().mean()) < 0.6
@@ -312,10 +313,23 @@ def test_what_lies_beyond_a_fisheyes_circle_does_not_count(root):
     mask[:, : SIZE // 2] = 0
     Image.fromarray(mask.numpy()).save(root / "mask.png")
     set_frame(root, 2, mask_path="mask.png")
+    caplog.clear()
     split = load(root).splits["train"]
+    assert not caplog.text  # for who gives masks knows of the corners
     index = split.names.index("r_2.jpg")
     assert torch.equal(split.valid_of(index), circle & (mask > 0))
     assert torch.equal(split.valid_of(index + 1), circle)
+
+
+@pytest.mark.parametrize("downscale", [1.0, 2.0])
+def test_a_circle_that_the_file_gives_is_all_that_counts(root, downscale):
+    set_keys(root, is_fisheye=True, fisheye_crop_radius=9)
+    split = load(root, downscale=downscale).splits["train"]
+    side = round(SIZE / downscale)
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    circle = torch.hypot(x - side / 2, y - side / 2) <= 9 / downscale
+    assert torch.equal(split.valid_of(4), circle)
+    assert not bool(circle.all())
 
 
 def test_a_panorama_needs_no_focal_length(root):
@@ -607,6 +621,7 @@ def test_distortion_that_does_not_invert(root):
         ({"k4": "0.1"}, "k4 = '0.1': give a finite number"),
         ({"is_fisheye": True, "fl_x": None, "fl_y": None, "camera_angle_x": 2.0}, "a fisheye"),
         ({"camera_model": "EQUIRECTANGULAR", "k1": 0.1}, "a panorama with k1 k2"),
+        ({"fisheye_crop_radius": -3}, "fisheye_crop_radius = -3: give the circle's radius"),
         ({"fl_x": 0}, "fl_x = 0"),
         ({"fl_x": 0.2}, "fl_x = 0.2, of an image of 24 pixels, sees all of a half space"),
         ({"fl_y": -3.5}, "fl_y = -3.5"),
