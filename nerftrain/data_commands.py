@@ -121,6 +121,12 @@ def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
         help="photographs in folders of that folder, too, such as one for each camera",
     )
     parser.add_argument(
+        "--masks",
+        metavar="PATH",
+        help="a folder of masks named as the photographs: what is black there (what moves with the "
+        "camera, the rim of a fisheye's image) is not looked at",
+    )
+    parser.add_argument(
         "--frames", metavar="N", type=_at_least_three, help="to take of a film (150)"
     )
     parser.add_argument(
@@ -145,7 +151,8 @@ def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     source, out = Path(parsed.photos).expanduser(), parsed.out and Path(parsed.out).expanduser()
     try:
         asked = parsed.frames, parsed.pairs, parsed.camera
-        posed = pose(source, out, *asked, _say, nested=parsed.nested)
+        masks = parsed.masks and Path(parsed.masks).expanduser()
+        posed = pose(source, out, *asked, _say, nested=parsed.nested, masks=masks)
     except KeyboardInterrupt:
         again = shlex.join(["nerftrain", "data", "pose", *arguments])
         complain(f"stopped; what was computed is kept, and the same command goes on: {again}")

@@ -9,6 +9,7 @@ from PIL import Image
 from nerftrain.cameras import look_at
 
 WIDTH, HEIGHT, FOCAL_LENGTH = 400, 300, 420.0
+FISHEYE = (150.0, 0.03, -0.01)  # pixels per radian, k1, k2: 91 degrees off the axis in the corners
 _SIDE = 3.0  # of the walls, which lie in the planes x = 0, y = 0 and z = 0
 _CELLS = 256  # of the paint, along a side
 
@@ -22,17 +23,20 @@ def true_poses(count: int) -> np.ndarray:
     return look_at(torch.tensor(eyes).float(), target, up).double().numpy()
 
 
-def photographs(count: int) -> list[np.ndarray]:
+def photographs(count: int, fisheye: bool = False) -> list[np.ndarray]:
     """Take a picture [H, W, 3] uint8 by each camera."""
     chance = np.random.default_rng(0)
     paints = [_paint(chance) for _ in range(3)]
-    return [_picture(pose, paints) for pose in true_poses(count)]
+    rays = _fisheye_rays() if fisheye else _pinhole_rays()
+    return [_picture(pose, rays, paints) for pose in true_poses(count)]
 
 
-def write_photographs(folder: Path, count: int, suffix: str = ".png") -> Path:
+def write_photographs(
+    folder: Path, count: int, suffix: str = ".png", fisheye: bool = False
+) -> Path:
     """Write the pictures as view_00 and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(photographs(count)):
+    for index, picture in enumerate(photographs(count, fisheye)):
         Image.fromarray(picture).save(folder / f"view_{index:02d}{suffix}")
     return folder
 
@@ -46,18 +50,34 @@ def _paint(chance: np.random.Generator) -> np.ndarray:
     return np.mean(layers, 0)
 
 
-def _picture(pose: np.ndarray, paints: list[np.ndarray]) -> np.ndarray:
+def _pinhole_rays() -> np.ndarray:
+    """Give where pixels look, [H, W, 3], OpenGL's axes."""
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-    in_camera = np.stack([x - WIDTH / 2, HEIGHT / 2 - y, np.full_like(x, -FOCAL_LENGTH)], -1)
+    return np.stack([x - WIDTH / 2, HEIGHT / 2 - y, np.full_like(x, -FOCAL_LENGTH)], -1)
+
+
+def _fisheye_rays() -> np.ndarray:
+    """Give the same of a fisheye, by a table of its angles."""
+    focal, k1, k2 = FISHEYE
+    angles = np.linspace(0, 2, 20000)
+    rays = _pinhole_rays()
+    x, y = rays[..., 0] / focal, rays[..., 1] / focal
+    r = np.hypot(x, y)
+    angle = np.interp(r, angles * (1 + k1 * angles**2 + k2 * angles**4), angles)
+    return np.stack([np.sin(angle) * x / r, np.sin(angle) * y / r, -np.cos(angle)], -1)
+
+
+def _picture(pose: np.ndarray, in_camera: np.ndarray, paints: list[np.ndarray]) -> np.ndarray:
     rays = in_camera @ pose[:, :3].T  # [H, W, 3]
     distances = -pose[:, 3] / rays  # to each of the three planes
     distances[distances <= 0] = np.inf
-    nearest = distances.argmin(-1)
-    hits = pose[:, 3] + rays * distances.min(-1)[..., None]
+    nearest, distance = distances.argmin(-1), distances.min(-1)
+    met = np.isfinite(distance)
+    hits = pose[:, 3] + rays * np.where(met, distance, 0.0)[..., None]
     picture = np.full((HEIGHT, WIDTH, 3), 128.0)
     for axis, paint in enumerate(paints):
         place = np.delete(hits, axis, -1) / _SIDE * (_CELLS - 1)
-        inside = (nearest == axis) & (place >= 0).all(-1) & (place < _CELLS - 1).all(-1)
+        inside = met & (nearest == axis) & (place >= 0).all(-1) & (place < _CELLS - 1).all(-1)
         picture[inside] = _between(paint, place[inside])
     return picture.round().clip(0, 255).astype(np.uint8)
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from nerftrain.errors import RunError, UserError
 
 _TICK = 0.3  # seconds between two looks at how far a step is
@@ -138,12 +140,22 @@ class Database:
             for name, camera, width, height, has_features in rows
         }
 
-    def _query(self, text: str, otherwise: list[Any]) -> list[Any]:
+    def keypoints(self, name: str) -> np.ndarray:
+        """Read where an image has features, [N, 2] pixels from the top left corner."""
+        rows = self._query(
+            "SELECT rows, cols, data FROM keypoints JOIN images USING (image_id) WHERE name = ?",
+            [],
+            (name,),
+        )
+        found = [np.frombuffer(data, np.float32).reshape(n, k)[:, :2] for n, k, data in rows if n]
+        return found[0] if found else np.zeros((0, 2), np.float32)
+
+    def _query(self, text: str, otherwise: list[Any], values: tuple[str, ...] = ()) -> list[Any]:
         """Read rows; where the file or the table has not been made, or is busy: otherwise."""
         try:
             connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
             with contextlib.closing(connection):
-                return connection.execute(text).fetchall()
+                return connection.execute(text, values).fetchall()
         except sqlite3.OperationalError:
             return otherwise
         except sqlite3.DatabaseError as error:

@@ -10,6 +10,7 @@ stdout go the words of `REPORTS` as it proceeds, and last a line of JSON.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,10 @@ _BLOCK = 10  # images: blocks of pairs are kept or lost whole, and counted whole
 # photographs of bonsai twice the time for the same points and the same error.
 _TOLERANCE = 1e-6
 _SEED = 0
+# Of a fisheye whose EXIF does not tell: 150 degrees over the diagonal. Any guess from half of it to
+# two and a half times as much led to the same lens.
+_FISHEYE_ANGLE = math.radians(150)
+_FOCAL_FACTOR = 1.2  # COLMAP's own guess for other lenses, in longer sides
 
 Report = Callable[[str], None]
 Job = dict[str, Any]
@@ -75,6 +80,8 @@ def _extract(pycolmap: ModuleType, job: Job, _: Report) -> None:
     for batch in job["batches"]:
         reader = pycolmap.ImageReaderOptions()
         reader.camera_model = model
+        if batch["masks"] is not None:
+            reader.mask_path = batch["masks"]
         if batch["camera_id"] is not None:
             reader.existing_camera_id = batch["camera_id"]
         pycolmap.extract_features(
@@ -85,6 +92,8 @@ def _extract(pycolmap: ModuleType, job: Job, _: Report) -> None:
             reader_options=reader,
             extraction_options=features,
         )
+    if Path(job["database"]).exists():
+        _vouch_for_fisheyes(pycolmap, job["database"])
 
 
 def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
@@ -93,13 +102,43 @@ def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
     for old in database.read_all_cameras():
         if old.model.name != model:
             wanted = pycolmap.CameraModelId.__members__[model]
-            focal = old.mean_focal_length()
+            focal, known = old.mean_focal_length(), old.has_prior_focal_length
+            if _is_fisheye(old.model.name) != _is_fisheye(model):
+                # What was found to agree with a lens of one kind need not with one of another.
+                database.clear_two_view_geometries()
+                if _is_fisheye(old.model.name) and math.isclose(focal, _fisheye_focal(old)):
+                    focal, known = _FOCAL_FACTOR * max(old.width, old.height), False
             new = pycolmap.Camera.create_from_model_id(
                 old.camera_id, wanted, focal, old.width, old.height
             )
-            new.has_prior_focal_length = old.has_prior_focal_length
+            new.has_prior_focal_length = known
             database.update_camera(new)
     database.close()
+
+
+def _vouch_for_fisheyes(pycolmap: ModuleType, path: str) -> None:
+    """Give fisheyes a focal length that counts as known where it is not.
+
+    Without one COLMAP looks for a fundamental matrix, which only pinholes have, and finds no pair.
+    """
+    database = pycolmap.Database.open(path)
+    for camera in database.read_all_cameras():
+        if _is_fisheye(camera.model.name) and not camera.has_prior_focal_length:
+            focal = _fisheye_focal(camera)
+            new = pycolmap.Camera.create_from_model_id(
+                camera.camera_id, camera.model, focal, camera.width, camera.height
+            )
+            new.has_prior_focal_length = True
+            database.update_camera(new)
+    database.close()
+
+
+def _is_fisheye(model: str) -> bool:
+    return model.endswith("FISHEYE")
+
+
+def _fisheye_focal(camera: Any) -> float:
+    return math.hypot(camera.width, camera.height) / _FISHEYE_ANGLE
 
 
 def _match(pycolmap: ModuleType, job: Job, _: Report) -> None:

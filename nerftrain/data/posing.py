@@ -21,6 +21,7 @@ from nerftrain.data.colmap_process import Database, run_step
 from nerftrain.data.colmap_steps import OVERLAP, PLACED, STARTED
 from nerftrain.data.frames_of_video import is_taken, take_frames
 from nerftrain.data.posed import DATABASE, Posed
+from nerftrain.data.posing_masks import check_features, how_to_train, read_masks, write_masks
 from nerftrain.data.posing_place import (
     Photograph,
     Place,
@@ -62,6 +63,7 @@ class _Capture:
     place: Place
     photographs: list[Photograph]
     camera: str
+    masks: dict[str, Path]  # by the names of photographs
 
     @property
     def database(self) -> Database:
@@ -84,6 +86,7 @@ def pose(
     camera: str,
     say: Say,
     nested: bool = False,
+    masks: Path | None = None,
 ) -> Posed:
     """Find the cameras of photographs, and write them as a COLMAP model beside them.
 
@@ -95,6 +98,7 @@ def pose(
         camera: COLMAP's name of the kind of lens.
         say: takes a line for the user.
         nested: take photographs in folders of the source, too; each folder has cameras of its own.
+        masks: a folder of masks; what is black there is not looked at.
 
     Raises:
         UserError: there is nothing to pose, or no cameras are found.
@@ -109,7 +113,9 @@ def pose(
     try:
         if place.video is not None:
             _take_frames(place, place.video, NUM_FRAMES if frames is None else frames, say)
-        capture = _Capture(place, read_photographs(place), camera)
+        photographs = read_photographs(place)
+        by_name = {} if masks is None else read_masks(masks, place, photographs)
+        capture = _Capture(place, photographs, camera, by_name)
         if unread := what_is_unread(place.images):
             say(f"leaving out {unread}")
         place.out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +124,7 @@ def pose(
             advice = _advice(every, place.video is not None)
             models = _find_cameras(capture, every, advice, say)
             keys = link_photographs(place)
+            keys += "" if masks is None else how_to_train(masks, place)
             (place.out / "sparse").mkdir(exist_ok=True)
             (capture.work / "model").rename(place.out / "sparse" / "0")
     except OSError as error:
@@ -212,6 +219,7 @@ def _extract(capture: _Capture) -> None:
         check_same([(name, e.size) for name, e in known.items()], capture.photographs)
     except UserError as error:
         raise UserError(f"{capture.database.path} {error}") from error
+    check_features(capture.database, capture.masks, capture.photographs)
     done = sum(entry.has_features for entry in known.values())
     with _bar("features", "photographs", len(capture.photographs), done) as bar:
         for batches in _batches(capture):
@@ -257,12 +265,20 @@ def _by_camera(
     capture: _Capture, photographs: Sequence[Photograph], folder: Path
 ) -> list[dict[str, Any]]:
     known = capture.database.images()
+    masks = capture.work / "masks" if capture.masks else None
+    if masks is not None:
+        write_masks(capture.masks, photographs, masks)
     cameras = {p.lens: known[p.name].camera for p in capture.photographs if p.name in known}
     groups: dict[tuple[str, ...], list[str]] = {}
     for photograph in photographs:
         groups.setdefault(photograph.lens, []).append(photograph.name)
     return [
-        {"folder": str(folder), "names": names, "camera_id": cameras.get(lens)}
+        {
+            "folder": str(folder),
+            "masks": masks and str(masks),
+            "names": names,
+            "camera_id": cameras.get(lens),
+        }
         for lens, names in groups.items()
     ]
 

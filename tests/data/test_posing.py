@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from corner_of_a_room import FOCAL_LENGTH, HEIGHT, WIDTH, true_poses, write_photographs
+from corner_of_a_room import (
+    FISHEYE,
+    FOCAL_LENGTH,
+    HEIGHT,
+    WIDTH,
+    true_poses,
+    write_photographs,
+)
 from PIL import Image
 
 from nerftrain.cli import main
@@ -83,6 +90,100 @@ def load(root: Path) -> Scene:
     """Read a scene's folder as `nerftrain scene=colmap scene.root=ROOT` does."""
     plan = scene_plan("colmap")
     return replace(plan, values={**plan.values, "root": str(root)}).build()
+
+
+# Lenses and masks
+
+
+def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path):
+    """And, of the same features, by the wrong kind of lens and back again."""
+    photos = write_photographs(tmp_path / "wide", COUNT, fisheye=True)
+    for camera in ("OPENCV_FISHEYE", "OPENCV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
+        shutil.rmtree(photos / "sparse", ignore_errors=True)
+        found = find(photos, camera=camera)
+        assert len(found.models[0]["names"]) == COUNT
+        if camera == "OPENCV":
+            assert found.models[0]["error"] > 0.4
+            continue
+        views = read_model(photos / "sparse" / "0")
+        check_agree(views, true_poses(COUNT), share=0.01, degrees=0.5)
+        assert views[0].lens.projection == "fisheye"
+        assert found.models[0]["error"] < 0.3
+        focal = FISHEYE[0]
+        assert views[0].lens.intrinsics == pytest.approx((focal, focal, 200, 150), rel=0.02)
+    scene = load(photos)
+    assert scene.splits["train"].cameras.projection == "fisheye"
+    assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
+
+
+@pytest.fixture
+def driven(photos: Path) -> Path:
+    """The photographs with a hood of many colours across their lower third, and masks of it."""
+    chance = np.random.default_rng(1)
+    hood = chance.integers(0, 256, (25, 100, 3), dtype=np.uint8)
+    hood = Image.fromarray(hood).resize((WIDTH, 100), Image.Resampling.BICUBIC)
+    mask = np.full((HEIGHT // 2, WIDTH // 2), 255, np.uint8)  # half as large, as some are
+    mask[-50:] = 0
+    (photos / "masks").mkdir()
+    for path in sorted(photos.glob("*.png")):
+        with Image.open(path) as image:
+            image.paste(hood, (0, HEIGHT - 100))
+            image.save(path)
+        Image.fromarray(mask).save(photos / "masks" / path.name)
+    return photos
+
+
+def test_masks_keep_features_off_what_moves_with_the_camera(driven: Path, capsys):
+    assert main(["data", "pose", str(driven), "--masks", str(driven / "masks")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"scene.root={driven} scene.masks=masks\n")
+    left = {path.name for path in driven.iterdir() if path.suffix != ".png"}
+    assert left == {"colmap.db", "masks", "sparse"}
+    places = np.concatenate(
+        [Database(driven / "colmap.db").keypoints(f"view_{i:02d}.png") for i in range(COUNT)]
+    )
+    assert len(places) > 1000
+    assert places[:, 1].max() < HEIGHT - 100
+    assert places[:, 1].max() > HEIGHT - 110
+    check_agree(read_model(driven / "sparse" / "0"), true_poses(COUNT), share=0.01, degrees=0.5)
+
+
+def test_masks_elsewhere_lie_as_photographs_on_their_side_are_shown(driven: Path, tmp_path: Path):
+    """What the camera turned shows upright, and so do these masks; COLMAP takes it as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    masks = tmp_path / "of them"
+    masks.mkdir()
+    for path in sorted(driven.glob("*.png")):
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, exif=exif)
+        with Image.open(driven / "masks" / path.name) as mask:
+            mask.rotate(-90, expand=True).save(masks / f"{path.name}.png")
+    shutil.rmtree(driven / "masks")
+    found = find(driven, masks=masks)
+    assert found.keys == f" 'scene.masks=\"{masks}\"'"
+    places = Database(driven / "colmap.db").keypoints("view_03.png")
+    assert HEIGHT - 110 < places[:, 1].max() < HEIGHT - 100
+
+
+def test_masks_that_do_not_fit_are_refused(driven: Path, tmp_path: Path):
+    masks = driven / "masks"
+    assert "is no folder" in refused(driven, masks=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no mask of the photographs, such as view_00.png or view_00.png.png" in refused(
+        driven, masks=tmp_path / "empty"
+    )
+    assert "is among the photographs of --nested" in refused(driven, masks=masks, nested=True)
+    Image.new("L", (WIDTH, WIDTH)).save(masks / "view_02.png")
+    assert "give a mask of the same size" in refused(driven, masks=masks)
+    (masks / "view_02.png").unlink()
+    assert not (driven / "colmap.db").exists()
+
+    # The hood, seen by all alike, is what COLMAP takes for the scene.
+    assert "COLMAP has found the cameras of" in refused(driven)
+    text = refused(driven, masks=masks)
+    assert "colmap.db holds features of view_00.png where its mask is black" in text
 
 
 # Photographs
