@@ -98,7 +98,7 @@ def load(root: Path) -> Scene:
 def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path):
     """And, of the same features, by the wrong kind of lens and back again."""
     photos = write_photographs(tmp_path / "wide", COUNT, fisheye=True)
-    for camera in ("OPENCV_FISHEYE", "OPENCV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
+    for camera in ("OPENCV_FISHEYE", "OPENCV", "RADIAL_FISHEYE"):
         shutil.rmtree(photos / "sparse", ignore_errors=True)
         found = find(photos, camera=camera)
         assert len(found.models[0]["names"]) == COUNT
