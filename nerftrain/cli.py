@@ -323,6 +323,11 @@ def _render(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--frames", type=_positive, help="of the path (default 120)")
     parser.add_argument("--time", type=float, help="0 to 1: stops the time of a scene that moves")
+    parser.add_argument(
+        "--depth",
+        action="store_true",
+        help="how far one sees in place of colours, and as arrays .npy in the dataset's units",
+    )
     parsed = _parse_flags(parser, arguments)
     path = parsed.path or ("views" if parsed.split else "orbit")
     if path == "views" and parsed.frames:
@@ -331,7 +336,8 @@ def _render(arguments: Sequence[str]) -> int:
     from nerftrain.evaluation import render_run
 
     frames = parsed.frames or 120
-    render_run(run, parsed.split or "test", path, frames, parsed.checkpoint, parsed.time)
+    what = parsed.split or "test", path, frames, parsed.checkpoint, parsed.time
+    render_run(run, *what, parsed.depth)
     return 0
 
 

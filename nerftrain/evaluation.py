@@ -10,7 +10,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +29,12 @@ from nerftrain.eyes import read_path
 from nerftrain.models import RadianceField
 from nerftrain.refinement import Refinement
 from nerftrain.scenes import Scene, Split, composite_over
-from nerftrain.scenes.world import move
+from nerftrain.scenes.world import move, scale_of
 from nerftrain.types import Cameras
 
 _log = logging.getLogger(__name__)
 
+SPAN = 1, 99  # percentiles of what is seen: so far the colours of distances reach
 ERROR_GAIN = 5  # the amplification of error images, part of their file names
 SHEET_COLUMN = 400  # pixels, the widest column of the contact sheet
 COLUMNS = ("truth", "prediction", f"error-x{ERROR_GAIN}", "depth")
@@ -302,16 +303,21 @@ def _images(picture: Picture) -> dict[str, Image.Image]:
     return dict(zip(COLUMNS, map(Image.fromarray, arrays), strict=True))
 
 
-def depth_image(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+def depth_image(
+    depth: np.ndarray, opacity: np.ndarray, span: tuple[float, float] | None = None
+) -> np.ndarray:
     """Colour a depth map [H, W] as bytes [H, W, 3]: near is red, far is blue, see-through is white.
 
-    The range runs over the 1st to 99th percentile of what is more opaque than 0.5, so that a few
-    stray pixels do not take up all colours.
+    Args:
+        depth: [H, W].
+        opacity: [H, W]; what is at most half opaque is see-through.
+        span: what is reddest and what is bluest; None: from the 1st to the 99th percentile of what
+            is not see-through, so that a few stray pixels do not take up all colours.
     """
     solid = opacity > 0.5
     image = np.full((*depth.shape, 3), 255, np.uint8)
     if solid.any():
-        near, far = np.percentile(depth[solid], (1, 99))
+        near, far = np.percentile(depth[solid], SPAN) if span is None else span
         position = np.clip((depth[solid] - near) / max(far - near, 1e-6), 0, 1)
         image[solid] = (turbo(1 - position) * 255).round().astype(np.uint8)
     return image
@@ -404,11 +410,14 @@ def render_run(
     frames: int,
     checkpoint_name: str,
     time: float | None = None,
+    depth: bool = False,
 ) -> Path:
     """Render a split, or a camera path derived from it, to a film and single frames.
 
     Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs; with
-    a time ``<path>-time<time>-<split>-<checkpoint>``.
+    a time ``<path>-time<time>-<split>-<checkpoint>``. With depth they are called so and -depth, and
+    beside each PNG is what it shows, .npy, [H, W] float32: how far along each pixel's ray, in the
+    dataset's units, half of its light has gone; infinite where it never has.
 
     Args:
         run: the run, built from its own config.
@@ -418,6 +427,7 @@ def render_run(
         frames: how many frames a path has; the split's own views are all rendered.
         checkpoint_name: last, best or a path to a file.
         time: of all frames, 0..1; None: time moves along the path.
+        depth: whether distances are wanted in place of colours.
 
     Raises:
         UserError: for a split, path, time or checkpoint that does not exist or does not fit, and
@@ -440,13 +450,36 @@ def render_run(
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
     folder = run.run_dir / "renders"
     background = background_color(run.background.evaluation)
-    images = video.render_frames(run.scene, cameras, run.model, run.sampler, background)
+    what = run.scene, cameras, run.model, run.sampler, background
+    if depth:
+        name += "-depth"
+        scale = 1.0 if run.scene.world is None else scale_of(run.scene.world)
+        images = _depth_frames(folder / name, (d / scale for d in video.render_depths(*what)))
+    else:
+        images = video.render_frames(*what)
     fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
     kept = video.keep_frames(folder / name, images)
     written = video.write_video(folder / f"{name}.mp4", video.centered(kept, cameras), fps)
     video.drop_later_frames(folder / name, len(cameras))
     report.say(f"{len(cameras)} frames: {written} and {folder / name}")
     return written
+
+
+def _depth_frames(folder: Path, distances: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Write distances [H, W] to a folder, and then colour them, all of them alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files, spans = [], []
+    for number, distance in enumerate(distances):
+        files.append(folder / f"{number:04d}.npy")
+        np.save(files[-1], distance)
+        seen = distance[np.isfinite(distance)]
+        if len(seen):
+            spans.append(np.percentile(seen, SPAN))
+    span = np.median(spans, 0) if spans else (0.0, 1.0)
+    for file in files:
+        distance = np.load(file)
+        seen = np.isfinite(distance)
+        yield depth_image(np.where(seen, distance, 0), seen, (span[0], span[1]))
 
 
 def _timed_like(cameras: Cameras, scene: Scene) -> Cameras:

@@ -77,6 +77,22 @@ def render_frames(
         yield to_uint8(rgb.reshape(height, width, 3))
 
 
+def render_depths(
+    scene: Scene, cameras: Cameras, model: RadianceField, sampler: Any, background: Tensor
+) -> Iterator[np.ndarray]:
+    """Yield how far along its rays each camera sees, [H, W] float32, infinite where nothing is."""
+    device = device_of(model)
+    seeing = scene, cameras.to(device)
+    how = model, sampler, background.to(device)
+    for index in tqdm(
+        range(len(cameras)), desc="rendering depth", unit="frame", leave=False, disable=None
+    ):
+        with evaluation_mode(model, sampler):
+            distances = rendering.see_surface(*seeing, index, *how)[1]
+        height, width = int(cameras.heights[index]), int(cameras.widths[index])
+        yield distances.view(height, width).float().cpu().numpy()
+
+
 def orbit_video(
     scene: Scene,
     model: RadianceField,
@@ -160,8 +176,8 @@ def keep_frames(folder: Path, frames: Iterable[np.ndarray]) -> Iterator[np.ndarr
 
 
 def drop_later_frames(folder: Path, count: int) -> None:
-    """Remove what ``keep_frames`` has left of an earlier, longer film: frames from ``count`` on."""
-    for path in folder.glob("*.png"):
+    """Remove what is left of an earlier, longer film: what is numbered from ``count`` on."""
+    for path in (*folder.glob("*.png"), *folder.glob("*.npy")):
         number = path.stem
         if number.isdecimal() and number == f"{int(number):04d}" and int(number) >= count:
             path.unlink(missing_ok=True)

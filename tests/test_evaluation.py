@@ -277,6 +277,36 @@ def test_a_shorter_film_leaves_no_frames_of_a_longer_one(run, rendered, monkeypa
     assert len(list(frames.iterdir())) == 3
 
 
+def test_distances_are_kept_in_the_datasets_units_and_coloured_alike(run, monkeypatch):
+    seen = []
+
+    def see(scene, cameras, index, model, sampler, background):
+        distances = torch.linspace(2, 6, WIDTH * HEIGHT) + index
+        distances[:7] = torch.inf
+        seen.append(distances.view(HEIGHT, WIDTH))
+        return torch.zeros(WIDTH * HEIGHT, 3), distances
+
+    monkeypatch.setattr(video.rendering, "see_surface", see)
+    world = torch.diag(torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64))
+    run.scene = replace(run.scene, world=world)
+    frames = evaluation.render_run(run, "test", "orbit", 4, "last", None, True).with_suffix("")
+    written = evaluation.render_run(run, "test", "orbit", 3, "last", None, True)
+    assert written == run.run_dir / "renders" / "orbit-test-last-depth.mp4"
+    assert written.stat().st_size > 0
+    names = [f"000{i}.{kind}" for i in range(3) for kind in ("npy", "png")]
+    assert sorted(path.name for path in frames.iterdir()) == names
+    first, second = (np.load(frames / f"000{i}.npy") for i in range(2))
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(first, 2 * seen[0].numpy())
+
+    colours = [np.asarray(Image.open(frames / f"000{i}.png")).astype(int) for i in range(2)]
+    assert (colours[0][np.isinf(first)] == 255).all()
+    # What is equally far away is of one colour in all frames.
+    place = np.unravel_index(np.argmin(np.abs(second - first[8, 3])), second.shape)
+    assert np.abs(colours[1][place] - colours[0][8, 3]).max() <= 3
+    assert np.abs(colours[1][8, 3] - colours[0][8, 3]).max() > 30
+
+
 def full_disk(*_: object) -> None:
     raise OSError("no space left")
 
