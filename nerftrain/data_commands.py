@@ -178,7 +178,8 @@ _at_least_three.__name__ = "whole number"  # argparse names the type in its mess
 
 # What colmap_model reads; not imported from there, for torch.
 _PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
-_CAMERAS = (*_PINHOLES, "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE")
+_FISHEYES = ("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE")
+_CAMERAS = (*_PINHOLES, *_FISHEYES, "EQUIRECTANGULAR")
 
 _VERBS: dict[str, Callable[[Sequence[str], Parse, Complain], int]] = {
     "get": _get,

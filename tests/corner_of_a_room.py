@@ -23,20 +23,20 @@ def true_poses(count: int) -> np.ndarray:
     return look_at(torch.tensor(eyes).float(), target, up).double().numpy()
 
 
-def photographs(count: int, fisheye: bool = False) -> list[np.ndarray]:
+def photographs(count: int, lens: str = "pinhole") -> list[np.ndarray]:
     """Take a picture [H, W, 3] uint8 by each camera."""
     chance = np.random.default_rng(0)
     paints = [_paint(chance) for _ in range(3)]
-    rays = _fisheye_rays() if fisheye else _pinhole_rays()
+    rays = {"pinhole": _pinhole_rays, "fisheye": _fisheye_rays, "panorama": _panorama_rays}[lens]()
     return [_picture(pose, rays, paints) for pose in true_poses(count)]
 
 
 def write_photographs(
-    folder: Path, count: int, suffix: str = ".png", fisheye: bool = False
+    folder: Path, count: int, suffix: str = ".png", lens: str = "pinhole"
 ) -> Path:
     """Write the pictures as view_00 and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(photographs(count, fisheye)):
+    for index, picture in enumerate(photographs(count, lens)):
         Image.fromarray(picture).save(folder / f"view_{index:02d}{suffix}")
     return folder
 
@@ -65,6 +65,13 @@ def _fisheye_rays() -> np.ndarray:
     r = np.hypot(x, y)
     angle = np.interp(r, angles * (1 + k1 * angles**2 + k2 * angles**4), angles)
     return np.stack([np.sin(angle) * x / r, np.sin(angle) * y / r, -np.cos(angle)], -1)
+
+
+def _panorama_rays() -> np.ndarray:
+    around = ((np.arange(WIDTH) + 0.5) / WIDTH - 0.5) * 2 * np.pi
+    up = (0.5 - (np.arange(HEIGHT) + 0.5) / HEIGHT) * np.pi
+    around, up = np.meshgrid(around, up)
+    return np.stack([np.cos(up) * np.sin(around), np.sin(up), -np.cos(up) * np.cos(around)], -1)
 
 
 def _picture(pose: np.ndarray, in_camera: np.ndarray, paints: list[np.ndarray]) -> np.ndarray:

@@ -23,6 +23,7 @@ from typing import Any
 REPORTS = STARTED, PLACED = "started", "placed"  # a model with its first two images; one more image
 OVERLAP = 10  # each image is paired with so many that follow it, and with the 2^i-th, i < OVERLAP
 _MAX_SIDE = 1600  # pixels: of larger images a smaller copy is searched for features
+_MAX_SIDE_AROUND = 3200  # of panoramas, which show as much on every eighth of that
 _BLOCK = 10  # images: blocks of pairs are kept or lost whole, and counted whole
 # Ceres' own default. COLMAP's is 0, and most of its time goes to steps that change nothing: with 40
 # photographs of bonsai twice the time for the same points and the same error.
@@ -76,7 +77,7 @@ def _extract(pycolmap: ModuleType, job: Job, _: Report) -> None:
     if Path(job["database"]).exists():
         _change_cameras(pycolmap, job["database"], model)
     features = pycolmap.FeatureExtractionOptions()
-    features.max_image_size = _MAX_SIDE
+    features.max_image_size = _MAX_SIDE_AROUND if _kind(model) == "panorama" else _MAX_SIDE
     for batch in job["batches"]:
         reader = pycolmap.ImageReaderOptions()
         reader.camera_model = model
@@ -102,11 +103,15 @@ def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
     for old in database.read_all_cameras():
         if old.model.name != model:
             wanted = pycolmap.CameraModelId.__members__[model]
-            focal, known = old.mean_focal_length(), old.has_prior_focal_length
-            if _is_fisheye(old.model.name) != _is_fisheye(model):
+            focal, known = _FOCAL_FACTOR * max(old.width, old.height), False
+            if (
+                _kind(old.model.name) != "panorama"
+            ):  # of whose focal length COLMAP must not be asked
+                focal, known = old.mean_focal_length(), old.has_prior_focal_length
+            if _kind(old.model.name) != _kind(model):
                 # What was found to agree with a lens of one kind need not with one of another.
                 database.clear_two_view_geometries()
-                if _is_fisheye(old.model.name) and math.isclose(focal, _fisheye_focal(old)):
+                if _kind(old.model.name) == "fisheye" and math.isclose(focal, _fisheye_focal(old)):
                     focal, known = _FOCAL_FACTOR * max(old.width, old.height), False
             new = pycolmap.Camera.create_from_model_id(
                 old.camera_id, wanted, focal, old.width, old.height
@@ -123,7 +128,7 @@ def _vouch_for_fisheyes(pycolmap: ModuleType, path: str) -> None:
     """
     database = pycolmap.Database.open(path)
     for camera in database.read_all_cameras():
-        if _is_fisheye(camera.model.name) and not camera.has_prior_focal_length:
+        if _kind(camera.model.name) == "fisheye" and not camera.has_prior_focal_length:
             focal = _fisheye_focal(camera)
             new = pycolmap.Camera.create_from_model_id(
                 camera.camera_id, camera.model, focal, camera.width, camera.height
@@ -133,8 +138,10 @@ def _vouch_for_fisheyes(pycolmap: ModuleType, path: str) -> None:
     database.close()
 
 
-def _is_fisheye(model: str) -> bool:
-    return model.endswith("FISHEYE")
+def _kind(model: str) -> str:
+    if model.endswith("FISHEYE"):
+        return "fisheye"
+    return "panorama" if model == "EQUIRECTANGULAR" else "pinhole"
 
 
 def _fisheye_focal(camera: Any) -> float:

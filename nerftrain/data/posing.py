@@ -105,7 +105,8 @@ def pose(
         RunError: COLMAP itself fails.
     """
     start = time.monotonic()
-    import_pycolmap()
+    if camera not in import_pycolmap().CameraModelId.__members__:
+        raise UserError(f"--camera {camera} is not known to this pycolmap: pip install -U pycolmap")
     place = find_place(source, out, nested)
     if frames is not None and place.video is None:
         raise UserError("--frames has no effect on a folder of photographs: leave it out")
