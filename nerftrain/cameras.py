@@ -63,7 +63,7 @@ def image_rays(cameras: Cameras, index: int, near: float, far: float) -> Rays:
 
 
 def look_at(positions: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Make poses [C, 3, 4] at positions [C, 3] that look at target [3] with up [3] upright."""
+    """Make poses [C, 3, 4] at positions [C, 3] that look at target [3] (or [C, 3]), up [3]."""
     backward = normalize(positions - target, dim=1)
     right = normalize(torch.linalg.cross(up.expand_as(backward), backward), dim=1)
     return torch.stack([right, torch.linalg.cross(backward, right), backward, positions], dim=2)
@@ -129,6 +129,32 @@ def still(cameras: Cameras, num_frames: int) -> Cameras:
     _check_num_frames(num_frames)
     times = _all_times(cameras, num_frames)
     return _path(cameras[:1], cameras.poses[:1].repeat(num_frames, 1, 1), times)
+
+
+def panoramas(cameras: Cameras, up: Tensor) -> Cameras:
+    """Let cameras see all around: level, to where they look, and up [3], of unit length, upright.
+
+    Images are twice as wide as the longer side of the cameras' own, and half of that high.
+    """
+    ahead = -cameras.poses[:, :, 2]
+    level = ahead - (ahead @ up)[:, None] * up
+    # Straight up or down there is no way ahead but that of the image's upper side.
+    steep = level.norm(dim=1, keepdim=True) < 1e-3
+    over = cameras.poses[:, :, 1] - (cameras.poses[:, :, 1] @ up)[:, None] * up
+    positions = cameras.poses[:, :, 3]
+    poses = look_at(positions, positions + torch.where(steep, over, level), up)
+    width = 2 * torch.maximum(cameras.widths, cameras.heights)
+    height = torch.div(width, 2, rounding_mode="floor")
+    size = torch.stack([width, height], 1).to(cameras.intrinsics)
+    per_radian = size / size.new_tensor([2 * math.pi, math.pi])
+    return Cameras(
+        poses=poses,
+        intrinsics=torch.cat([per_radian, size / 2], 1),
+        widths=width,
+        heights=height,
+        times=cameras.times,
+        projection="equirectangular",
+    )
 
 
 class _Surroundings:

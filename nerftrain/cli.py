@@ -328,6 +328,9 @@ def _render(arguments: Sequence[str]) -> int:
         action="store_true",
         help="how far one sees in place of colours, and as arrays .npy in the dataset's units",
     )
+    parser.add_argument(
+        "--panorama", action="store_true", help="all around, equirectangular, twice as wide as high"
+    )
     parsed = _parse_flags(parser, arguments)
     path = parsed.path or ("views" if parsed.split else "orbit")
     if path == "views" and parsed.frames:
@@ -337,7 +340,7 @@ def _render(arguments: Sequence[str]) -> int:
 
     frames = parsed.frames or 120
     what = parsed.split or "test", path, frames, parsed.checkpoint, parsed.time
-    render_run(run, *what, parsed.depth)
+    render_run(run, *what, parsed.depth, parsed.panorama)
     return 0
 
 

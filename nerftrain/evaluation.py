@@ -411,13 +411,15 @@ def render_run(
     checkpoint_name: str,
     time: float | None = None,
     depth: bool = False,
+    panorama: bool = False,
 ) -> Path:
     """Render a split, or a camera path derived from it, to a film and single frames.
 
-    Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs; with
-    a time ``<path>-time<time>-<split>-<checkpoint>``. With depth they are called so and -depth, and
-    beside each PNG is what it shows, .npy, [H, W] float32: how far along each pixel's ray, in the
-    dataset's units, half of its light has gone; infinite where it never has.
+    Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs; a
+    time is part of the name, ``<path>-time<time>-...``, and so are ``-panorama`` and ``-depth`` at
+    its end. With depth there is beside each PNG what it shows, .npy, [H, W] float32: how far along
+    each pixel's ray, in the dataset's units, half of its light has gone; infinite where it never
+    has.
 
     Args:
         run: the run, built from its own config.
@@ -428,6 +430,7 @@ def render_run(
         checkpoint_name: last, best or a path to a file.
         time: of all frames, 0..1; None: time moves along the path.
         depth: whether distances are wanted in place of colours.
+        panorama: whether all is to be seen that is around the cameras.
 
     Raises:
         UserError: for a split, path, time or checkpoint that does not exist or does not fit, and
@@ -448,6 +451,10 @@ def render_run(
         poses = find_split(as_found(run), split).cameras.poses
         cameras = replace(cameras, poses=poses.to("cpu"))
     name = f"{path if time is None else f'{path}-time{time:g}'}-{split}-{label}"
+    if panorama:
+        name += "-panorama"
+        up = camera_paths.up_vector(find_split(run.scene, split).cameras.poses.double().cpu())
+        cameras = camera_paths.panoramas(cameras, up.to(cameras.poses))
     folder = run.run_dir / "renders"
     background = background_color(run.background.evaluation)
     what = run.scene, cameras, run.model, run.sampler, background

@@ -1,9 +1,19 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nerftrain.cameras import image_rays, interpolate, look_at, orbit, pixel_rays, spiral, still
+from nerftrain.cameras import (
+    image_rays,
+    interpolate,
+    look_at,
+    orbit,
+    panoramas,
+    pixel_rays,
+    spiral,
+    still,
+)
 from nerftrain.errors import UserError
 from nerftrain.types import Cameras
 
@@ -124,6 +134,33 @@ def test_paths_are_finite_for_any_number_of_cameras_and_frames(path, num_cameras
 def test_a_path_of_no_frames_is_refused(path):
     with pytest.raises(UserError, match="at least 1"):
         path(ring(3), 0)
+
+
+def test_panoramas_are_level_and_begin_behind():
+    """The camera looks down on the middle; its panorama has the horizon at half its height."""
+    cameras = ring(3, elevation=0.6, times=torch.tensor([0.1, 0.2, 0.3]))
+    around = panoramas(cameras, UP)
+    assert (around.widths.tolist(), around.heights.tolist()) == ([80] * 3, [40] * 3)
+    assert torch.equal(around.times, cameras.times)
+    for camera in range(3):
+        rays = image_rays(around, camera, 0.0, 1.0)
+        directions = rays.directions.view(40, 80, 3)
+        torch.testing.assert_close(rays.origins[0], cameras.poses[camera, :, 3])
+        assert float(directions[19, :, 2].min()) > 0 > float(directions[20, :, 2].max())
+        assert float(directions[0, :, 2].min()) > 0.99
+        ahead = -cameras.poses[camera, :2, 2]
+        ahead = ahead / ahead.norm()
+        assert float(directions[19, 39:41, :2].sum(0) @ ahead) > 1.98
+        right = cameras.poses[camera, :2, 0]
+        assert float(directions[19, 60, :2] @ right) > 0.99
+
+
+def test_the_panorama_of_a_camera_that_looks_straight_down_is_upright():
+    pose = torch.tensor([[[0.0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3]]])  # its upper side is -x
+    around = panoramas(replace(ring(1), poses=pose), UP)
+    directions = image_rays(around, 0, 0.0, 1.0).directions.view(40, 80, 3)
+    assert float(directions[0, :, 2].min()) > 0.99
+    assert float(directions[19, 39, 0]) < -0.99
 
 
 def test_still_is_camera_0_even_where_another_size_is_more_common():

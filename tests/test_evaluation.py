@@ -277,6 +277,19 @@ def test_a_shorter_film_leaves_no_frames_of_a_longer_one(run, rendered, monkeypa
     assert len(list(frames.iterdir())) == 3
 
 
+def test_a_film_of_panoramas(run, rendered, monkeypatch):
+    def render(scene, cameras, index, *_):
+        assert cameras.projection == "equirectangular"
+        rays = int(cameras.widths[index] * cameras.heights[index])
+        return Rendering(torch.zeros(rays, 3), *[torch.zeros(rays)] * 3, {}, torch.zeros(rays))
+
+    monkeypatch.setattr(video.rendering, "render_image", render)
+    written = evaluation.render_run(run, "test", "spiral", 2, "last", panorama=True)
+    assert written.name == "spiral-test-last-panorama.mp4"
+    frame = Image.open(written.with_suffix("") / "0001.png")
+    assert frame.size == (2 * WIDTH, WIDTH)
+
+
 def test_distances_are_kept_in_the_datasets_units_and_coloured_alike(run, monkeypatch):
     seen = []
 
