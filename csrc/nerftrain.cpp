@@ -57,14 +57,17 @@ STABLE_TORCH_LIBRARY(nerftrain, m) {
   m.def("gather_rows(Tensor numbers, Tensor rows, Tensor more) -> Tensor");
   // Where rays' samples begin in a buffer of a fixed size, and which rays have room in it.
   m.def("fit(Tensor ends, int room) -> (Tensor, Tensor)");
-  // The next pixels to train on and where they are (camera, column, row); rays through the centres of pixels, and the
-  // pixels' colours; where samples lie and along what they are seen.
+  // The next pixels to train on and where they are (camera, column, row); rays through the centres of pixels, of
+  // pinholes and of other lenses, and the pixels' colours; where samples lie and along what they are seen.
   m.def(
       "draw_pixels(Tensor drawn, SymInt num_rays, int total, int stride, Tensor pixels, int width, int height) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pixel_rays(Tensor poses, Tensor intrinsics, Tensor cameras, Tensor x, Tensor y) -> (Tensor origins, "
       "Tensor directions)");
+  m.def(
+      "lens_rays(Tensor poses, Tensor intrinsics, Tensor distortion, int projection, int iterations, Tensor cameras, "
+      "Tensor x, Tensor y) -> (Tensor origins, Tensor directions)");
   m.def("pixel_colors(Tensor pixels, Tensor drawn, Tensor background) -> Tensor");
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor ray_indices) -> "

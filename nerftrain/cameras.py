@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nerftrain.errors import UserError
-from nerftrain.lens import as_pinholes, looking_at
+from nerftrain.lens import as_pinholes
 from nerftrain.ops import rays as ops
+from nerftrain.ops.lenses import lens_rays
 from nerftrain.types import Cameras, Rays
 
 
@@ -34,16 +35,12 @@ def pixel_rays(
         near: distance at which every ray starts, world units.
         far: distance at which every ray ends.
     """
-    bends = cameras.distortion
-    if bends is None and cameras.projection == "perspective":
-        numbers = cameras.poses, cameras.intrinsics
-        origins, directions = ops.pixel_rays(*numbers, camera_indices, x, y)
+    numbers, places = (cameras.poses, cameras.intrinsics), (camera_indices, x, y)
+    if cameras.distortion is None and cameras.projection == "perspective":
+        origins, directions = ops.pixel_rays(*numbers, *places)
     else:
-        fx, fy, cx, cy = cameras.intrinsics.index_select(0, camera_indices).unbind(1)
-        bent = (x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy  # [R] each
-        bends = None if bends is None else bends.index_select(0, camera_indices)
-        seen = looking_at(*bent, bends, cameras.projection)
-        origins, directions = ops.through(cameras.poses.index_select(0, camera_indices), *seen)
+        lens = cameras.distortion, cameras.projection
+        origins, directions = lens_rays(*numbers, *lens, *places)
     return Rays(
         origins=origins,
         directions=directions,

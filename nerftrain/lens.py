@@ -1,21 +1,6 @@
-"""Lenses: what a pixel sees, for pinholes that bend, fisheyes and panoramas.
+"""Lenses of cameras: what they show, what does not invert, and pinholes in their place.
 
-Notation: a lens without faults shows a point at (x, y), x right and y down, which its projection
-makes of where the point lies. With a the angle between that and where the camera looks, and (c, s)
-the way there in the image, of length 1:
-
-    perspective      (x, y) = tan(a) (c, s)
-    fisheye          (x, y) = a (c, s), which is equidistant
-    equirectangular  x the longitude from straight ahead, y the latitude, down, in radians
-
-(x', y') is where the lens shows it, and pixels are fx x' + cx and fy y' + cy. With r^2 = x^2 + y^2:
-
-    x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8) + 2 p1 x y + p2 (r^2 + 2 x^2)
-    y' = y (1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8) + 2 p2 x y + p1 (r^2 + 2 y^2)
-
-For a pinhole that is OpenCV's model as far as k3 (docs.opencv.org, camera calibration); for a
-fisheye it is OpenCV's fisheye model, which has no p1 and p2. COLMAP's models of these names are the
-same, and so is nerfstudio's reading of its files, with k4.
+Their formulas are those of `ops.lenses`.
 """
 
 from __future__ import annotations
@@ -28,12 +13,10 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.ops.lenses import bend, distort, looking_at, undistort
 from nerftrain.types import Cameras, Projection
 
 COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4")  # in the order of Cameras.distortion
-# Of Newton's method; lenses that check_invertible lets pass need no more. A fisheye's points lie
-# farther out, where r is an angle of up to pi.
-ITERATIONS = {"perspective": 6, "fisheye": 12, "equirectangular": 0}
 # Pixels between where a ray was asked for and where its lens shows it.
 TOLERANCE = 0.02
 GRID = 33  # points per side at which a lens is checked
@@ -54,89 +37,6 @@ class Lens:
     intrinsics: tuple[float, float, float, float]  # fx fy cx cy (see Cameras)
     distortion: tuple[float, ...] = (0.0,) * 6  # k1 k2 p1 p2 k3 k4
     projection: Projection = "perspective"
-
-
-def distort(x: Tensor, y: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Bend ideal image points x [...], y [...] by coefficients [..., 4 or 6] k1 k2 p1 p2 k3 k4."""
-    x, y, _ = _bend(x, y, coefficients.unbind(-1))
-    return x, y
-
-
-def undistort(
-    x: Tensor, y: Tensor, coefficients: Tensor, projection: Projection = "perspective"
-) -> tuple[Tensor, Tensor]:
-    """Find the ideal image points whose bent ones are x [...], y [...].
-
-    A fixed number of Newton's steps, so nothing waits for the device. From the bent point they
-    approach a purely radial root from one side.
-
-    Args:
-        x: [...].
-        y: [...].
-        coefficients: [..., 4 or 6] k1 k2 p1 p2 k3 k4.
-        projection: of the lens, which says how far out points may lie.
-    """
-    k = coefficients.unbind(-1)
-    ideal_x, ideal_y = x, y
-    for _ in range(ITERATIONS[projection]):
-        bent_x, bent_y, (a, b, d) = _bend(ideal_x, ideal_y, k)
-        error_x, error_y = bent_x - x, bent_y - y
-        inverse = 1 / (a * d - b * b)
-        ideal_x = ideal_x - (d * error_x - b * error_y) * inverse
-        ideal_y = ideal_y - (a * error_y - b * error_x) * inverse
-    return ideal_x, ideal_y
-
-
-def _bend(
-    x: Tensor, y: Tensor, coefficients: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Return x', y' and their derivatives (dx'/dx, dx'/dy = dy'/dx, dy'/dy)."""
-    k1, k2, p1, p2, *higher = coefficients
-    xx, xy, yy = x * x, x * y, y * y
-    rr = xx + yy
-    radial = 1 + rr * (k1 + rr * k2)
-    slope = 2 * k1 + 4 * k2 * rr  # d radial / dx is slope x
-    if higher:
-        k3, k4 = higher
-        radial = radial + rr**3 * (k3 + rr * k4)
-        slope = slope + rr * rr * (6 * k3 + 8 * k4 * rr)
-    p1x, p1y, p2x, p2y = p1 * x, p1 * y, p2 * x, p2 * y
-    bent_x = x * radial + 2 * p1 * xy + p2 * (rr + 2 * xx)
-    bent_y = y * radial + 2 * p2 * xy + p1 * (rr + 2 * yy)
-    derivatives = (
-        radial + slope * xx + 2 * p1y + 6 * p2x,
-        slope * xy + 2 * (p1x + p2y),
-        radial + slope * yy + 2 * p2x + 6 * p1y,
-    )
-    return bent_x, bent_y, derivatives
-
-
-def looking_at(
-    x: Tensor, y: Tensor, coefficients: Tensor | None, projection: Projection
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Find what is seen at bent image points: how far right, down and ahead of the camera it lies.
-
-    Args:
-        x: [R], that is x' above.
-        y: [R].
-        coefficients: [R, 4 or 6] k1 k2 p1 p2 k3 k4; None: the lens has no faults.
-        projection: of the lens.
-
-    Returns:
-        Vectors of any length, of a pinhole with 1 ahead. Where a fisheye shows nothing they are of
-        some direction.
-    """
-    if coefficients is not None:
-        x, y = undistort(x, y, coefficients, projection)
-    if projection == "perspective":
-        return x, y, 1.0
-    if projection == "equirectangular":
-        return y.cos() * x.sin(), y.sin(), y.cos() * x.cos()
-    # Beyond the last point that the lens shows Newton's steps may have led anywhere.
-    x, y = (torch.nan_to_num(t, nan=0.0, posinf=0.0, neginf=0.0) for t in (x, y))
-    angles = torch.hypot(x, y)
-    share = torch.sinc(angles.clamp(max=math.pi) / math.pi)  # sin(a) / a
-    return x * share, y * share, angles.clamp(max=math.pi).cos()
 
 
 # What lenses show
@@ -278,7 +178,7 @@ def _inverts(
     near = torch.hypot(bent_x - x, bent_y - y) < tolerance  # false for NaN
     # Beyond a fold the image is seen again, mirrored: nothing may fold between there and here.
     share = torch.linspace(0, 1, SEGMENTS + 1, dtype=x.dtype)[:, None]
-    _, _, (a, b, d) = _bend(share * ideal_x, share * ideal_y, coefficients.unbind(-1))
+    _, _, (a, b, d) = bend(share * ideal_x, share * ideal_y, coefficients.unbind(-1))
     return near & (a * d - b * b > 0).all(0) & (a + d > 0).all(0)
 
 

@@ -43,6 +43,7 @@ from nerftrain.ops import (
     adam,
     composite,
     hash_encoding,
+    lenses,
     library,
     march,
     mlp,
@@ -70,6 +71,7 @@ LAYERS = (nn.Linear, encodings.SmallMLP)
 ENCODINGS = (encodings.HashEncoding, encodings.FrequencyEncoding, encodings.DirectionEncoding)
 OPS = (
     ray_ops,
+    lenses,
     march,
     visit,
     points,
@@ -407,8 +409,11 @@ def _march_cases(run: Any, data: SimpleNamespace) -> Iterator[Case]:
     size = int(train.cameras.widths[0]), int(train.cameras.heights[0])
     yield Case("draw_pixels", f"R={len(rays)}", (*order, live, *size))
     pixels = train.locate(drawn)
-    lenses = train.cameras.poses, train.cameras.intrinsics
-    yield Case("pixel_rays", f"R={len(rays)}", (*lenses, *pixels))
+    pinholes = train.cameras.poses, train.cameras.intrinsics
+    yield Case("pixel_rays", f"R={len(rays)}", (*pinholes, *pixels))
+    faults = torch.tensor([0.03, 0.002, 0.0, 0.0, -0.004, 0.0005], device=drawn.device)
+    fisheyes = (*pinholes, faults.repeat(len(train.cameras), 1), "fisheye")
+    yield Case("lens_rays", f"R={len(rays)}", (*fisheyes, *pixels))
     yield Case(
         "pixel_colors", f"R={len(rays)}", (train.pixels, drawn, torch.rand_like(rays.origins))
     )

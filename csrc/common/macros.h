@@ -35,6 +35,15 @@ NT_HD double log_of(double x) { return log(x); }
 NT_HD float sqrt_of(float x) { return sqrtf(x); }
 NT_HD double sqrt_of(double x) { return sqrt(x); }
 
+// The sine and the cosine of an angle of at most some turns. CUDA's own of any angle at all need a stack.
+#if defined(__CUDA_ARCH__)
+NT_HD float sin_of(float x) { return sinpif(x * 0.318309886183790672f); }
+NT_HD float cos_of(float x) { return cospif(x * 0.318309886183790672f); }
+#else
+NT_HD float sin_of(float x) { return sinf(x); }
+NT_HD float cos_of(float x) { return cosf(x); }
+#endif
+
 // Converting a float outside the range of int is undefined: clamp first. NaN becomes `high`.
 NT_HD int to_int_clamped(float x, int low, int high) {
   if (!(x < float(high))) return high;

@@ -49,6 +49,29 @@ std::tuple<Tensor, Tensor> pixel_rays(const Tensor& poses, const Tensor& intrins
 }
 
 template <class Backend>
+std::tuple<Tensor, Tensor> lens_rays(const Tensor& poses, const Tensor& intrinsics, const Tensor& distortion,
+                                     int64_t projection, int64_t iterations, const Tensor& cameras, const Tensor& x,
+                                     const Tensor& y) {
+  const int64_t num = cameras.size(0), terms = distortion.numel() ? distortion.size(1) : 0;
+  if (terms != 0 && terms != 4 && terms != 6) throw std::runtime_error("lens_rays: distortion has 4 or 6 columns");
+  if (projection < 0 || projection > 2) throw std::runtime_error("lens_rays: projections are 0, 1 and 2");
+  Tensor origins = make(poses, {num, 3}), directions = make(poses, {num, 3});
+  const LensRays body{read<float>(poses),
+                      read<float>(intrinsics),
+                      read<float>(distortion),
+                      terms,
+                      projection,
+                      iterations,
+                      read<int64_t>(cameras),
+                      read<int64_t>(x),
+                      read<int64_t>(y),
+                      write<float>(origins),
+                      write<float>(directions)};
+  Backend::for_each(poses, num, body);
+  return {origins, directions};
+}
+
+template <class Backend>
 Tensor pixel_colors(const Tensor& pixels, const Tensor& drawn, const Tensor& background) {
   if (pixels.size(1) != 3 && pixels.size(1) != 4) throw std::runtime_error("pixel_colors: pixels have 3 or 4 channels");
   Tensor colors = make(background, {drawn.size(0), 3});

@@ -640,6 +640,7 @@ inline std::map<std::string, Instruction::Run> instructions() {
   table["div.approx.f32"] = Each<float, float, float>::run<[](float a, float b) { return a / b; }>;
   table["cvt.sat.f32.f32"] = Each<float, float>::run<[](float a) { return (a > 0) ? std::fmin(a, 1.f) : 0.f; }>;
   table["cvt.rni.f32.f32"] = Each<float, float>::run<[](float a) { return std::nearbyintf(a); }>;
+  table["cvt.rzi.f32.f32"] = Each<float, float>::run<[](float a) { return std::truncf(a); }>;
   table["cvt.f32.f16"] = Each<float, uint16_t>::run<of_half>;
   table["cvt.rn.f16.f32"] = Each<uint16_t, float>::run<to_half>;
   table["cvt.rn.f16x2.f32"] = Each<uint32_t, float, float>::run<[](float high, float low) {

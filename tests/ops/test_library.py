@@ -471,6 +471,7 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
     slices = offsets[:0].int()  # none of time
     march = [random(5, 3), random(5, 3), random(5), random(5) + 3, random(5), slices]
     boxes = aabb + [2 * bound for bound in aabb]
+    pixels = [torch.tensor(x, device=device) for x in ([0, 1, 1], [5, 0, 2], [1, 1, 9])]
     march += [cells, blocks, boxes, [16] * 3, 16, 0.1, 0.0, 50, 20]
     arguments: dict[str, list[tuple]] = {
         "pack_grid": [(flags,)],
@@ -482,6 +483,14 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         "draw_pixels": [
             (offsets[1], 7, 10, 3, torch.arange(n, dtype=torch.int32, device=device), 5, 2)
             for n in (0, 10)
+        ],
+        "lens_rays": [
+            (random(2, 3, 4), random(2, 4), faults, *how, *pixels)
+            for faults, how in (
+                (random(2, 4), (0, 6)),
+                (random(2, 6), (1, 12)),
+                (random(0, 4), (2, 0)),
+            )
         ],
         "pixel_colors": [
             ((random(10, n) * 255).to(torch.uint8), offsets, random(4, 3)) for n in (3, 4)
@@ -512,7 +521,6 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         visited = torch.tensor([1, 0, 3], device=device)
         round_offsets = torch.tensor([0, 2, 2, 4], device=device)
         a_round = starts[:4], starts[:4] + 1
-        pixels = [torch.tensor(x, device=device) for x in ([0, 1, 1], [5, 0, 2], [1, 1, 9])]
         seen = visited.clone(), *(ray.clone() for ray in rays[:2])
         twice = torch.zeros(18, dtype=torch.int64, device=device)
         kept = random(18, dtype=dtype), random(18, dtype=dtype), twice, twice.clone()
