@@ -55,16 +55,26 @@ def together(lenses: Sequence[Lens], source: str) -> tuple[Tensor | None, Projec
     Raises:
         UserError: they are of several kinds.
     """
-    kinds: list[Projection] = list(dict.fromkeys(lens.projection for lens in lenses))
-    if len(kinds) > 1:
-        raise UserError(
-            f"{source} has lenses of several kinds, {' and '.join(kinds)}, of which a scene has "
-            "one: train the images of each by themselves, or undistort them"
-        )
+    kind = one_kind([lens.projection for lens in lenses], source)
     faults = torch.tensor([lens.distortion for lens in lenses])
     if not bool(faults[:, 4:].any()):
         faults = faults[:, :4].contiguous()
-    return faults if bool(faults.any()) else None, kinds[0]
+    return faults if bool(faults.any()) else None, kind
+
+
+def one_kind(kinds: Sequence[Projection], source: str) -> Projection:
+    """Return the kind that all lenses from a source are of.
+
+    Raises:
+        UserError: they are of several.
+    """
+    different = list(dict.fromkeys(kinds))
+    if len(different) > 1:
+        raise UserError(
+            f"{source} has lenses of several kinds, {' and '.join(different)}, of which a scene "
+            "has one: train the images of each by themselves, or undistort them"
+        )
+    return different[0]
 
 
 def have_rays(cameras: Cameras) -> Tensor | None:

@@ -19,8 +19,9 @@ from nerftrain.data.formats import (
     read_frames,
     read_pictures,
 )
-from nerftrain.lens import check_invertible
+from nerftrain.lens import check_invertible, one_kind
 from nerftrain.scenes import colmap, transforms
+from nerftrain.scenes.calibration import read_circle
 from nerftrain.scenes.colmap_model import model_suffix, read_model
 from nerftrain.scenes.frames import Frame, read_entries
 from nerftrain.scenes.images import Picture, read_header
@@ -70,8 +71,11 @@ def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[Vi
         check_invertible(made, str(path))
         return made
 
+    faults.attempt(read_circle, path, content, [p for p in pictures if p is not None])
     labels = [splits.get(i, "") for i in range(len(frames))]
-    return make_views(labels, frames, pictures, faults, camera)
+    views = make_views(labels, frames, pictures, faults, camera)
+    _check_kinds(views, str(path), faults)
+    return views
 
 
 # COLMAP
@@ -114,7 +118,14 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
             pose, camera = photo.view.pose, colmap.make_cameras([photo], unmoved, source)
             faults.attempt(check_invertible, camera, source)
         views.append(View(splits.get(index, ""), view.name, pose, picture, camera))
+    _check_kinds(views, source, faults)
     return views
+
+
+def _check_kinds(views: Sequence[View], source: str, faults: Faults) -> None:
+    kinds = [view.camera.projection for view in views if view.camera is not None]
+    if kinds:
+        faults.attempt(one_kind, kinds, source)
 
 
 def _factors(folder: Path) -> list[float]:

@@ -19,7 +19,7 @@ from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
 from nerftrain.errors import UserError
-from nerftrain.lens import COEFFICIENTS
+from nerftrain.lens import COEFFICIENTS, as_pinholes
 from nerftrain.paths import as_override
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.photos import photo_folder
@@ -247,8 +247,9 @@ def _draw(
 def _corners(view: View) -> tuple[float, float, float, float]:
     if view.camera is None:
         return -0.35, 0.35, 0.35, -0.35
-    fx, fy, cx, cy = view.camera.intrinsics[0].tolist()
-    width, height = int(view.camera.widths[0]), int(view.camera.heights[0])
+    camera = as_pinholes(view.camera)  # what sees all around has no corners
+    fx, fy, cx, cy = camera.intrinsics[0].tolist()
+    width, height = int(camera.widths[0]), int(camera.heights[0])
     return -cx / fx, (width - cx) / fx, cy / fy, (cy - height) / fy
 
 

@@ -185,6 +185,31 @@ def test_lenses_that_do_not_invert_are_told_with_the_other_faults(transforms_roo
     assert "does not invert" in faults[1]
 
 
+def test_fisheyes_and_panoramas_are_described(transforms_root):
+    edit(transforms_root, lambda content: content.update(is_fisheye=True, k1=0.01, k4=-0.002))
+    found = look(transforms_root)
+    assert found.faults == []
+    lens = (
+        f"fisheye, fx {FOCAL:.2f} fy {FOCAL:.2f} cx 12 cy 12 k1 0.01 k2 0 p1 0 p2 0 k3 0 k4 -0.002"
+    )
+    assert f"{lens} (6)" in "\n".join(found.lines())
+    edit(transforms_root, lambda content: content.update(is_fisheye=False, k1=0, k4=0))
+    edit(transforms_root, lambda content: content.update(camera_model="EQUIRECTANGULAR"))
+    assert "lens     equirectangular, a panorama (6)" in "\n".join(look(transforms_root).lines())
+
+
+def test_lenses_of_two_kinds_and_a_circle_that_is_none_are_told(transforms_root):
+    def change(content) -> None:
+        content["fisheye_crop_radius"] = "large"
+        content["frames"][3]["is_fisheye"] = True
+
+    edit(transforms_root, change)
+    faults = look(transforms_root).faults
+    assert len(faults) == 2
+    assert "fisheye_crop_radius = 'large': give a finite number" in faults[0]
+    assert "lenses of several kinds, perspective and fisheye" in faults[1]
+
+
 def test_what_a_file_says_of_its_place_and_its_lists_is_checked_beside_the_images(transforms_root):
     lists = {"train_filenames": ["images/r_0.png"], "test_filenames": ["images/r_9.png"]}
     edit(transforms_root, lambda content: content.update(aabb_scale=0.5, **lists))
