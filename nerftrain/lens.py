@@ -84,9 +84,11 @@ def have_rays(cameras: Cameras) -> Tensor | None:
     """
     if cameras.projection != "fisheye":
         return None
-    shown = [_shown(lens, *_pixel_centres(lens)) for lens in _lenses(cameras)]
-    flags = torch.cat(shown).to(cameras.poses.device)
-    return None if bool(flags.all()) else flags
+    lenses, which = _lenses(cameras).unique(dim=0, return_inverse=True)
+    shown = [_shown(lens, *_pixel_centres(lens)) for lens in lenses]
+    if all(bool(flags.all()) for flags in shown):
+        return None
+    return torch.cat([shown[i] for i in which.tolist()]).to(cameras.poses.device)
 
 
 def _pixel_centres(lens: Tensor) -> tuple[Tensor, Tensor]:

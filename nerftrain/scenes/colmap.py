@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from nerftrain.errors import UserError
-from nerftrain.lens import Lens, check_invertible, have_rays, together
+from nerftrain.lens import Lens, check_invertible, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.masks import agreed, read_valid, warn_of_corners
+from nerftrain.scenes.masks import read_valid, that_lenses_show
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, photo_folder, read_photos
 from nerftrain.scenes.world import holdout, move, normalization
 from nerftrain.types import Cameras, Contraction
@@ -363,9 +363,8 @@ def _split(
     pictures, sizes = [p.picture for p in photos], [p.size for p in photos]
     pixels = read_photos(pictures, sizes, pool)
     valid = read_valid([photo.mask for photo in photos], pictures, sizes, pool)
-    if key == "train":
-        warn_of_corners(source, cameras, valid)
-    return Split(key, cameras, pixels, tuple(names), agreed(valid, have_rays(cameras)))
+    valid = that_lenses_show(cameras, valid, source if key == "train" else None)
+    return Split(key, cameras, pixels, tuple(names), valid)
 
 
 def make_cameras(photos: Sequence[Photo], world: torch.Tensor, source: str) -> Cameras:

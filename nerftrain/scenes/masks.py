@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.lens import widest_angle
+from nerftrain.lens import have_rays, widest_angle
 from nerftrain.scenes.images import Picture, read_gray, read_header
 from nerftrain.types import Cameras
 
@@ -67,10 +67,34 @@ def _circle(radius: float, size: tuple[int, int]) -> Tensor:
     return (torch.hypot(across, down[:, None]) <= radius).flatten()
 
 
-def warn_of_corners(source: str, cameras: Cameras, valid: Tensor | None) -> None:
-    """Warn where fisheyes' corners, of which no mask tells, lie farther out than lenses see."""
-    if cameras.projection != "fisheye" or valid is not None:
-        return
+def that_lenses_show(cameras: Cameras, valid: Tensor | None, source: str | None) -> Tensor | None:
+    """Leave of the pixels that count, [P] bool or None: all, those at which lenses show anything.
+
+    Args:
+        cameras: of the images.
+        valid: what masks leave.
+        source: the file that the lenses come from, for a warning where fisheyes leave pixels out,
+            or are said to show more than any does; None: no warning.
+    """
+    shown = have_rays(cameras)
+    if source is not None and cameras.projection == "fisheye" and valid is None:
+        _warn_of_corners(source, cameras)
+    if shown is None:
+        return valid
+    left = shown if valid is None else valid & shown
+    before = len(left) if valid is None else int(valid.sum())
+    share = 1 - int(left.sum()) / max(before, 1)
+    if source is not None and share > 0:
+        _log.warning(
+            "%s: %.2g %% of the pixels lie beyond what its fisheye shows, as k1 to k4 have it, and "
+            "do not count",
+            source,
+            100 * share,
+        )
+    return left
+
+
+def _warn_of_corners(source: str, cameras: Cameras) -> None:
     angle = math.degrees(widest_angle(cameras))
     if angle > WIDEST_FISHEYE:
         _log.warning(
@@ -79,13 +103,6 @@ def warn_of_corners(source: str, cameras: Cameras, valid: Tensor | None) -> None
             source,
             angle,
         )
-
-
-def agreed(valid: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Tell which pixels count for one and the other, [P] bool; None: all of them."""
-    if valid is None or other is None:
-        return other if valid is None else valid
-    return valid & other
 
 
 def _read(mask: Path | None, picture: Picture, size: tuple[int, int]) -> Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.lens import check_invertible, have_rays, together
+from nerftrain.lens import check_invertible, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.calibration import read_circle, read_lens
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
-from nerftrain.scenes.masks import agreed, read_valid, warn_of_corners, within_circle
+from nerftrain.scenes.masks import read_valid, that_lenses_show, within_circle
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
@@ -185,15 +185,14 @@ def _read_split(
     valid = read_valid([masks[i] for i in indices], its, its_sizes, pool)
     if circles is not None:
         radii = [circles[i] * sizes[i][0] for i in indices]
-        valid = agreed(valid, within_circle(radii, its_sizes))
-    if name == "train":
-        warn_of_corners(source, members, valid)
+        circle = within_circle(radii, its_sizes)
+        valid = circle if valid is None else valid & circle
     return Split(
         name=name,
         cameras=members,
         pixels=read_photos(its, its_sizes, pool),
         names=tuple(names[i] for i in indices),
-        valid=agreed(valid, have_rays(members)),
+        valid=that_lenses_show(members, valid, source if name == "train" else None),
     )
 
 
