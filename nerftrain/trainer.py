@@ -325,6 +325,18 @@ def _take_up(run: Run, state: State, checkpoint_name: str | None) -> None:
     report.say(f"resuming {run.run_dir} at step {state.step}")
 
 
+def _on_device(scene: Scene, device: torch.device) -> Scene:
+    """Copy a scene to the device; raises UserError where its images do not fit."""
+    try:
+        return scene.to(device)
+    except torch.OutOfMemoryError as error:
+        taken = sum(split.pixels.nbytes for split in scene.splits.values()) / 2**30
+        raise UserError(
+            f"the images take {taken:.1f} GiB, more than the GPU has free: give a larger "
+            "scene.downscale, or train by runtime=cpu"
+        ) from error
+
+
 def loop(run: Run, state: State, journal: Journal) -> None:
     """Train until the run's steps or seconds are done; the journal is told of every step.
 
@@ -333,7 +345,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
     """
     settings, optimizer, sampler = run.settings, run.optimizer, run.sampler
     device, fixed = run.runtime.torch_device, _has_rooms(run)
-    scene = run.scene.to(device)
+    scene = _on_device(run.scene, device)
     base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     run.model.train()
     take = partial(_step, run, state, scene)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "nerftrain"
 
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
-    {"errors", "paths"},
+    {"errors", "paths", "memory"},
     {"bounds", "checks"},
     {"types", "schema", "ops"},
     {"spacing", "refinement"},

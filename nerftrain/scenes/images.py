@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from nerftrain.errors import UserError
+from nerftrain.memory import check_images_fit
 
 # What PIL raises for files that are damaged or no images; RuntimeErrors are of AVIF and DDS.
 _IMAGE_ERRORS = (
@@ -152,13 +153,12 @@ def read_pixels(pictures: list[Picture], size: tuple[int, int], pool: ThreadPool
     """Decode images that are alike into pixels [P, 3 or 4] uint8, shrunk to size (width, height).
 
     Raises:
-        UserError: a file is truncated.
+        UserError: a file is truncated, or there is no room for all.
     """
     width, height = size
     num_pixels = width * height
-    # One block from the start: a list of images and their concatenation would need it twice.
     channels = len(pictures[0].mode)
-    pixels = torch.empty(len(pictures) * num_pixels, channels, dtype=torch.uint8)
+    pixels = make_room(len(pictures) * num_pixels, channels)
 
     def read(index: int) -> None:
         image = shrink(decode(pictures[index]), width, height)
@@ -167,6 +167,18 @@ def read_pixels(pictures: list[Picture], size: tuple[int, int], pool: ThreadPool
     for _ in pool.map(read, range(len(pictures))):
         pass
     return pixels
+
+
+def make_room(num_pixels: int, channels: int) -> Tensor:
+    """Make room for the pixels of all images, [P, channels] uint8.
+
+    One block from the start: a list of images and their concatenation would need it twice.
+
+    Raises:
+        UserError: there is not so much memory.
+    """
+    check_images_fit(num_pixels * channels)
+    return torch.empty(num_pixels, channels, dtype=torch.uint8)
 
 
 def decode(picture: Picture) -> Tensor:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nerftrain.errors import UserError
 from nerftrain.paths import cache_dir
-from nerftrain.scenes.images import HEIF_SUFFIXES, Picture, decode, shrink
+from nerftrain.scenes.images import HEIF_SUFFIXES, Picture, decode, make_room, shrink
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", *HEIF_SUFFIXES)
 PROGRESS_AFTER = 2.0  # seconds of reading
@@ -121,13 +121,12 @@ def read_photos(
         pool: where decoding runs.
 
     Raises:
-        UserError: a file is truncated.
+        UserError: a file is truncated, or there is no room for all.
     """
     areas = torch.tensor([width * height for width, height in sizes])
     ends = areas.cumsum(0).tolist()
     channels = len(pictures[0].mode)
-    # One block from the start: a list of images and their concatenation would need it twice.
-    pixels = torch.empty(ends[-1], channels, dtype=torch.uint8)
+    pixels = make_room(ends[-1], channels)
 
     def read(index: int) -> None:
         image = _read(pictures[index], *sizes[index]).reshape(-1, channels)
