@@ -35,13 +35,14 @@ from nerftrain.samplers import Sampler
 from nerftrain.scenes import Scene
 from nerftrain.schedules import Schedule
 from nerftrain.spacing import Kind as Spacing
-from nerftrain.types import Batch, Rendering, Samples
+from nerftrain.types import Batch, Cameras, Rendering, Samples
 
 _log = logging.getLogger(__name__)
 
 FIRST_RAYS = 512  # of the first step; then their number follows the sample budget
 MIN_RAYS = 64
 MIN_BUDGET = 1024  # samples of a step
+LARGE_SIDE = 1600  # pixels, of images on a CPU; nerfstudio shrinks larger ones by itself
 FILM_PIXELS = 800  # the longer side of the video at the end, at most
 GROWTH = 1.2  # of the number of rays from step to step, at most
 # Where a GPU is not asked for numbers, rays that find no room are marched in vain: how many are
@@ -290,6 +291,8 @@ def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) ->
         )
     by, device = run.model.evaluated_by(), run.runtime.torch_device
     report.say(f"the field is evaluated by {by} on {device}")
+    if device.type == "cpu":
+        _warn_of_large_images(run.scene.splits["train"].cameras)
     report.write_env(run.run_dir)
     if run.scene.world is not None:
         report.write_world(run.run_dir, run.scene.world)
@@ -323,6 +326,18 @@ def _take_up(run: Run, state: State, checkpoint_name: str | None) -> None:
         path = checkpoint.find(run.run_dir, checkpoint_name)
     state.load_state_dict(checkpoint.load(path), run)
     report.say(f"resuming {run.run_dir} at step {state.step}")
+
+
+def _warn_of_large_images(cameras: Cameras) -> None:
+    largest = int(torch.argmax(cameras.widths * cameras.heights))
+    width, height = int(cameras.widths[largest]), int(cameras.heights[largest])
+    if max(width, height) > LARGE_SIDE:
+        smaller = math.ceil(max(width, height) / LARGE_SIDE)
+        _log.warning(
+            "images of %dx%d take long on a CPU: scene.downscale makes them smaller, %d times "
+            "smaller they are %dx%d",
+            *(width, height, smaller, round(width / smaller), round(height / smaller)),
+        )
 
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:

@@ -59,6 +59,15 @@ def make_run(tiny_scene_root: Path, tmp_path: Path) -> MakeRun:
     return make
 
 
+def test_images_that_take_long_on_a_cpu_are_told(make_run, monkeypatch, caplog):
+    train(make_run("small", "trainer.steps=2"))
+    assert "take long" not in caplog.text
+    monkeypatch.setattr(trainer, "LARGE_SIDE", 10)  # of 24x24
+    train(make_run("large", "trainer.steps=2"))
+    assert "images of 24x24 take long on a CPU: scene.downscale makes" in caplog.text
+    assert "3 times smaller they are 8x8" in caplog.text
+
+
 def everything_learnt(run: Run) -> dict[str, torch.Tensor]:
     return {**run.model.state_dict(), **run.sampler.state_dict()}
 
