@@ -40,6 +40,7 @@ from nerftrain.scenes.images import HEIF_SUFFIXES, open_image
 from nerftrain.scenes.world import normalization
 
 NUM_FRAMES = 150  # of a film
+PANORAMA = "EQUIRECTANGULAR"
 LOG, _WORK = "colmap.log", ".part-sparse"
 _ALL_PAIRS_UP_TO = 200  # photographs, 20 thousand pairs
 _LEAST = 3  # photographs that a model must have
@@ -119,6 +120,8 @@ def pose(
         capture = _Capture(place, photographs, camera, by_name)
         if unread := what_is_unread(place.images):
             say(f"leaving out {unread}")
+        if camera != PANORAMA and all(p.size[0] == 2 * p.size[1] for p in photographs):
+            say(f"all are twice as wide as high: if they are panoramas, take --camera {PANORAMA}")
         place.out.mkdir(parents=True, exist_ok=True)
         with _working(capture):
             every = _is_every(pairs, capture)

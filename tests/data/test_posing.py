@@ -133,6 +133,16 @@ def test_panoramas_are_posed_whole(tmp_path: Path):
     assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
 
 
+def test_what_may_be_panoramas_is_told(tmp_path: Path):
+    for index in range(3):
+        Image.new("RGB", (64, 32)).save(tmp_path / f"{index}.png")
+    for camera, told in (("OPENCV", True), ("EQUIRECTANGULAR", False)):
+        said: list[str] = []
+        with pytest.raises(UserError, match="cameras of none of the 3 photographs"):
+            pose(tmp_path, None, None, "auto", camera, said.append)
+        assert any("take --camera EQUIRECTANGULAR" in line for line in said) == told
+
+
 def test_a_lens_that_an_older_pycolmap_does_not_know(photos: Path, monkeypatch):
     models = SimpleNamespace(__members__={"OPENCV": 4})
     monkeypatch.setattr(import_pycolmap(), "CameraModelId", models)
