@@ -21,6 +21,23 @@ import cuda_on_host
 from nerftrain.scenes.demo import render_folder
 
 
+# Files with tests of ten seconds and more.
+LONG = {
+    "test_cuda_build.py",
+    "test_played_ptx.py",
+    "test_posing.py",
+    "test_recording.py",
+    "test_refinement.py",
+    "test_wheel.py",
+}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, or a process is left alone with it while others have ended."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests have to show: their property `printed`, whatever process ran them."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
