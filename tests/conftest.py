@@ -20,7 +20,6 @@ import cuda_on_host
 
 from nerftrain.scenes.demo import render_folder
 
-
 # Files with tests of ten seconds and more.
 LONG = {
     "test_cuda_build.py",
