@@ -97,6 +97,15 @@ def load(root: Path) -> Scene:
 # Lenses and masks
 
 
+def knows_panoramas() -> bool:
+    with contextlib.suppress(UserError):
+        return "EQUIRECTANGULAR" in import_pycolmap().CameraModelId.__members__
+    return False
+
+
+needs_panoramas = pytest.mark.skipif(not knows_panoramas(), reason="panoramas: pycolmap 4.1")
+
+
 def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path):
     """And, of the same features, by the wrong kind of lens and back again."""
     photos = write_photographs(tmp_path / "wide", COUNT, lens="fisheye")
@@ -119,6 +128,7 @@ def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path):
     assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
 
 
+@needs_panoramas
 def test_panoramas_are_posed_whole(tmp_path: Path):
     """As they are, not cut into pinholes' pictures."""
     photos = write_photographs(tmp_path / "around", COUNT, lens="panorama")
@@ -133,6 +143,7 @@ def test_panoramas_are_posed_whole(tmp_path: Path):
     assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
 
 
+@needs_panoramas
 def test_what_may_be_panoramas_is_told(tmp_path: Path):
     for index in range(3):
         Image.new("RGB", (64, 32)).save(tmp_path / f"{index}.png")
