@@ -41,6 +41,7 @@ from nerftrain.scenes import Scene
 from nerftrain.scenes.colmap_model import SUPPORTED, View, import_pycolmap, read_model
 
 COUNT = 9
+PRIOR = "SELECT prior_focal_length FROM cameras"
 
 
 @pytest.fixture(scope="session")
@@ -106,41 +107,50 @@ def knows_panoramas() -> bool:
 needs_panoramas = pytest.mark.skipif(not knows_panoramas(), reason="panoramas: pycolmap 4.1")
 
 
-def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path):
-    """And, of the same features, by the wrong kind of lens and back again."""
+def match_alone(photos: Path, camera: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
+    """Go no further than to matches, and tell which focal lengths COLMAP counts as known."""
+    shutil.rmtree(photos / "sparse", ignore_errors=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(posing, "_map", stop)
+        with pytest.raises(KeyboardInterrupt):
+            find(photos, camera=camera)
+    with contextlib.closing(sqlite3.connect(photos / "colmap.db")) as database:
+        return tuple(known for (known,) in database.execute(PRIOR))
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_fisheyes_cameras_and_its_lens_are_found(tmp_path: Path, monkeypatch):
+    """Of features that were matched for a lens of the wrong kind; and there is a way back."""
     photos = write_photographs(tmp_path / "wide", COUNT, lens="fisheye")
-    for camera in ("OPENCV_FISHEYE", "OPENCV", "RADIAL_FISHEYE"):
-        shutil.rmtree(photos / "sparse", ignore_errors=True)
-        if camera == "OPENCV":
-            with contextlib.suppress(UserError):  # cameras may be found or not
-                find(photos, camera=camera)
-            continue
-        found = find(photos, camera=camera)
-        assert len(found.models[0]["names"]) == COUNT
-        views = read_model(photos / "sparse" / "0")
-        check_agree(views, true_poses(COUNT), share=0.01, degrees=0.5)
-        assert views[0].lens.projection == "fisheye"
-        assert found.models[0]["error"] < 0.3
-        focal = FISHEYE[0]
-        assert views[0].lens.intrinsics == pytest.approx((focal, focal, 200, 150), rel=0.02)
-    scene = load(photos)
-    assert scene.splits["train"].cameras.projection == "fisheye"
+    assert match_alone(photos, "OPENCV", monkeypatch) == (0,)
+    found = find(photos, camera="OPENCV_FISHEYE")
+    assert len(found.models[0]["names"]) == COUNT
+    assert found.models[0]["error"] < 0.3
+    views = read_model(photos / "sparse" / "0")
+    check_agree(views, true_poses(COUNT), share=0.01, degrees=0.5)
+    assert views[0].lens.projection == "fisheye"
+    focal = FISHEYE[0]
+    assert views[0].lens.intrinsics == pytest.approx((focal, focal, 200, 150), rel=0.02)
+    assert load(photos).splits["train"].cameras.projection == "fisheye"
     assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
+    assert match_alone(photos, "RADIAL_FISHEYE", monkeypatch) == (1,)
+    assert match_alone(photos, "OPENCV", monkeypatch) == (0,)
 
 
 @needs_panoramas
-def test_panoramas_are_posed_whole(tmp_path: Path):
+def test_panoramas_are_posed_whole(tmp_path: Path, monkeypatch):
     """As they are, not cut into pinholes' pictures."""
     photos = write_photographs(tmp_path / "around", COUNT, lens="panorama")
-    for camera in ("EQUIRECTANGULAR", "OPENCV", "EQUIRECTANGULAR"):
-        shutil.rmtree(photos / "sparse", ignore_errors=True)
-        with contextlib.suppress(UserError):  # by a pinhole cameras may be found or not
-            find(photos, camera=camera)
-        if camera == "EQUIRECTANGULAR":
-            views = read_model(photos / "sparse" / "0")
-            check_agree(views, true_poses(COUNT), share=0.02, degrees=1.0)
+    match_alone(photos, "OPENCV", monkeypatch)
+    find(photos, camera="EQUIRECTANGULAR")
+    views = read_model(photos / "sparse" / "0")
+    check_agree(views, true_poses(COUNT), share=0.02, degrees=1.0)
     assert load(photos).splits["train"].cameras.projection == "equirectangular"
     assert inspect(photos, tmp_path / "drawn", scene_plan).faults == []
+    assert match_alone(photos, "SIMPLE_RADIAL", monkeypatch) == (0,)
 
 
 @needs_panoramas
@@ -210,10 +220,6 @@ def test_masks_elsewhere_lie_as_photographs_on_their_side_are_shown(driven: Path
     assert found.keys == f" 'scene.masks=\"{masks}\"'"
     places = Database(driven / "colmap.db").keypoints("view_03.png")
     assert HEIGHT - 110 < places[:, 1].max() < HEIGHT - 100
-
-
-def stop(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def test_masks_that_do_not_fit_are_refused(driven: Path, tmp_path: Path, monkeypatch):
