@@ -2,8 +2,8 @@
 
 A pose is camera to world with OpenGL axes: column 0 points right, 1 up, 2 backwards, 3 is the
 position. Pixel (x, y) counts from the top left corner; its centre lies at (x + 0.5, y + 0.5).
-Where the lens bends, a pixel's ray is the one that the lens brings there (lens.py); what paths show
-is seen by pinholes.
+A pixel's ray is the one that the lens brings there (ops/lenses.py); what paths show is seen by
+pinholes.
 """
 
 from __future__ import annotations

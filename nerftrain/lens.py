@@ -17,6 +17,20 @@ from nerftrain.ops.lenses import bend, distort, looking_at, undistort
 from nerftrain.types import Cameras, Projection
 
 COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4")  # in the order of Cameras.distortion
+# COLMAP's models that these describe: what each has beside focal lengths and centre.
+MODELS: dict[str, tuple[Projection, tuple[str, ...]]] = {
+    "SIMPLE_PINHOLE": ("perspective", ()),
+    "PINHOLE": ("perspective", ()),
+    "SIMPLE_RADIAL": ("perspective", ("k1",)),
+    "RADIAL": ("perspective", ("k1", "k2")),
+    "OPENCV": ("perspective", ("k1", "k2", "p1", "p2")),
+    "SIMPLE_FISHEYE": ("fisheye", ()),
+    "FISHEYE": ("fisheye", ()),
+    "SIMPLE_RADIAL_FISHEYE": ("fisheye", ("k1",)),
+    "RADIAL_FISHEYE": ("fisheye", ("k1", "k2")),
+    "OPENCV_FISHEYE": ("fisheye", ("k1", "k2", "k3", "k4")),
+    "EQUIRECTANGULAR": ("equirectangular", ()),
+}
 # Pixels between where a ray was asked for and where its lens shows it.
 TOLERANCE = 0.02
 GRID = 33  # points per side at which a lens is checked

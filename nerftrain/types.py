@@ -24,7 +24,7 @@ RgbSigmaFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> ([N
 DensityFn = Callable[[Tensor, Tensor | None], Tensor]
 # How all of space is folded into a bounded one; none: what lies outside the box does not exist.
 Contraction = Literal["none", "l2", "linf"]
-# What a lens makes of where a point lies (lens.py).
+# What a lens makes of where a point lies (ops/lenses.py).
 Projection = Literal["perspective", "fisheye", "equirectangular"]
 
 T = TypeVar("T", bound="_Tensors")
@@ -69,7 +69,7 @@ class Cameras(_Rows):
     widths: Tensor  # [C] int64, pixels
     heights: Tensor  # [C] int64, pixels
     times: Tensor | None = None  # [C] in 0..1
-    # [C, 4 or 6] k1 k2 p1 p2 k3 k4 of OpenCV's models (lens.py); None: no lens bends.
+    # [C, 4 or 6] k1 k2 p1 p2 k3 k4 of OpenCV's models (ops/lenses.py); None: no lens bends.
     distortion: Tensor | None = None
     projection: Projection = "perspective"
 

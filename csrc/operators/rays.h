@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor> lens_rays(const Tensor& poses, const Tensor& intrinsi
                                      const Tensor& y) {
   const int64_t num = cameras.size(0), terms = distortion.numel() ? distortion.size(1) : 0;
   if (terms != 0 && terms != 4 && terms != 6) throw std::runtime_error("lens_rays: distortion has 4 or 6 columns");
-  if (projection < 0 || projection > 2) throw std::runtime_error("lens_rays: projections are 0, 1 and 2");
+  if (projection < LensRays::kPerspective || projection > LensRays::kEquirectangular)
+    throw std::runtime_error("lens_rays: projections are 0, 1 and 2");
   Tensor origins = make(poses, {num, 3}), directions = make(poses, {num, 3});
   const LensRays body{read<float>(poses),
                       read<float>(intrinsics),

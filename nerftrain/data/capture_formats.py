@@ -104,10 +104,8 @@ def _gather_colmap(folder: Path, faults: Faults, test_every: int) -> list[View]:
             faults.attempt(check_mask, mask, picture)
     train, test = faults.attempt(holdout, [v.name for v in read], test_every) or ([], [])
     splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-    unmoved, source = (
-        torch.eye(4, dtype=torch.float64),
-        str(model / f"cameras{model_suffix(model)}"),
-    )
+    unmoved = torch.eye(4, dtype=torch.float64)
+    source = str(model / f"cameras{model_suffix(model)}")
     views = []
     for index, (view, picture) in enumerate(zip(read, pictures, strict=True)):
         camera, pose = None, view.pose

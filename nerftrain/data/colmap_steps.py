@@ -23,7 +23,7 @@ from typing import Any
 REPORTS = STARTED, PLACED = "started", "placed"  # a model with its first two images; one more image
 OVERLAP = 10  # each image is paired with so many that follow it, and with the 2^i-th, i < OVERLAP
 _MAX_SIDE = 1600  # pixels: of larger images a smaller copy is searched for features
-_MAX_SIDE_AROUND = 3200  # of panoramas, which show as much on every eighth of that
+_MAX_SIDE_AROUND = 3200  # of panoramas, which have 360 degrees on it
 _BLOCK = 10  # images: blocks of pairs are kept or lost whole, and counted whole
 # Ceres' own default. COLMAP's is 0, and most of its time goes to steps that change nothing: with 40
 # photographs of bonsai twice the time for the same points and the same error.
@@ -104,15 +104,13 @@ def _change_cameras(pycolmap: ModuleType, path: str, model: str) -> None:
         if old.model.name != model:
             wanted = pycolmap.CameraModelId.__members__[model]
             focal, known = _FOCAL_FACTOR * max(old.width, old.height), False
-            if (
-                _kind(old.model.name) != "panorama"
-            ):  # of whose focal length COLMAP must not be asked
-                focal, known = old.mean_focal_length(), old.has_prior_focal_length
-            if _kind(old.model.name) != _kind(model):
+            before, after = _kind(old.model.name), _kind(model)
+            if before != after:
                 # What was found to agree with a lens of one kind need not with one of another.
                 database.clear_two_view_geometries()
-                if _kind(old.model.name) == "fisheye" and math.isclose(focal, _fisheye_focal(old)):
-                    focal, known = _FOCAL_FACTOR * max(old.width, old.height), False
+            # Asked for a panorama's focal length, COLMAP 4.2 ends the process.
+            if before != "panorama" and (before == after or not _is_vouched(old)):
+                focal, known = old.mean_focal_length(), old.has_prior_focal_length
             new = pycolmap.Camera.create_from_model_id(
                 old.camera_id, wanted, focal, old.width, old.height
             )
@@ -142,6 +140,12 @@ def _kind(model: str) -> str:
     if model.endswith("FISHEYE"):
         return "fisheye"
     return "panorama" if model == "EQUIRECTANGULAR" else "pinhole"
+
+
+def _is_vouched(camera: Any) -> bool:
+    """Tell whether a camera's focal length is our own guess."""
+    is_fisheye = _kind(camera.model.name) == "fisheye"
+    return is_fisheye and math.isclose(camera.mean_focal_length(), _fisheye_focal(camera))
 
 
 def _fisheye_focal(camera: Any) -> float:

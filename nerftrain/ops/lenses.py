@@ -177,9 +177,8 @@ def lens_rays(
     faults = poses.new_empty(0, 4) if distortion is None else distortion
     numbers, places = (poses, intrinsics, faults), (camera_indices, x, y)
     asked = torch.is_grad_enabled() and any(t.requires_grad for t in numbers)
-    known = all(t.dtype == torch.float32 for t in numbers)
-    known = known and all(t.dtype == torch.int64 for t in places)
-    if asked or not known or not library.native(*numbers, *places):
+    dtypes = {t.dtype for t in numbers}, {t.dtype for t in places}
+    if asked or dtypes != ({torch.float32}, {torch.int64}) or not library.native(*numbers, *places):
         return lens_rays_reference(poses, intrinsics, distortion, projection, *places)
     how = PROJECTIONS.index(projection), ITERATIONS[projection]
     numbers, places = ([t.contiguous() for t in some] for some in (numbers, places))

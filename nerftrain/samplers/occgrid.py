@@ -150,8 +150,8 @@ class OccGrid(Sampler):
             alpha_thre,
             min_weight,
         )
-        # Masks are looked up where a pinhole sees a cell, which a bending lens shows elsewhere.
         seeing = pinholes_around(cameras)
+        # Masks are looked up where a pinhole sees a cell, which another lens shows elsewhere.
         masks = masks if grid.carve and seeing is cameras else None
         if seeing is None:  # lenses that see nearly all around
             shape = grid.num_levels, *[grid.resolution] * 3

@@ -13,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nerftrain.errors import UserError
-from nerftrain.lens import COEFFICIENTS, Lens
+from nerftrain.lens import COEFFICIENTS, MODELS, Lens
 from nerftrain.scenes.frames import is_number, short
 from nerftrain.scenes.images import Picture
 from nerftrain.types import Projection
 
-# COLMAP's names, as nerfstudio writes them, of models that k1 k2 p1 p2 k3 k4 describe (lens.py).
-CAMERA_MODELS: dict[str, Projection] = {
-    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), "perspective"),
-    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV"), "perspective"),
-    **dict.fromkeys(("SIMPLE_FISHEYE", "FISHEYE", "SIMPLE_RADIAL_FISHEYE"), "fisheye"),
-    **dict.fromkeys(("RADIAL_FISHEYE", "OPENCV_FISHEYE"), "fisheye"),
-    "EQUIRECTANGULAR": "equirectangular",
-}
 FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 CIRCLE = "fisheye_crop_radius"  # nerfstudio's
 LEAST_FOCAL = 0.01  # of the image's side: 179 degrees, which no pinhole shows
@@ -112,10 +104,10 @@ def read_circle(
 
 def _projection(where: str, keys: Mapping[str, Any]) -> Projection:
     model = keys.get("camera_model")
-    if model is not None and (not isinstance(model, str) or model not in CAMERA_MODELS):
+    if model is not None and (not isinstance(model, str) or model not in MODELS):
         raise UserError(
             f"{where}: camera_model {short(model)} is not supported; there are "
-            f"{', '.join(CAMERA_MODELS)}: undistort the images to one of them"
+            f"{', '.join(MODELS)}: undistort the images to one of them"
         )
     for key in (*UNSUPPORTED_TERMS, *UNSUPPORTED_MARKS):
         if keys.get(key):
@@ -125,7 +117,7 @@ def _projection(where: str, keys: Mapping[str, Any]) -> Projection:
             )
     if keys.get("is_fisheye"):  # instant-ngp's word
         return "fisheye"
-    return "perspective" if model is None else CAMERA_MODELS[model]
+    return "perspective" if model is None else MODELS[model][0]
 
 
 def _stated_size(where: str, keys: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float]:

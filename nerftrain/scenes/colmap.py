@@ -247,8 +247,16 @@ def turn_upright(photo: Photo) -> Photo:
 
     By a quarter clockwise what was up points right, what pointed right points down; in normalised
     image coordinates x', y' = -y, x. In OpenCV's model that makes of p1, p2 the new p2, -p1.
+
+    Raises:
+        UserError: it is a panorama, whose horizon would be upright.
     """
     view, size = photo.view, photo.size
+    if photo.picture.turns and view.lens.projection == "equirectangular":
+        raise UserError(
+            f"{photo.picture.path} is a panorama that its EXIF turns: write it upright, and run "
+            "COLMAP on that"
+        )
     for _ in range(photo.picture.turns):
         fx, fy, cx, cy = view.lens.intrinsics
         k1, k2, p1, p2, *higher = view.lens.distortion

@@ -22,23 +22,8 @@ import torch
 from torch import Tensor
 
 from nerftrain.errors import UserError
-from nerftrain.lens import COEFFICIENTS, Lens
-from nerftrain.types import Projection
+from nerftrain.lens import COEFFICIENTS, MODELS, Lens
 
-# What the parameters after focal lengths and centre are, of the models that lens.py can undo.
-SUPPORTED: dict[str, tuple[Projection, tuple[str, ...]]] = {
-    "SIMPLE_PINHOLE": ("perspective", ()),
-    "PINHOLE": ("perspective", ()),
-    "SIMPLE_RADIAL": ("perspective", ("k1",)),
-    "RADIAL": ("perspective", ("k1", "k2")),
-    "OPENCV": ("perspective", ("k1", "k2", "p1", "p2")),
-    "SIMPLE_FISHEYE": ("fisheye", ()),
-    "FISHEYE": ("fisheye", ()),
-    "SIMPLE_RADIAL_FISHEYE": ("fisheye", ("k1",)),
-    "RADIAL_FISHEYE": ("fisheye", ("k1", "k2")),
-    "OPENCV_FISHEYE": ("fisheye", ("k1", "k2", "k3", "k4")),
-    "EQUIRECTANGULAR": ("equirectangular", ()),
-}
 _CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the parameters
 _IMAGE = struct.Struct("<I7dI")  # id, quaternion, translation, camera; then name and points
 _COUNT = struct.Struct("<Q")
@@ -281,9 +266,9 @@ def _write_without_points(folder: Path, cameras: Path, images: list[_Image], bin
 
 def _lens(camera: Any, source: Path) -> Lens:
     model, (width, height) = camera.model.name, (camera.width, camera.height)
-    if model not in SUPPORTED:
+    if model not in MODELS:
         raise _unsupported(source, camera.camera_id, model)
-    projection, names = SUPPORTED[model]
+    projection, names = MODELS[model]
     if projection == "equirectangular":  # of which COLMAP knows the size alone
         around = (width / (2 * math.pi), height / math.pi, width / 2, height / 2)
         return Lens(width, height, around, projection=projection)
@@ -319,6 +304,6 @@ def _pose(image: Any, source: Path, entry: _Image) -> Tensor:
 
 def _unsupported(path: Path, camera: int, model: str) -> UserError:
     return UserError(
-        f"{path}: camera {camera} is of the model {model}; supported are {', '.join(SUPPORTED)}: "
+        f"{path}: camera {camera} is of the model {model}; supported are {', '.join(MODELS)}: "
         "run COLMAP with one of these, or undistort the images by colmap image_undistorter"
     )

@@ -18,7 +18,7 @@ from nerftrain.lens import have_rays, widest_angle
 from nerftrain.scenes.images import Picture, read_gray, read_header
 from nerftrain.types import Cameras
 
-WIDEST_FISHEYE = 115.0  # degrees off the axis; the widest on sale see 110 to 125
+WIDEST_FISHEYE = 115.0  # degrees off the axis; few fisheyes see farther
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +98,9 @@ def _warn_of_corners(source: str, cameras: Cameras) -> None:
     angle = math.degrees(widest_angle(cameras))
     if angle > WIDEST_FISHEYE:
         _log.warning(
-            "%s: the corners of the images lie %.0f degrees off the axis, farther than fisheyes "
-            "see: if they are black, give masks, or fisheye_crop_radius in a transforms.json",
+            "%s: the corners of the images lie %.0f degrees off the axis, farther than most "
+            "fisheyes see: if they are black, give masks, or in a transforms.json "
+            "fisheye_crop_radius",
             source,
             angle,
         )

@@ -37,8 +37,9 @@ from nerftrain.data.posed import Posed
 from nerftrain.data.posing import pose
 from nerftrain.data.posing_place import Place, what_is_unread
 from nerftrain.errors import RunError, UserError
+from nerftrain.lens import MODELS as SUPPORTED
 from nerftrain.scenes import Scene
-from nerftrain.scenes.colmap_model import SUPPORTED, View, import_pycolmap, read_model
+from nerftrain.scenes.colmap_model import View, import_pycolmap, read_model
 
 COUNT = 9
 PRIOR = "SELECT prior_focal_length FROM cameras"

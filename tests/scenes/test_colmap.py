@@ -18,9 +18,10 @@ from PIL import Image
 from nerftrain import paths
 from nerftrain.cameras import look_at, pixel_rays
 from nerftrain.errors import UserError
+from nerftrain.lens import MODELS as SUPPORTED
 from nerftrain.scenes import Scene, images
 from nerftrain.scenes.colmap import load_scene
-from nerftrain.scenes.colmap_model import SUPPORTED, read_model
+from nerftrain.scenes.colmap_model import read_model
 from nerftrain.scenes.images import decode, read_gray, read_header, shrink
 from nerftrain.scenes.photos import photo_names
 
@@ -250,6 +251,17 @@ def test_photographs_stored_on_their_side_make_the_scene_of_upright_ones(
     upright = load(tmp_path / "upright", downscale=downscale)
     for _ in range(2):  # the second time from the cache
         assert_same(upright, load(tmp_path / "side", downscale=downscale))
+
+
+@NEWER
+def test_a_panorama_that_exif_turns_is_refused(tmp_path: Path):
+    capture(tmp_path, "EQUIRECTANGULAR")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / "images/view_03.png") as image:
+        image.load()
+    image.save(tmp_path / "images/view_03.png", exif=exif)
+    assert "view_03.png is a panorama that its EXIF turns: write it upright" in refused(tmp_path)
 
 
 def test_every_nth_image_by_name_is_for_the_test(tmp_path: Path):
