@@ -132,6 +132,10 @@ def _hydra_command(arguments: list[str]) -> int:
         resume = any(config.resumes_sweep(cfg) for cfg in configs)
         return _sweep(flags, parsed.overrides, source, resume)
     (cfg,) = _check_first([compose(parsed.overrides, source)])
+    if ignored := [
+        text for text in parsed.overrides if text.lstrip("+").startswith("hydra.run.dir=")
+    ]:
+        raise UserError(f"{ignored[0]}: has no effect on where a run is written: give run_dir=PATH")
     if config.resumes_sweep(cfg):
         raise UserError(
             "sweep.resume=true has no effect on a single run: add -m, "

@@ -336,6 +336,20 @@ def interpolation_mistake(error: BaseException, cfg: DictConfig) -> str | None:
     return None
 
 
+# What Hydra's own packages bring, and any of them may be installed beside.
+_PLUGINS = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=ray_aws": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/sweeper=optuna": "hydra-optuna-sweeper",
+}
+
+
 def _parsed(text: str) -> Override:
     key, equals, value = text.partition("=")
     try:
@@ -363,6 +377,8 @@ def _explain(
     options = _options(hydra, key)
     for value in _choices(override) if options else []:
         if value not in options:
+            if plugin := _PLUGINS.get(f"{key}={value}"):
+                return f"{key}={value}: it comes with pip install {plugin}"
             rest = _meant_preset(str(value), key, options)
             return f"{key}={schema.shown(value)}: no such {key.rpartition('/')[2]}; {rest}"
     if override.is_sweep_override():

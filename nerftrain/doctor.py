@@ -41,6 +41,7 @@ OPTIONAL_PACKAGES = {
     "skimage": "meshes of nerftrain export: the same",
     "xatlas": "textures of meshes: pip install 'nerftrain[texture]'",
     "fast_simplification": "meshes of fewer triangles: the same",
+    "wandb": "logger=wandb: pip install 'nerftrain[wandb]'",
     "pillow_heif": "HEIF, telephones' photographs: pip install 'nerftrain[heif]'",
     "pycolmap": "COLMAP scenes and nerftrain data pose: pip install pycolmap",
 }

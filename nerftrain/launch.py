@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WRITTEN = (
     *(config.SNAPSHOT, "train.log", "env.json", "world.json", "metrics.jsonl", "checkpoints"),
     *("images", "images/preview.png", "tb", "tb/by_second", "tb/**/events.*"),
+    *("wandb", "wandb/**/*"),
 )
 Outcome = Callable[[Callable[[], int]], tuple[int, str]]
 
@@ -80,7 +81,7 @@ def _written(run_dir: Path) -> set[Path]:
 
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a folder that is not empty, or of somebody else: it stays
-        path.rmdir() if path.is_dir() else path.unlink()
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _remove_empty(folder: Path) -> None:

@@ -381,9 +381,11 @@ def print_final(run_dir: Path, final: Mapping[str, Any]) -> None:
 
 def next_commands(run_dir: Path) -> list[str]:
     """Return the commands that a finished run invites to."""
-    nerftrain, tensorboard = program("nerftrain"), program("tensorboard")
+    nerftrain = program("nerftrain")
     verbs = [f"{nerftrain} {verb}" for verb in ("eval", "render", "view", "export", "resume")]
-    return [f"{verb} {shlex.quote(str(run_dir))}" for verb in (*verbs, f"{tensorboard} --logdir")]
+    if (run_dir / "tb").is_dir():
+        verbs.append(f"{program('tensorboard')} --logdir")
+    return [f"{verb} {shlex.quote(str(run_dir))}" for verb in verbs]
 
 
 def program(name: str) -> str:

@@ -240,11 +240,25 @@ def test_a_sweep_whose_folder_cannot_be_written_is_one_line(
     assert calls == []
 
 
-def test_hydras_own_folder_of_a_run_is_blamed_by_its_name(
+def test_hydras_own_folder_of_a_run_is_no_place_for_it(
+    toy: list[str], capfd: pytest.CaptureFixture[str]
+):
+    assert main([*toy, "hydra.run.dir=runs/1"]) == 2
+    assert "hydra.run.dir=runs/1: has no effect" in (err := capfd.readouterr().err)
+    assert err.endswith("give run_dir=PATH\n")
+    assert list(Path().iterdir()) == []
+    assert calls == []
+
+
+def test_hydras_own_folder_in_a_preset_is_blamed_by_its_name(
     toy: list[str], capfd: pytest.CaptureFixture[str]
 ):
     Path("file").write_text("")
-    assert main([*toy, "hydra.run.dir=file/run"]) == 2
+    config = Path(toy[1]) / "config.yaml"
+    OmegaConf.save(
+        OmegaConf.merge(OmegaConf.load(config), {"hydra": {"run": {"dir": "file/run"}}}), config
+    )
+    assert main(toy) == 2
     err = capfd.readouterr().err
     assert err.startswith("nerftrain: hydra.run.dir cannot be written (Not a directory: ")
     assert err.endswith("run_dir=PATH is where a run goes\n")

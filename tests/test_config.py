@@ -277,6 +277,10 @@ def composition_mistake(*overrides: str) -> str:
         ("model=ngpp", "model=ngpp: no such model; did you mean model=ngp?"),
         ("model=null", "model=null: no such model; there is mlp, ngp"),
         ("hydra/lancher=basic", "hydra/lancher: no such key; did you mean hydra/launcher?"),
+        (
+            "hydra/launcher=submitit_slurm",
+            "hydra/launcher=submitit_slurm: it comes with pip install hydra-submitit-launcher",
+        ),
         ("+scene=lego", "+scene=lego: it is there already: write scene=lego"),
         ("+trainer.steps=3", "it is there already: write trainer.steps=3"),
         ("model=ngp,mlp", "model=ngp,mlp: several values are a sweep: add -m"),

@@ -42,6 +42,7 @@ LAYERS = [
         "texture",
         "video",
         "viewer",
+        "weights_and_biases",
     },
     {"trainer"},
     {"usage", "composition", "config", "data_commands", "launch", "cli", "__main__", ""},

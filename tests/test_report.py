@@ -258,6 +258,9 @@ def test_the_table_lines_up_and_shows_what_is_missing():
 
 def test_the_end_names_the_commands_that_come_next(tmp_path, capsys):
     report.print_final(tmp_path, FINAL)
+    assert "tensorboard" not in capsys.readouterr().out  # nothing was written for it
+    (tmp_path / "tb").mkdir()
+    report.print_final(tmp_path, FINAL)
     text = capsys.readouterr().out
     for verb in ("nerftrain eval", "nerftrain render", "nerftrain resume", "tensorboard --logdir"):
         assert f"{verb} {tmp_path}" in text
