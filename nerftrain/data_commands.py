@@ -1,4 +1,4 @@
-"""``nerftrain data get``, ``data pose`` and ``data check``; the first is free of torch."""
+"""``nerftrain data get``, ``pose``, ``phone`` and ``check``; the first is free of torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nerftrain import usage
 from nerftrain.errors import UserError
+from nerftrain.paths import as_override
 from nerftrain.schema import suggestion
 
 _MISTAKE = 2  # exit status
@@ -163,6 +164,30 @@ def _pose(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     return 0
 
 
+def _phone(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
+    del complain
+    parser = argparse.ArgumentParser(
+        "nerftrain data phone",
+        description="Take the cameras that a telephone's app has found while it filmed (Polycam's "
+        "Raw Data; Record3D's EXR and RGB frames, or its .r3d unpacked): a folder to train.",
+    )
+    parser.add_argument("path", metavar="PATH", help="the folder of what the app exported")
+    parser.add_argument(
+        "--frames",
+        metavar="N",
+        type=_at_least_three,
+        default=300,
+        help="at most, the sharpest of those near each other (default %(default)s)",
+    )
+    parsed = parse(parser, arguments)
+    from nerftrain.data.phones import convert
+
+    folder = Path(parsed.path).expanduser()
+    train = f"train it: nerftrain scene=transforms {as_override('scene.root', folder)} refine=poses"
+    _say("\n".join([*convert(folder, parsed.frames), f"  {train}"]))
+    return 0
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -184,5 +209,6 @@ _CAMERAS = (*_PINHOLES, *_FISHEYES, "EQUIRECTANGULAR")
 _VERBS: dict[str, Callable[[Sequence[str], Parse, Complain], int]] = {
     "get": _get,
     "pose": _pose,
+    "phone": _phone,
     "check": _check,
 }

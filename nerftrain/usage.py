@@ -21,6 +21,7 @@ Usage:
   nerftrain resume RUN [key=value ..] go on with an interrupted run
   nerftrain data get NAME             fetch a public scene into the data root
   nerftrain data pose PHOTOS          find the cameras of photographs, or of a film (COLMAP)
+  nerftrain data phone PATH           take the cameras that a telephone's app has found
   nerftrain data check PATH           say what a folder of images is and all that is wrong with it
   nerftrain doctor                    show the machine and what was built for it
   nerftrain doctor --build all        compile ahead, for every GPU, and show what the kernels use
@@ -49,6 +50,7 @@ DATA = """\
 Usage:
   nerftrain data get NAME ... [data_root=PATH]  fetch public scenes, or the rest of them
   nerftrain data pose PHOTOS [--out PATH]       find the cameras of photographs, or of a film
+  nerftrain data phone PATH [--frames N]        take the cameras of Polycam or Record3D
   nerftrain data check PATH [--out PATH]        read a folder as training would, and draw it
 
 `nerftrain data get --help` and so on list the options.

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from nerftrain.data import phones
 from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
@@ -137,6 +138,9 @@ def _recognise(folder: Path, kind: str | None) -> list[Format]:
     there = ", ".join(entries[:5]) + (f" and {len(entries) - 5} more" if entries[5:] else "")
     scenes = ", ".join(str(path) for path in inside[:3])
     remedy = f"; scenes in it: {scenes}" if scenes else ""
+    if not remedy and (app := phones.mark_of(folder)) is not None:
+        take = shlex.join(["nerftrain", "data", "phone", str(folder)])
+        remedy = f"; take the cameras of {app} by {take}"
     if not remedy and photo_folder(folder) is not None:
         pose = shlex.join(["nerftrain", "data", "pose", str(folder)])
         remedy = f"; find the cameras of its photographs by {pose}"

@@ -112,6 +112,8 @@ def _find_file(root: str | None) -> Path:
     for mark, kind in others.items():
         if (folder / mark).exists():
             raise UserError(f"{folder} has no {FILE} but {mark}: give it as scene={kind}")
+    if (folder / "keyframes").is_dir():
+        raise UserError(f"{folder} has no {FILE} but Polycam's keyframes: see nerftrain data phone")
     found = ", ".join(str(file.parent) for file in sorted(folder.glob(f"*/{FILE}"))[:3])
     raise UserError(
         f"{folder} has no {FILE}: "
