@@ -27,11 +27,11 @@ class WeightsAndBiases:
     def __init__(
         self,
         project: str,
-        entity: str | None = None,
-        group: str | None = None,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        mode: Literal["online", "offline"] | None = None,
+        entity: str | None,
+        group: str | None,
+        name: str | None,
+        tags: Sequence[str],
+        mode: Literal["online", "offline"] | None,
     ) -> None:
         """Keep what the run will be filed under; nothing is sent before `open`.
 

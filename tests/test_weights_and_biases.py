@@ -19,6 +19,7 @@ TINY = [
     *("scene.resolution=16", "scene.num_train=4", "scene.num_test=2", "trainer.steps=4"),
     *("trainer.orbit_frames=0", "trainer.max_rays=64", "model.width=16", "trainer.intervals.log=1"),
 ]
+OF = {"project": "p", "entity": None, "group": None, "name": None, "tags": [], "mode": None}
 _BLOCK, _HEADER, _FILE_HEADER = 32768, 7, 7  # of LevelDB's log format, in bytes
 
 
@@ -84,7 +85,7 @@ def settled(run_dir, kind):
 
 
 def test_figures_lie_against_steps_and_images_are_kept(tmp_path):
-    logger = WeightsAndBiases("p", mode="offline", tags=["a"])
+    logger = WeightsAndBiases(**{**OF, "mode": "offline", "tags": ["a"]})
     logger.open(tmp_path)
     for step in (10, 20):
         logger.scalars({"loss": step / 10, "psnr": None}, step, step / 100)
@@ -137,7 +138,7 @@ def test_nobody_logged_in_is_told_before_the_first_step(tmp_path, monkeypatch, c
 def test_without_wandb_there_is_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'nerftrain\[wandb\]'"):
-        WeightsAndBiases("p").open(tmp_path)
+        WeightsAndBiases(**OF).open(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +151,7 @@ def test_a_finished_run_is_judged_without_wandb(tmp_path, monkeypatch):
 
 def test_what_environment_variables_turn_off_stays_off(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    logger = WeightsAndBiases("p")
+    logger = WeightsAndBiases(**OF)
     logger.open(tmp_path)
     logger.scalars({"loss": 1.0}, 1, 0.1)
     logger.close()
