@@ -235,7 +235,7 @@ def one_line(capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        ([], "get, pose, check"),
+        ([], "get, pose, phone, check"),
         (["got"], "did you mean data get?"),
         (["get"], "which scenes?"),
         (["get", "lego"], "data_root=PATH"),
