@@ -67,7 +67,6 @@ class WeightsAndBiases:
         run_dir = Path(run_dir)
         known = run_dir / _ID
         run_id = known.read_text(encoding="utf-8").strip() if known.is_file() else None
-        known.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
                 **self.filed_under,
@@ -85,12 +84,13 @@ class WeightsAndBiases:
                 f"logger=wandb: {str(error).strip('. ').partition('. ')[0]}: log in by wandb "
                 "login, or keep the run on this machine by logger.mode=offline"
             ) from error
-        known.write_text(f"{self._run.id}\n", encoding="utf-8")
         self._run.define_metric("*", step_metric="step")
+        if self._run.disabled:  # by WANDB_MODE
+            return
+        known.write_text(f"{self._run.id}\n", encoding="utf-8")
         folder = shlex.quote(str(Path(self._run.dir).parent))
         where = f"offline; wandb sync {folder} sends it" if self._run.offline else self._run.url
-        if not self._run.disabled:  # by WANDB_MODE
-            report.say(f"Weights & Biases: {where}")
+        report.say(f"Weights & Biases: {where}")
 
     def scalars(self, figures: Mapping[str, float | None], step: int, seconds: float) -> None:
         """Write figures against the step; those that are None are left out."""

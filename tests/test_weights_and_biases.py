@@ -156,4 +156,4 @@ def test_what_environment_variables_turn_off_stays_off(tmp_path, monkeypatch, ca
     logger.scalars({"loss": 1.0}, 1, 0.1)
     logger.close()
     assert "Weights & Biases" not in capsys.readouterr().out
-    assert list(tmp_path.glob("wandb/*run-*")) == []
+    assert list(tmp_path.rglob("wandb/*")) == []

@@ -45,13 +45,15 @@ def convert(folder: Path, count: int) -> list[str]:
         count: of the frames to take at most: the sharpest of each of as many equal stretches.
 
     Returns:
-        Lines that tell what was found and how to go on.
+        Lines that tell what was found and written.
 
     Raises:
         UserError: it is no such folder, what is in it is damaged, or a file would be overwritten.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file: unpack it (.r3d, too, is a ZIP) and give its folder")
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: give the folder of what the app exported")
     path = folder / FILE
     if path.exists():
         raise UserError(f"{path} is there already: train it, or move it away first")

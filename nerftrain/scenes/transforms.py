@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -108,12 +109,16 @@ def _find_file(root: str | None) -> Path:
         return folder / FILE
     if not folder.is_dir():
         raise UserError(f"scene.root={root} does not exist: give the folder with {FILE}")
-    others = {"transforms_train.json": "blender (or dnerf where it moves)", "sparse": "colmap"}
-    for mark, kind in others.items():
+    phone = f"nerftrain data phone {shlex.quote(str(folder))} takes the cameras of "
+    others = {
+        "transforms_train.json": "give it as scene=blender (or dnerf where it moves)",
+        "sparse": "give it as scene=colmap",
+        "keyframes": f"{phone}Polycam",
+        "metadata.json": f"{phone}Record3D",
+    }
+    for mark, remedy in others.items():
         if (folder / mark).exists():
-            raise UserError(f"{folder} has no {FILE} but {mark}: give it as scene={kind}")
-    if (folder / "keyframes").is_dir():
-        raise UserError(f"{folder} has no {FILE} but Polycam's keyframes: see nerftrain data phone")
+            raise UserError(f"{folder} has no {FILE} but {mark}: {remedy}")
     found = ", ".join(str(file.parent) for file in sorted(folder.glob(f"*/{FILE}"))[:3])
     raise UserError(
         f"{folder} has no {FILE}: "

@@ -37,14 +37,14 @@ def draw(path, shade=0):
     Image.new("RGB", (WIDTH, HEIGHT), (shade, 90, 120)).save(path)
 
 
-def polycam(folder, poses, corrected=False, scores=None, names=None, **lens):
+def polycam(folder, poses, corrected=False, scores=None, names=None):
     kind = "corrected_" if corrected else ""
     cameras = folder / "keyframes" / f"{kind}cameras"
     cameras.mkdir(parents=True)
     values = {"fx": FOCAL, "fy": FOCAL, "cx": 16.5, "cy": 11.5, "width": WIDTH, "height": HEIGHT}
     for i, pose in enumerate(poses):
         name = names[i] if names else str(1000 + i)
-        camera = {f"t_{r}{c}": pose[r, c] for r in range(3) for c in range(4)} | values | lens
+        camera = {f"t_{r}{c}": pose[r, c] for r in range(3) for c in range(4)} | values
         camera["blur_score"] = scores[i] if scores else 1.0
         (cameras / f"{name}.json").write_text(json.dumps(camera))
         draw(folder / "keyframes" / f"{kind}images" / f"{name}.jpg", i)
@@ -203,6 +203,8 @@ def test_what_is_broken_is_one_line_and_nothing_is_written(tmp_path, make, fault
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path, capsys):
+    assert main(["data", "phone", str(tmp_path / "absent")]) == 2
+    assert "absent does not exist" in capsys.readouterr().err
     assert main(["data", "phone", str(tmp_path)]) == 2
     assert "neither keyframes" in capsys.readouterr().err
     (tmp_path / "x.r3d").write_bytes(b"PK")
@@ -216,5 +218,7 @@ def test_others_commands_name_the_one_that_reads_it(tmp_path, capsys):
     assert (
         f"take the cameras of Polycam by nerftrain data phone {folder}" in capsys.readouterr().err
     )
-    assert main(["scene=transforms", f"scene.root={folder}"]) == 2
-    assert "nerftrain data phone" in capsys.readouterr().err
+    telephone = record3d(tmp_path / "film", arkit_poses(3))
+    for app, path in (("Polycam", folder), ("Record3D", telephone)):
+        assert main(["scene=transforms", f"scene.root={path}"]) == 2
+        assert f"data phone {path} takes the cameras of {app}" in capsys.readouterr().err

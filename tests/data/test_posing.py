@@ -37,7 +37,7 @@ from nerftrain.data.posed import Posed
 from nerftrain.data.posing import pose
 from nerftrain.data.posing_place import Place, what_is_unread
 from nerftrain.errors import RunError, UserError
-from nerftrain.lens import MODELS as SUPPORTED
+from nerftrain.lens import MODELS
 from nerftrain.scenes import Scene
 from nerftrain.scenes.colmap_model import View, import_pycolmap, read_model
 
@@ -525,7 +525,7 @@ def test_the_lenses_that_are_offered_are_those_that_are_read(capsys):
     error = capsys.readouterr().err
     offered = error.partition("choose from")[2]
     names = set(re.findall(r"[A-Z_]{2,}", offered))
-    assert names <= set(SUPPORTED)
+    assert names <= set(MODELS)
     assert {"OPENCV", "OPENCV_FISHEYE"} <= names
 
 

@@ -15,10 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nerftrain import paths
+from nerftrain import lens, paths
 from nerftrain.cameras import look_at, pixel_rays
 from nerftrain.errors import UserError
-from nerftrain.lens import MODELS as SUPPORTED
 from nerftrain.scenes import Scene, images
 from nerftrain.scenes.colmap import load_scene
 from nerftrain.scenes.colmap_model import read_model
@@ -32,7 +31,8 @@ NEWER = pytest.mark.skipif(
     not hasattr(pycolmap.CameraModelId, "EQUIRECTANGULAR"), reason="panoramas: pycolmap 4.1"
 )
 MODELS = [
-    pytest.param(model, marks=NEWER) if model == "EQUIRECTANGULAR" else model for model in SUPPORTED
+    pytest.param(model, marks=NEWER) if model == "EQUIRECTANGULAR" else model
+    for model in lens.MODELS
 ]
 PARAMETERS = {
     "SIMPLE_PINHOLE": [40.0, 23.0, 19.0],
@@ -517,7 +517,7 @@ def test_an_unsupported_camera_is_named_with_the_supported_ones(
     capture(tmp_path, model, binary)
     text = refused(tmp_path)
     assert model in text
-    assert all(name in text for name in SUPPORTED)
+    assert all(name in text for name in lens.MODELS)
 
 
 def test_a_camera_that_nobody_knows_is_named(tmp_path: Path):
