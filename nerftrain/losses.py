@@ -17,6 +17,8 @@ from nerftrain.types import Rays, Rendering, Samples
 
 Kind = Literal["huber", "l2"]
 
+LEAST_WEIGHT = 1e-6  # below which a sample's share of the light is not told from none
+
 
 @dataclass(frozen=True)
 class ColorLoss:
@@ -60,3 +62,28 @@ def distortion_loss(rendering: Rendering, samples: Samples, rays: Rays, kind: Sp
     starts, ends = (to_share(kind, t, near, far) for t in (samples.t_starts, samples.t_ends))
     spread = distortion(rendering.weights, starts, ends, samples.offsets)
     return mean_of_whole(spread, samples.whole)
+
+
+def depth_loss(weights: Tensor, samples: Samples, depths: Tensor, spread: float) -> Tensor:
+    """Average how little light is from where rays are known to end (DS-NeRF, arXiv:2107.02791).
+
+    Their section 3.2: the logarithms of weights, each counting as a normal distribution around the
+    known distance says; here as much of it as lies in the sample's interval, however long that is.
+
+    Args:
+        weights: [N] of samples.
+        samples: of R rays.
+        depths: [R] known distances, 0 where none is.
+        spread: the standard deviation of these, as a share of them.
+    """
+    known = depths > 0
+    if samples.whole is not None:
+        known = known & samples.whole
+    rays = samples.ray_indices
+    # Of rays without a distance any will do, for it is multiplied by nothing.
+    middle = torch.where(known, depths, 1.0)
+    unit = (math.sqrt(2) * spread * middle).index_select(0, rays)
+    middle = middle.index_select(0, rays)
+    share = ((samples.t_ends - middle) / unit).erf() - ((samples.t_starts - middle) / unit).erf()
+    share = 0.5 * share * known.index_select(0, rays)
+    return -(share * (weights + LEAST_WEIGHT).log()).sum() / known.sum().clamp(min=1)

@@ -23,7 +23,7 @@ from nerftrain import checkpoint, evaluation, report, video
 from nerftrain.bounds import MOST_BUDGET, MOST_FRAMES, MOST_RAYS, check_at_most
 from nerftrain.checks import check_made
 from nerftrain.errors import RunError, UserError
-from nerftrain.losses import ColorLoss, Kind, distortion_loss, mean_of_whole
+from nerftrain.losses import ColorLoss, Kind, depth_loss, distortion_loss, mean_of_whole
 from nerftrain.models import RadianceField
 from nerftrain.ops.adam import refresh_half_copies
 from nerftrain.optimizers import Adam
@@ -87,6 +87,8 @@ class Settings:
     orbit_frames: int
     intervals: Intervals
     huber_delta: float = 1.0
+    depth_weight: float = 0.0
+    depth_spread: float = 0.01
 
     @property
     def color_loss(self) -> ColorLoss:
@@ -103,8 +105,12 @@ class Settings:
                 raise UserError(f"{name}={value}: must be more than 0")
         if self.max_rays < MIN_RAYS:
             raise UserError(f"max_rays={self.max_rays}: must be at least {MIN_RAYS}")
-        if self.distortion_weight < 0 or self.orbit_frames < 0:
-            raise UserError("distortion_weight and orbit_frames must not be negative")
+        if min(self.distortion_weight, self.depth_weight, self.orbit_frames) < 0:
+            raise UserError("distortion_weight, depth_weight and orbit_frames must not be negative")
+        if not 0 < self.depth_spread < 1:
+            raise UserError(
+                f"depth_spread={self.depth_spread}: must be more than 0 and less than 1"
+            )
         check_at_most(MOST_FRAMES, orbit_frames=self.orbit_frames)
         check_at_most(MOST_RAYS, max_rays=self.max_rays)
         check_at_most(MOST_BUDGET, sample_budget=self.sample_budget)
@@ -131,6 +137,16 @@ class Run:
     seed: int
     config: dict[str, Any]
     run_dir: Path
+
+    def __post_init__(self) -> None:
+        """Refuse, with a UserError, a loss of what the scene does not tell."""
+        weight = self.settings.depth_weight
+        if weight > 0 and self.scene.splits["train"].depths is None:
+            raise UserError(
+                f"trainer.depth_weight={weight:g} has no effect, for no depth is known in "
+                f"{self.scene.name}: leave it out; scene=colmap reads some by scene.depths=points, "
+                "scene=transforms by scene.depths=maps"
+            )
 
 
 @dataclass(frozen=True)
@@ -496,6 +512,9 @@ def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -
     if settings.distortion_weight > 0:
         spread = distortion_loss(rendering, samples, batch.rays, settings.distortion_spacing)
         terms["distortion"] = settings.distortion_weight * spread
+    if settings.depth_weight > 0 and batch.depths is not None:
+        known = batch.depths, settings.depth_spread
+        terms["depth"] = settings.depth_weight * depth_loss(rendering.weights, samples, *known)
     return terms | run.sampler.loss_terms(color_loss, batch, rendering)
 
 

@@ -171,6 +171,7 @@ class Batch(_Tensors):
     rays: Rays
     target: Tensor  # [R, 3] composited over background
     background: Tensor  # [R, 3]
+    depths: Tensor | None = None  # [R] distance to what each shows, 0 where unknown; None: all are
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ SHARED = {  # by the alternatives of a package
     "models.dynamic",
     "models.encodings",
     "models.tcnn",
+    "scenes.depths",
     "scenes.frames",
     "scenes.images",
     "scenes.masks",
@@ -63,8 +64,10 @@ SHARED = {  # by the alternatives of a package
 }
 ALLOWED = {
     ("scenes.demo", "scenes.blender"),  # the demo is written in Blender's layout
-    ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in two files
-    ("scenes.transforms", "scenes.calibration"),  # and in three
+    ("scenes.colmap", "scenes.colmap_model"),  # one kind of scene in three files
+    ("scenes.colmap", "scenes.colmap_points"),
+    ("scenes.colmap_points", "scenes.colmap_model"),
+    ("scenes.transforms", "scenes.calibration"),  # and another
     ("scenes.transforms", "scenes.placement"),
 }
 KNOW_HYDRA = {"composition", "config", "cli", "launch"}

@@ -30,6 +30,8 @@ class Split:
     pixels: Tensor  # [P, 3 or 4] uint8, straight colour and, of 4, alpha
     names: tuple[str, ...]  # file names, for reports
     valid: Tensor | None = None  # [P] bool, the pixels that count; None: all of them
+    # [P] floats, the distance to what each shows, along its ray, 0 where unknown; None: all are.
+    depths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -141,9 +143,10 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Copy cameras and images to a device."""
+        cameras, pixels = self.cameras.to(device), self.pixels.to(device)
         valid = None if self.valid is None else self.valid.to(device)
-        pixels = self.pixels.to(device)
-        return replace(self, cameras=self.cameras.to(device), pixels=pixels, valid=valid)
+        depths = None if self.depths is None else self.depths.to(device)
+        return replace(self, cameras=cameras, pixels=pixels, valid=valid, depths=depths)
 
 
 @cache
@@ -216,4 +219,5 @@ class Scene:
             rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
             target=pixel_colors(train.pixels, these, background_colors),
             background=background_colors,
+            depths=None if train.depths is None else train.depths.index_select(0, these).float(),
         )

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,10 +19,12 @@ from nerftrain.errors import UserError
 from nerftrain.lens import Lens, check_invertible, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
+from nerftrain.scenes.colmap_points import Found, read_points
+from nerftrain.scenes.depths import depths_at
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.masks import read_valid, that_lenses_show
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, photo_folder, read_photos
-from nerftrain.scenes.world import holdout, move, normalization
+from nerftrain.scenes.world import holdout, move, normalization, scale_of, thinned
 from nerftrain.types import Cameras, Contraction
 
 # Folders of scenes that a data root may hold.
@@ -55,6 +58,8 @@ def load_scene(
     far: float,
     contraction: Contraction,
     masks: str | None = None,
+    depths: Literal["none", "points"] = "none",
+    train_views: int | None = None,
 ) -> Scene:
     """Read a COLMAP model (sparse/0, sparse, or the folder itself) and its images.
 
@@ -75,6 +80,8 @@ def load_scene(
         contraction: of the space around the box, which is +-1 on every axis.
         masks: the folder in root of masks, each named as its image (a.png or a.jpg.png for a.jpg);
             what is black there is neither trained on nor judged by. None: all pixels count.
+        depths: points: what the model's points tell of the depths of pixels is trained on, too.
+        train_views: so many of the training images are taken, evenly spaced by name; None: all.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
@@ -98,6 +105,7 @@ def load_scene(
             world = normalization(poses, center, up, scale)
             photos = _with_masks(photos, folder, masks)
             train, test = holdout([photo.view.name for photo in photos], test_every)
+            train = thinned(train, train_views)
             names = names_apart([photo.picture.path for photo in photos])
             splits = {
                 key: _split(
@@ -105,6 +113,10 @@ def load_scene(
                 )
                 for key, rows in (("train", train), ("test", test))
             }
+            if depths == "points":
+                splits["train"] = _with_depths(
+                    splits["train"], [photos[i] for i in train], world, model
+                )
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}): check its name and its rights"
@@ -352,6 +364,36 @@ def check_shape(view: View, picture: Picture, model: Path) -> None:
             f"{lens.width}x{lens.height}: give the images that COLMAP was run on, not turned or "
             "cropped"
         )
+
+
+# Depths
+
+
+def _with_depths(split: Split, photos: Sequence[Photo], world: torch.Tensor, model: Path) -> Split:
+    found, scale = read_points(model), scale_of(world)
+    places = [_pixels_and_distances(photo, found[photo.view.name], scale) for photo in photos]
+    depths = depths_at(places, split.cameras)
+    if not depths.any():
+        raise UserError(
+            f"scene.depths=points: no point of {model} lies in an image that is trained on: leave "
+            "it out"
+        )
+    return replace(split, depths=depths)
+
+
+def _pixels_and_distances(photo: Photo, found: Found, scale: float) -> Found:
+    """Find where the points [n, 2] that a photo shows are in it as it is trained on, and how far.
+
+    Distances [n] are enlarged by a scale.
+    """
+    xy, places = found
+    lens, turns = photo.view.lens, photo.picture.turns
+    width, height = (lens.width, lens.height)[:: -1 if turns % 2 else 1]  # before it was turned
+    for _ in range(turns):
+        xy = torch.stack([height - xy[:, 1], xy[:, 0]], 1)
+        width, height = height, width
+    ratio = torch.tensor(photo.size, dtype=xy.dtype) / torch.tensor([width, height])
+    return xy * ratio, (places - photo.view.pose[:, 3]).norm(dim=1) * scale
 
 
 # Making a split

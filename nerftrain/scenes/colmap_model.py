@@ -26,9 +26,9 @@ from nerftrain.lens import COEFFICIENTS, MODELS, Lens
 
 _CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the parameters
 _IMAGE = struct.Struct("<I7dI")  # id, quaternion, translation, camera; then name and points
-_COUNT = struct.Struct("<Q")
+COUNT = struct.Struct("<Q")
 _POINT_2D = 24  # bytes: x, y, id of the 3D point
-_RESTORE = "restore the file, or export the model again (colmap model_converter)"
+RESTORE = "restore the file, or export the model again (colmap model_converter)"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def num_images(folder: Path) -> int:
     if model_suffix(folder) == ".txt":
         return sum(1 for _ in _image_lines(folder / "images.txt"))
     with (folder / "images.bin").open("rb") as file:
-        head = file.read(_COUNT.size)
-    return _COUNT.unpack(head)[0] if len(head) == _COUNT.size else 0
+        head = file.read(COUNT.size)
+    return COUNT.unpack(head)[0] if len(head) == COUNT.size else 0
 
 
 def read_model(folder: Path) -> list[View]:
@@ -69,7 +69,7 @@ def read_model(folder: Path) -> list[View]:
     cameras, images = folder / f"cameras{suffix}", folder / f"images{suffix}"
     binary = suffix == ".bin"
     camera_ids = set((_binary_cameras if binary else _text_cameras)(cameras, pycolmap))
-    found = list((_binary_images if binary else _text_images)(images))
+    found = list(read_entries(images))
     if not found:
         raise UserError(
             f"{images} holds no registered image: the reconstruction has failed; run COLMAP again, "
@@ -79,7 +79,7 @@ def read_model(folder: Path) -> list[View]:
         if image.camera not in camera_ids:
             raise UserError(
                 f"{images}: {image.name} is by camera {image.camera}, which {cameras.name} lacks; "
-                f"{_RESTORE}"
+                f"{RESTORE}"
             )
     with tempfile.TemporaryDirectory(prefix="nerftrain-") as copy:
         _write_without_points(Path(copy), cameras, found, binary)
@@ -87,7 +87,7 @@ def read_model(folder: Path) -> list[View]:
             model = pycolmap.Reconstruction(copy)
         except Exception as error:  # whatever pycolmap makes of its checks
             reason = " ".join(str(error).split())
-            raise UserError(f"{folder}: pycolmap refuses it ({reason}); {_RESTORE}") from error
+            raise UserError(f"{folder}: pycolmap refuses it ({reason}); {RESTORE}") from error
     lenses = {i: _lens(model.camera(i), cameras) for i in {image.camera for image in found}}
     views = [View(i.name, _pose(model.image(i.id), images, i), lenses[i.camera]) for i in found]
     return sorted(views, key=lambda view: view.name)
@@ -109,14 +109,24 @@ def import_pycolmap() -> ModuleType:
     return pycolmap
 
 
+def read_entries(path: Path, with_points: bool = False) -> Iterator[Entry]:
+    """Read images.bin or images.txt, entry by entry.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return (_binary_images if path.suffix == ".bin" else _text_images)(path, with_points)
+
+
 @dataclass(frozen=True)
-class _Image:
+class Entry:
     """One entry of images.bin or images.txt."""
 
     id: int
     camera: int
     name: str
     numbers: tuple[float, ...]  # qw qx qy qz tx ty tz, world to camera
+    points: bytes | str  # that were found in it, as the file has them; empty where nobody asked
 
 
 # Binary files
@@ -125,63 +135,66 @@ class _Image:
 def _binary_cameras(path: Path, pycolmap: ModuleType) -> Iterator[int]:
     """Walk cameras.bin to its end and give the ids."""
     data = path.read_bytes()
-    place = _COUNT.size
+    place = COUNT.size
     for _ in range(_count(path, data, _CAMERA.size)):
         if place + _CAMERA.size > len(data):
-            raise _damaged(path)
+            raise damaged(path)
         camera, model, width, height = _CAMERA.unpack_from(data, place)
         known = {int(value): value for value in pycolmap.CameraModelId.__members__.values()}
         if model not in known or model < 0:
             raise _unsupported(path, camera, f"number {model}")
         place += _CAMERA.size + 8 * _num_params(pycolmap, known[model])
         if place > len(data) or not 0 < min(width, height) <= max(width, height) < 2**20:
-            raise _damaged(path)
+            raise damaged(path)
         yield camera
     if place != len(data):
-        raise _damaged(path)
+        raise damaged(path)
 
 
 def _num_params(pycolmap: ModuleType, model: Any) -> int:
     return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
 
 
-def _binary_images(path: Path) -> Iterator[_Image]:
+def _binary_images(path: Path, with_points: bool) -> Iterator[Entry]:
     """Walk images.bin to its end."""
-    if path.stat().st_size < _COUNT.size:
-        raise _damaged(path)
+    if path.stat().st_size < COUNT.size:
+        raise damaged(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place = _COUNT.size
+        place = COUNT.size
         for _ in range(_count(path, data, _IMAGE.size)):
             name_at = place + _IMAGE.size
             name_end = data.find(b"\0", name_at, name_at + 4096)
-            if name_end < 0 or name_end + 1 + _COUNT.size > len(data):
-                raise _damaged(path)
+            if name_end < 0 or name_end + 1 + COUNT.size > len(data):
+                raise damaged(path)
             image, *numbers, camera = _IMAGE.unpack_from(data, place)
             name = os.fsdecode(data[name_at:name_end])
-            (num_points,) = _COUNT.unpack_from(data, name_end + 1)
-            place = name_end + 1 + _COUNT.size + _POINT_2D * num_points
+            (num_points,) = COUNT.unpack_from(data, name_end + 1)
+            points_at = name_end + 1 + COUNT.size
+            place = points_at + _POINT_2D * num_points
             if place > len(data):
-                raise _damaged(path)
-            yield _Image(image, camera, name, tuple(numbers))
+                raise damaged(path)
+            points = data[points_at:place] if with_points else b""
+            yield Entry(image, camera, name, tuple(numbers), points)
         if place != len(data):
-            raise _damaged(path)
+            raise damaged(path)
 
 
 def _count(path: Path, data: bytes | mmap.mmap, least: int) -> int:
     """Read the number of entries, which have at least so many bytes."""
-    if len(data) < _COUNT.size:
-        raise _damaged(path)
-    (count,) = _COUNT.unpack_from(data, 0)
+    if len(data) < COUNT.size:
+        raise damaged(path)
+    (count,) = COUNT.unpack_from(data, 0)
     if count * least > len(data):
-        raise _damaged(path)
+        raise damaged(path)
     return count
 
 
-def _damaged(path: Path) -> UserError:
+def damaged(path: Path) -> UserError:
+    """Say that a binary file does not hold what it counts."""
     size = path.stat().st_size
     return UserError(
         f"{path} is damaged or cut short: its {size} bytes are not the entries that it counts; "
-        f"{_RESTORE}"
+        f"{RESTORE}"
     )
 
 
@@ -191,7 +204,7 @@ def _damaged(path: Path) -> UserError:
 def _text_cameras(path: Path, pycolmap: ModuleType) -> Iterator[int]:
     """Check the lines of cameras.txt and give the ids."""
     known = pycolmap.CameraModelId.__members__
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         model = fields[1] if len(fields) > 1 else ""
         if fields and not line.startswith("#"):
@@ -200,68 +213,70 @@ def _text_cameras(path: Path, pycolmap: ModuleType) -> Iterator[int]:
             if len(fields) >= 4 and (model not in known or model == "INVALID"):
                 raise _unsupported(path, camera, model)
             if len(fields) < 4 or len(fields) - 4 != _num_params(pycolmap, known[model]):
-                raise UserError(f"{wrong}; {_RESTORE}")
+                raise UserError(f"{wrong}; {RESTORE}")
             if min(_integer(field, wrong) for field in fields[2:4]) <= 0:
-                raise UserError(f"{wrong}; {_RESTORE}")
-            _floats(fields[4:], wrong)
+                raise UserError(f"{wrong}; {RESTORE}")
+            floats(fields[4:], wrong)
             yield camera
 
 
-def _text_images(path: Path) -> Iterator[_Image]:
-    for number, line in _image_lines(path):
+def _text_images(path: Path, with_points: bool) -> Iterator[Entry]:
+    for number, line, points in _image_lines(path):
         fields = line.split(maxsplit=9)
         wrong = f"{path}, line {number}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"
         if len(fields) < 10:
-            raise UserError(f"{wrong}; {_RESTORE}")
+            raise UserError(f"{wrong}; {RESTORE}")
         image, camera = _integer(fields[0], wrong), _integer(fields[8], wrong)
-        yield _Image(image, camera, fields[9].strip(), _floats(fields[1:8], wrong))
+        numbers = floats(fields[1:8], wrong)
+        yield Entry(image, camera, fields[9].strip(), numbers, points if with_points else "")
 
 
-def _image_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the lines of images.txt that describe images: each is followed by one of its points."""
-    lines = _lines(path)
+def _image_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Give the lines of images.txt that describe images, and those of their points after them."""
+    lines = numbered_lines(path)
     for number, line in lines:
         if line.strip() and not line.startswith("#"):
-            yield number, line
-            next(lines, None)
+            yield number, line, next(lines, (0, ""))[1]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines of a text file with their numbers."""
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         yield from enumerate(file, start=1)
 
 
 def _integer(text: str, wrong: str) -> int:
     if not text.isdecimal():
-        raise UserError(f"{wrong}, found {text[:40]!r} for a whole number; {_RESTORE}")
+        raise UserError(f"{wrong}, found {text[:40]!r} for a whole number; {RESTORE}")
     return int(text)
 
 
-def _floats(texts: list[str], wrong: str) -> tuple[float, ...]:
+def floats(texts: list[str], wrong: str) -> tuple[float, ...]:
+    """Read numbers; raises UserError, which says what is wrong, where they are none."""
     try:
         return tuple(float(text) for text in texts)
     except ValueError as error:
-        raise UserError(f"{wrong}, {error}; {_RESTORE}") from error
+        raise UserError(f"{wrong}, {error}; {RESTORE}") from error
 
 
 # Through pycolmap
 
 
-def _write_without_points(folder: Path, cameras: Path, images: list[_Image], binary: bool) -> None:
+def _write_without_points(folder: Path, cameras: Path, images: list[Entry], binary: bool) -> None:
     """Write a model of the same cameras and images, which are named by their ids."""
     suffix = cameras.suffix
     (folder / f"cameras{suffix}").write_bytes(cameras.read_bytes())
-    content = [_COUNT.pack(len(images))] if binary else []
+    content = [COUNT.pack(len(images))] if binary else []
     for image in images:
         name = str(image.id).encode()
         if binary:
             head = _IMAGE.pack(image.id, *image.numbers, image.camera)
-            content.append(head + name + b"\0" + _COUNT.pack(0))
+            content.append(head + name + b"\0" + COUNT.pack(0))
         else:
             numbers = " ".join(repr(value) for value in image.numbers)
             content.append(f"{image.id} {numbers} {image.camera} {image.id}\n\n".encode())
     (folder / f"images{suffix}").write_bytes(b"".join(content))
-    (folder / f"points3D{suffix}").write_bytes(_COUNT.pack(0) if binary else b"")
+    (folder / f"points3D{suffix}").write_bytes(COUNT.pack(0) if binary else b"")
 
 
 def _lens(camera: Any, source: Path) -> Lens:
@@ -290,14 +305,14 @@ def _lens(camera: Any, source: Path) -> Lens:
     return Lens(width, height, intrinsics, distortion, projection)
 
 
-def _pose(image: Any, source: Path, entry: _Image) -> Tensor:
+def _pose(image: Any, source: Path, entry: Entry) -> Tensor:
     """Turn world to camera with OpenCV's axes (y down, z ahead) into camera to world, OpenGL's."""
     matrix = torch.from_numpy(image.cam_from_world().matrix()).double()
     rotation = matrix[:, :3].T
     identity = torch.eye(3, dtype=torch.float64)
     off = (rotation.T @ rotation - identity).abs().max() + (1 - torch.linalg.det(rotation)).abs()
     if not (bool(matrix.isfinite().all()) and off < 1e-6 and any(entry.numbers[:4])):
-        raise UserError(f"{source}: the pose of {entry.name} is no rotation and place; {_RESTORE}")
+        raise UserError(f"{source}: the pose of {entry.name} is no rotation and place; {RESTORE}")
     flipped = rotation * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
     return torch.cat([flipped, -rotation @ matrix[:, 3:]], dim=1)
 

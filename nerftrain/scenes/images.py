@@ -209,6 +209,19 @@ def read_gray(path: Path) -> np.ndarray:
         raise _broken(path, error) from error
 
 
+def read_values(path: Path) -> np.ndarray:
+    """Read an image as the numbers that it holds, [H, W] or [H, W, K].
+
+    Raises:
+        UserError: the file is truncated or no image.
+    """
+    try:
+        with open_image(path) as image:
+            return np.array(image)
+    except _IMAGE_ERRORS as error:
+        raise _broken(path, error) from error
+
+
 def _of_bytes(image: Image.Image, path: Path) -> Image.Image:
     """Bring grey levels of 16 bits to 8, which Pillow would cut off.
 

@@ -133,9 +133,9 @@ def check_mask(mask: Path, picture: Picture) -> int:
     """
     header = read_header(mask)
     shape = header.width, header.height
-    if _is_scaled(shape, (picture.width, picture.height)):
+    if is_scaled(shape, (picture.width, picture.height)):
         return picture.turns
-    if _is_scaled(shape, picture.shown):
+    if is_scaled(shape, picture.shown):
         return 0
     raise UserError(
         f"{mask} is {header.width}x{header.height}, but its photograph {picture.path} is "
@@ -143,6 +143,6 @@ def check_mask(mask: Path, picture: Picture) -> int:
     )
 
 
-def _is_scaled(shape: tuple[int, int], other: tuple[int, int]) -> bool:
+def is_scaled(shape: tuple[int, int], other: tuple[int, int]) -> bool:
     """Tell whether two shapes have the same proportions, but for rounding to whole pixels."""
     return abs(shape[0] * other[1] - shape[1] * other[0]) <= sum(other)

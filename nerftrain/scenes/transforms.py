@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -17,13 +18,14 @@ from nerftrain.errors import UserError
 from nerftrain.lens import check_invertible, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.calibration import read_circle, read_lens
+from nerftrain.scenes.depths import KEYS, find_map, read_depths, read_unit
 from nerftrain.scenes.frames import Frame, find_images, read_transforms, short
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.masks import read_valid, that_lenses_show, within_circle
 from nerftrain.scenes.photos import Listing, check_alpha, names_apart, read_photos
 from nerftrain.scenes.placement import Placement, applied, find_place
 from nerftrain.scenes.times import have_times, warn_of_unseen_times, with_times
-from nerftrain.scenes.world import holdout, move
+from nerftrain.scenes.world import holdout, move, scale_of, thinned
 from nerftrain.types import Cameras
 
 FILE = "transforms.json"
@@ -44,6 +46,8 @@ def load_scene(
     scale: bool,
     near: float,
     far: float,
+    depths: Literal["none", "maps"] = "none",
+    train_views: int | None = None,
 ) -> Scene:
     """Read a folder with one transforms.json, a capture by instant-ngp's or nerfstudio's tools.
 
@@ -73,6 +77,8 @@ def load_scene(
         scale: bring the cameras to distances up to 1 from the origin.
         near: distance at which rays start, the scene's units.
         far: distance at which rays end; in a bounded scene no farther than the box reaches.
+        depths: maps: the depth maps that frames name are trained on, too.
+        train_views: so many of the training images are taken, evenly spaced; None: all.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
@@ -81,7 +87,10 @@ def load_scene(
     placement = Placement(contraction, center, up, scale, near, far)
     path = _find_file(root)
     try:
-        scene = _load(name, path, downscale, skip_missing, test_every, placement)
+        scene = _load(
+            *(name, path, downscale, skip_missing, test_every, train_views, placement),
+            with_depths=depths == "maps",
+        )
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}): check its name and its rights"
@@ -132,7 +141,9 @@ def _load(
     downscale: float,
     skip_missing: bool,
     test_every: int,
+    train_views: int | None,
     placement: Placement,
+    with_depths: bool,
 ) -> Scene:
     content, frames = read_transforms(path, "fl_x or camera_angle_x")
     if have_times(frames):
@@ -140,6 +151,7 @@ def _load(
     everywhere = [frame.file_path for frame in frames]
     frames, images = find_images(path, frames, skip_missing)
     members = split_members(path, content, everywhere, frames, test_every)
+    members["train"] = thinned(members["train"], train_views)
     place = find_place(path, content, torch.stack([frame.pose for frame in frames]), placement)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         originals = list(pool.map(read_header, images))
@@ -160,6 +172,10 @@ def _load(
             )
             for split, indices in members.items()
         }
+        if with_depths:
+            unit = read_unit(path, content) * scale_of(place.world)
+            its = [(frames[i], originals[i]) for i in members["train"]]
+            splits["train"] = _with_depths(splits["train"], path, its, unit, pool)
     if "val" in splits and members["val"] == members["test"]:
         splits["val"] = splits["test"]
     return Scene(
@@ -201,6 +217,28 @@ def _read_split(
         names=tuple(names[i] for i in indices),
         valid=that_lenses_show(members, valid, source if name == "train" else None),
     )
+
+
+def _with_depths(
+    split: Split,
+    path: Path,
+    its: Sequence[tuple[Frame, Picture]],
+    unit: float,
+    pool: ThreadPoolExecutor,
+) -> Split:
+    """Read the depth maps of a split's frames and images, of which one unit is so long."""
+    maps = [find_map(path.parent, frame) for frame, _ in its]
+    if not any(maps):
+        raise UserError(
+            f"scene.depths=maps: no frame of {path} that is trained on names one, by "
+            f"{' or '.join(KEYS)}: leave it out"
+        )
+    depths = read_depths(maps, [picture for _, picture in its], split.cameras, unit, pool)
+    if not depths.any():
+        raise UserError(
+            f"scene.depths=maps: the depth maps of {path} hold nothing above 0: leave it out"
+        )
+    return replace(split, depths=depths)
 
 
 def find_mask(root: Path, frame: Frame) -> Path | None:

@@ -119,6 +119,19 @@ def holdout(names: Sequence[str], every: int) -> tuple[list[int], list[int]]:
     return train, order[::every]
 
 
+def thinned(train: list[int], views: int | None) -> list[int]:
+    """Take so many of the training images, evenly spaced; None: all.
+
+    Raises:
+        UserError: views is below 1.
+    """
+    if views is None or views >= len(train):
+        return train
+    if views < 1:
+        raise UserError(f"scene.train_views={views}: give 1 or more, or null for all")
+    return [train[i * len(train) // views] for i in range(views)]
+
+
 def _to_z(up: Tensor) -> Tensor:
     """Make the shortest rotation [3, 3] that turns the unit vector up [3] to +z."""
     x, y, z = up.tolist()
