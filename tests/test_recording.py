@@ -68,6 +68,16 @@ def make_run(tiny_scene_root: Path, tmp_path: Path) -> MakeRun:
     return make
 
 
+def with_depths(run: Run) -> Run:
+    """Let a run know how far away what half of its pixels show is, more or less."""
+    train = run.scene.splits["train"]
+    depths = 4.0 + torch.rand(len(train.pixels), generator=torch.Generator().manual_seed(3))
+    depths[::2] = 0
+    train = replace(train, depths=depths.half())
+    scene = replace(run.scene, splits={**run.scene.splits, "train": train})
+    return replace(run, scene=scene, settings=replace(run.settings, depth_weight=0.1))
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU take the ways of a GPU, as far as it has the ops for them."""
@@ -131,7 +141,7 @@ def test_a_step_with_a_room_depends_on_no_number_of_the_device(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, model: str, sampler: str, motion: list[str]
 ) -> None:
     more = ["trainer.distortion_weight=0.01", *motion]
-    run = make_run(model, sampler, *more, moving=bool(motion) and motion != [REFINED])
+    run = with_depths(make_run(model, sampler, *more, moving=bool(motion) and motion != [REFINED]))
     state, scene = State(run), run.scene
     sizes = [split._common_size for split in scene.splits.values()]  # the host's, found only once
     library.native(torch.zeros(1))
@@ -158,6 +168,7 @@ def test_a_step_with_a_room_depends_on_no_number_of_the_device(
             monkeypatch.setattr(Tensor, "__setitem__", _set_rows)
         assert taken.counted.shape == (3,)
         assert all(term.shape == () for term in taken.terms.values())
+        assert {"color", "distortion", "depth"} <= {*taken.terms}
         if sampler == "occgrid":  # and this would have shown it
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 trainer._step(run, state, scene, 128, None, None)
@@ -200,7 +211,7 @@ def test_with_room_for_all_a_step_learns_what_it_learns_without(
         "proposal": ["sampler.min_weight=0.0", "sampler.min_opacity=0.0"],
     }
     # All rays meet so large a box: what is drawn for a ray depends on how many do.
-    run = make_run("ngp", sampler, "scene.extent=4", REFINED, *more.get(sampler, []))
+    run = with_depths(make_run("ngp", sampler, "scene.extent=4", REFINED, *more.get(sampler, [])))
     settle(run)
     expected, asked = gradients(run, None)
     actual, taken = gradients(run, 1 << 14)

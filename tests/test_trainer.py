@@ -18,6 +18,7 @@ from nerftrain.config import assemble, create_run_dir
 from nerftrain.errors import RunError, UserError
 from nerftrain.models import mlp
 from nerftrain.models.dynamic import Warp
+from nerftrain.rendering import see_surface
 from nerftrain.report import EVALUATION_KEY, read_curve
 from nerftrain.samplers.uniform import Uniform
 from nerftrain.scenes import Scene
@@ -555,6 +556,10 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(
         "trainer.max_rays=1",
         "trainer.ema_decay=1.0",
         "trainer.distortion_weight=-1.0",
+        "trainer.depth_weight=-1.0",
+        "trainer.depth_weight=0.1",  # of which this scene tells nothing
+        "trainer.depth_spread=0",
+        "trainer.depth_spread=1.5",
         "trainer.intervals.log=0",
         "trainer.intervals.evaluate_views=-2",
     ],
@@ -562,6 +567,27 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_run(
 def test_settings_that_make_no_sense_are_refused_by_name(make_run: MakeRun, override: str) -> None:
     with pytest.raises(UserError, match=override.split("=")[0].split(".")[-1]):
         make_run("run", override)
+
+
+def test_surfaces_come_to_lie_where_depths_are_known(make_run: MakeRun) -> None:
+    """Of grey views over white, which tell that something is there and not where."""
+    medians = {}
+    for weight in (0.0, 0.1):
+        choice = (*NGP, *UNIFORM)
+        run = make_run(f"run{weight}", "trainer.steps=150", "background=white", choice=choice)
+        seen = run.scene.splits["train"]
+        grey = torch.tensor([128, 128, 128, 255], dtype=torch.uint8).expand(len(seen.pixels), 4)
+        depths = torch.full((len(grey),), 3.9).half()
+        seen = replace(seen, pixels=grey.contiguous(), depths=depths)
+        scene = replace(run.scene, splits={**run.scene.splits, "train": seen})
+        run = replace(run, scene=scene, settings=replace(run.settings, depth_weight=weight))
+        train(run)
+        white = torch.ones(3)
+        _, found = see_surface(scene, seen.cameras, 0, run.model, run.sampler, white)
+        medians[weight] = float(found.median())
+        rows = [row for row in read_curve(run.run_dir) if "loss" in row]
+        assert ("loss/depth" in rows[-1]) == (weight > 0)
+    assert abs(medians[0.1] - 3.9) < 0.1 < abs(medians[0.0] - 3.9)
 
 
 def test_real_lego_is_learnt_in_a_few_hundred_steps(

@@ -13,6 +13,7 @@ from nerftrain.data.formats import (
     SKIP,
     Faults,
     Format,
+    Offer,
     View,
     compare,
     make_views,
@@ -23,6 +24,7 @@ from nerftrain.lens import check_invertible, one_kind
 from nerftrain.scenes import colmap, transforms
 from nerftrain.scenes.calibration import read_circle
 from nerftrain.scenes.colmap_model import model_suffix, read_model
+from nerftrain.scenes.depths import KEYS, find_map, read_map
 from nerftrain.scenes.frames import Frame, read_entries
 from nerftrain.scenes.images import Picture, read_header
 from nerftrain.scenes.masks import check_mask
@@ -54,6 +56,9 @@ def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[Vi
         mask = faults.attempt(transforms.find_mask, folder, frame)
         if mask is not None and picture is not None:
             faults.attempt(check_mask, mask, picture)
+        depths = faults.attempt(find_map, folder, frame)
+        if depths is not None and picture is not None:
+            faults.attempt(read_map, depths, picture)
     if frames:
         poses = torch.stack([frame.pose for frame in frames])
         faults.attempt(find_place, path, content, poses, _PLACEMENT)
@@ -76,6 +81,14 @@ def _gather_transforms(folder: Path, faults: Faults, test_every: int) -> list[Vi
     views = make_views(labels, frames, pictures, faults, camera)
     _check_kinds(views, str(path), faults)
     return views
+
+
+def _depths(folder: Path, _views: Sequence[View]) -> list[Offer]:
+    _, entries = read_entries(folder / transforms.FILE, "")
+    found = sum(
+        isinstance(entry, dict) and any(entry.get(key) for key in KEYS) for entry in entries
+    )
+    return [Offer("depths", "maps", f"of {found} images")] if found else []
 
 
 # COLMAP
@@ -133,9 +146,9 @@ def _factors(folder: Path) -> list[float]:
     return [1.0, *factors] if (folder / "images").is_dir() or not factors else factors
 
 
-def _masks(folder: Path, views: Sequence[View]) -> str | None:
-    """Name the folder of masks where there is one, which training takes only when it is told."""
-    return _MASKS if any(colmap.find_masks(folder / _MASKS, [v.name for v in views])) else None
+def _masks(folder: Path, views: Sequence[View]) -> list[Offer]:
+    found = any(colmap.find_masks(folder / _MASKS, [view.name for view in views]))
+    return [Offer("masks", _MASKS, f"in {_MASKS}")] if found else []
 
 
 def _is_colmap(folder: Path) -> bool:
@@ -154,7 +167,7 @@ CAPTURES = (
         gather=_gather_colmap,
         is_capture=True,
         factors=_factors,
-        masks=_masks,
+        offers=_masks,
     ),
     Format(
         kind="transforms",
@@ -163,5 +176,6 @@ CAPTURES = (
         is_marked=lambda folder: (folder / transforms.FILE).is_file(),
         gather=_gather_transforms,
         is_capture=True,
+        offers=_depths,
     ),
 )

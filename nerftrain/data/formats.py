@@ -93,6 +93,20 @@ def _attempted(function: Callable[..., A], *arguments: Any) -> tuple[A | None, s
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What lies beside a scene's images, which training takes only when it is told."""
+
+    key: str  # of the scene
+    value: str
+    words: str
+
+    @property
+    def override(self) -> str:
+        """What tells training."""
+        return f"scene.{self.key}={self.value}"
+
+
+@dataclass(frozen=True)
 class Format:
     """A kind of scene folder."""
 
@@ -105,8 +119,8 @@ class Format:
     is_capture: bool  # photographs, whose coordinates are free
     # folder -> by how much its images have been shrunk already, in its several sets of them
     factors: Callable[[Path], list[float]] = lambda _: [1.0]
-    # (folder, its frames) -> the folder in it that holds masks of them, for scene.masks
-    masks: Callable[[Path, Sequence[View]], str | None] = lambda *_: None
+    # (folder, its frames) -> what there is beside the images
+    offers: Callable[[Path, Sequence[View]], list[Offer]] = lambda *_: []
 
 
 # A transforms file for each split

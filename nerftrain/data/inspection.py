@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nerftrain.data import phones
 from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_sheet, thumbnail
-from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, View
+from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, Offer, View
 from nerftrain.errors import UserError
 from nerftrain.lens import COEFFICIENTS, as_pinholes
 from nerftrain.paths import as_override
@@ -43,7 +43,7 @@ class Inspection:
     kind: Format
     others: list[str]  # kinds that it could be read as too
     downscale: float  # the least that its images have been shrunk by already
-    masks: str | None  # the folder in it that holds some, which training must be told
+    offers: list[Offer]
     views: list[View] = field(repr=False)
     faults: list[str]
     notes: list[str]  # what training would warn of
@@ -56,8 +56,7 @@ class Inspection:
             lines.append(f"  also     {', '.join(self.others)}: look at it by --kind")
         lines += _split_lines(self.views)
         lines += _camera_lines(self.views)
-        if self.masks is not None:
-            lines.append(f"  masks    in {self.masks}, which scene.masks={self.masks} takes")
+        lines += [f"  {o.key:<8} {o.words}, which {o.override} takes" for o in self.offers]
         lines += [f"  warning  {note}" for note in self.notes]
         lines += [f"  wrote    {path}" for path in self.pictures]
         if self.faults:
@@ -68,7 +67,7 @@ class Inspection:
                 f"  no fault; train it: nerftrain scene={self.kind.kind} "
                 + as_override("scene.root", self.folder)
                 + (f" scene.downscale={self.downscale:g}" if self.downscale > 1 else "")
-                + (f" scene.masks={self.masks}" if self.masks is not None else "")
+                + "".join(f" {offer.override}" for offer in self.offers)
             )
         return lines
 
@@ -94,9 +93,9 @@ def inspect(folder: Path, out: Path, plan_of: PlanOf, kind: str | None = None) -
         faults = Faults(pool)
         views = chosen.gather(folder, faults, plan.values.get("test_every", 0))
         prints = _decode_all(views, faults)
-        masks = chosen.masks(folder, views)
+        offers = chosen.offers(folder, views) if views else []
         if not faults.lines:  # what has not been thought of here, training itself finds
-            faults.attempt(_load(plan, folder, views, factors, masks).build)
+            faults.attempt(_load(plan, folder, views, factors, offers).build)
     extent = plan.values.get("extent", 1.0)  # captures are brought into +-1
     title = f"{folder.resolve().name}: {chosen.words}"
     return Inspection(
@@ -104,7 +103,7 @@ def inspect(folder: Path, out: Path, plan_of: PlanOf, kind: str | None = None) -
         kind=chosen,
         others=[other.kind for other in found[1:]],
         downscale=factors[0],
-        masks=masks,
+        offers=offers,
         views=views,
         faults=list(faults.lines),
         notes=list(dict.fromkeys(notes)),
@@ -174,7 +173,7 @@ def _load(
     folder: Path,
     views: Sequence[View],
     factors: Sequence[float],
-    masks: str | None,
+    offers: Sequence[Offer],
 ) -> Plan:
     """Fit the preset to the folder, taking smaller images where memory may not hold the largest."""
     pictures = [view.picture for view in views if view.picture is not None]
@@ -182,7 +181,7 @@ def _load(
     needed = max(1.0, (num_bytes / _LOADED) ** 0.5) * factors[0]
     downscale = next((factor for factor in factors if factor >= needed), needed)
     changes = {"root": str(folder), "downscale": downscale}
-    changes |= {} if masks is None else {"masks": masks}
+    changes |= {offer.key: offer.value for offer in offers}
     return replace(plan, values={**plan.values, **changes})
 
 

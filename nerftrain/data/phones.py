@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from nerftrain.errors import UserError
+from nerftrain.scenes.depths import KEYS
 from nerftrain.scenes.frames import IMAGE_SUFFIXES, is_number
 
 FILE = "transforms.json"
+DEPTHS = KEYS[0]  # in millimetres, as it is read where the file says nothing
 _Z_UP = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])  # x, y, z from z, x, y
 _OFF_MIDDLE = 0.05  # of a side: how far from an image's middle its principal point may lie
 _POSE = [f"t_{row}{column}" for row in range(3) for column in range(4)]  # Polycam's keys
@@ -73,6 +75,10 @@ def convert(folder: Path, count: int) -> list[str]:
     lines = [f"{folder}: {len(capture.frames)} frames of {capture.app}, {taken} taken"]
     lines += [f"  left out {capture.without}, camera or image missing"] if capture.without else []
     lines += [f"  {capture.note}"] if capture.note else []
+    with_depths = sum(DEPTHS in frame for frame in frames)
+    lines += (
+        [f"  depths of {with_depths}: scene.depths=maps learns from them"] if with_depths else []
+    )
     return [*lines, f"  wrote {path}"]
 
 
@@ -111,6 +117,8 @@ def _polycam(folder: Path) -> Capture:
         if (image := images.get(file.stem)) is not None:
             camera = _read_json(file)
             frames.append(_polycam_frame(file, camera, image.relative_to(folder)))
+            if (depths := folder / "keyframes" / "depth" / f"{file.stem}.png").is_file():
+                frames[-1][DEPTHS] = depths.relative_to(folder).as_posix()
             score = camera.get("blur_score")  # higher is sharper
             sharpness.append(float(score) if is_number(score) else 0.0)
     without = len({file.stem for file in cameras} ^ set(images))

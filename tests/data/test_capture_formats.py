@@ -137,7 +137,8 @@ def test_masks_that_training_must_be_told_of_are_found(colmap_root):
     assert "scene.masks" not in "".join(look(colmap_root).lines())
     write_masks(colmap_root, *(f"r_{i}.png" for i in range(6)))
     found = look(colmap_root)
-    assert (found.masks, found.faults, found.notes) == ("masks", [], [])
+    assert ([o.override for o in found.offers], found.faults) == (["scene.masks=masks"], [])
+    assert found.notes == []
     assert "  masks    in masks, which scene.masks=masks takes" in found.lines()
     assert found.lines()[-1].endswith(" scene.masks=masks")
     (colmap_root / "masks" / "r_5.png").unlink()
@@ -156,7 +157,7 @@ def test_every_mask_that_does_not_fit_is_a_fault(colmap_root):
 def test_a_folder_of_other_masks_is_left_alone(colmap_root):
     write_masks(colmap_root, "elsewhere.png")
     found = look(colmap_root)
-    assert (found.masks, found.faults) == (None, [])
+    assert (found.offers, found.faults) == ([], [])
 
 
 def test_a_damaged_model_is_told(colmap_root):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nerftrain.cli import main
 from nerftrain.config import scene_plan
+from nerftrain.scenes.world import scale_of
 
 WIDTH, HEIGHT, FOCAL = 32, 24, 40.0
 
@@ -78,9 +79,9 @@ def frames_of(folder):
     return json.loads((folder / "transforms.json").read_text())["frames"]
 
 
-def load(folder):
+def load(folder, **changes):
     plan = scene_plan("transforms")
-    return replace(plan, values={**plan.values, "root": str(folder)}).build()
+    return replace(plan, values={**plan.values, "root": str(folder), **changes}).build()
 
 
 def upright(poses):
@@ -123,6 +124,28 @@ def test_cameras_without_drift_are_taken_where_there_are_some(tmp_path, capsys):
     np.testing.assert_allclose(found, upright(poses), atol=1e-6)
     assert all("corrected_images" in frame["file_path"] for frame in frames_of(folder))
     assert "drifted" not in capsys.readouterr().out
+
+
+def test_polycams_depths_are_named_and_can_be_trained_on(tmp_path, capsys):
+    folder = polycam(tmp_path / "capture", arkit_poses(9), corrected=True)
+    (folder / "keyframes/depth").mkdir()
+    for i in range(8):  # of the last there is none
+        values = np.full((HEIGHT // 4, WIDTH // 4), 2500, np.uint16)  # millimetres
+        Image.fromarray(values).save(folder / f"keyframes/depth/{1000 + i}.png")
+    assert main(["data", "phone", str(folder)]) == 0
+    assert "  depths of 8: scene.depths=maps learns from them" in capsys.readouterr().out
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "  depths   of 8 images, which scene.depths=maps takes" in said
+    assert "scene.depths=maps" in said.splitlines()[-1]
+    scene = load(folder, depths="maps")
+    train = scene.splits["train"]
+    assert train.depths is not None
+    middle = train.depths.view(-1, HEIGHT, WIDTH)[0, HEIGHT // 2, WIDTH // 2]
+    assert abs(float(middle) / scale_of(scene.world) - 2.5) < 0.01
+    (folder / "keyframes/depth/1003.png").write_bytes(b"nothing")
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "depth/1003.png is truncated or no image" in capsys.readouterr().err
 
 
 def test_frames_lie_in_the_order_of_their_numbers(tmp_path):
