@@ -22,6 +22,7 @@ def load_scene(
     near: float,
     far: float,
     extent: float,
+    train_views: int | None = None,
 ) -> Scene:
     """Read a NeRF-synthetic folder.
 
@@ -36,12 +37,14 @@ def load_scene(
         near: distance at which rays start, world units.
         far: distance at which rays end.
         extent: the scene's box is +-extent on every axis.
+        train_views: so many of the training views are taken, evenly spaced; None: all.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
     """
     bounds = Bounds(near, far, extent)
-    return load_splits(name, name, LAYOUT, root, data_root, downscale, skip_missing, bounds)
+    place = name, name, LAYOUT, root, data_root
+    return load_splits(*place, downscale, skip_missing, bounds, train_views)
 
 
 def _check_frames(path: Path, frames: list[Frame]) -> list[Frame]:

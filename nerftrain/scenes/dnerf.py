@@ -25,6 +25,7 @@ def load_scene(
     near: float,
     far: float,
     extent: float,
+    train_views: int | None = None,
 ) -> Scene:
     """Read a D-NeRF folder.
 
@@ -41,13 +42,15 @@ def load_scene(
         near: distance at which rays start, world units.
         far: distance at which rays end.
         extent: the scene's box is +-extent on every axis.
+        train_views: so many of the training views are taken, evenly spaced; None: all.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
     """
     folder_name = name.removeprefix(PREFIX)
     bounds = Bounds(near, far, extent)
-    scene = load_splits(name, folder_name, LAYOUT, root, data_root, downscale, skip_missing, bounds)
+    place = name, folder_name, LAYOUT, root, data_root
+    scene = load_splits(*place, downscale, skip_missing, bounds, train_views)
     warn_of_unseen_times(scene)
     if "lego" in (folder_name, scene.root.name) and "val" in scene.splits:
         _log.warning(

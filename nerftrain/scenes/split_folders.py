@@ -15,6 +15,7 @@ from nerftrain.errors import UserError
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.frames import Frame, find_images, read_angle, read_transforms
 from nerftrain.scenes.images import Picture, check_alike, read_header, read_pixels, shrunk_size
+from nerftrain.scenes.world import thinned
 from nerftrain.types import Cameras
 
 SPLITS = ("train", "test", "val")
@@ -57,6 +58,7 @@ def load_splits(
     downscale: float,
     skip_missing: bool,
     bounds: Bounds,
+    train_views: int | None,
 ) -> Scene:
     """Read all splits of a folder; val stands in for a missing test split.
 
@@ -69,6 +71,7 @@ def load_splits(
         downscale: images are shrunk by this factor, at least 1, averaged over area.
         skip_missing: go on, with a warning, without frames whose image is missing.
         bounds: of the scene.
+        train_views: so many of the training views are taken, evenly spaced; None: all.
 
     Raises:
         UserError: something in the folder or in these values cannot be used.
@@ -77,7 +80,10 @@ def load_splits(
     try:
         folder = _find_folder(folder_name, layout, root, data_root)
         splits = {
-            split: _read_split(folder, split, layout, downscale, skip_missing)
+            split: _read_split(
+                *(folder, split, layout, downscale, skip_missing),
+                views=train_views if split == "train" else None,
+            )
             for split in SPLITS
             if transforms_path(folder, split).is_file()
         }
@@ -193,13 +199,19 @@ def _what_is_there(folder: Path, layout: Layout) -> str:
 
 
 def _read_split(
-    folder: Path, split: str, layout: Layout, downscale: float, skip_missing: bool
+    folder: Path,
+    split: str,
+    layout: Layout,
+    downscale: float,
+    skip_missing: bool,
+    views: int | None,
 ) -> Split:
     path = transforms_path(folder, split)
     content, frames = read_transforms(path, "camera_angle_x")
     angle = read_angle(path, content)
     frames = layout.check_frames(path, frames)
     frames, images = find_images(path, frames, skip_missing)
+    frames, images = thinned(frames, views), thinned(images, views)
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:  # PIL decodes without holding Python's lock
         pictures = list(pool.map(read_header, images))

@@ -7,12 +7,15 @@ columns, so that x' = world[:3, :3] @ x + world[:3, 3]. Poses are camera to worl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nerftrain.cameras import focus_point, up_vector
 from nerftrain.errors import UserError
+
+T = TypeVar("T")
 
 # A camera this many times farther from the centre than the median one was registered wrongly, or is
 # a lone view from afar: the others must not shrink to a point because of it.
@@ -119,17 +122,16 @@ def holdout(names: Sequence[str], every: int) -> tuple[list[int], list[int]]:
     return train, order[::every]
 
 
-def thinned(train: list[int], views: int | None) -> list[int]:
-    """Take so many of the training images, evenly spaced; None: all.
+def thinned(train: Sequence[T], views: int | None) -> list[T]:
+    """Take so many of the training views, evenly spaced; None: all.
 
     Raises:
         UserError: views is below 1.
     """
-    if views is None or views >= len(train):
-        return train
-    if views < 1:
+    if views is not None and views < 1:
         raise UserError(f"scene.train_views={views}: give 1 or more, or null for all")
-    return [train[i * len(train) // views] for i in range(views)]
+    count = len(train) if views is None else min(views, len(train))
+    return [train[i * len(train) // count] for i in range(count)]
 
 
 def _to_z(up: Tensor) -> Tensor:

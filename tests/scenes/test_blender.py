@@ -130,6 +130,19 @@ def test_extra_files_are_ignored(tiny_scene_root):
     assert len(load(tiny_scene_root).splits["train"]) == 6
 
 
+def test_so_many_views_are_trained_on_as_one_asks_for(tiny_scene_root):
+    whole, few = load(tiny_scene_root), load(tiny_scene_root, train_views=3)
+    its = whole.splits["train"]
+    chosen = [0, len(its) // 3, 2 * len(its) // 3]
+    assert few.splits["train"].names == tuple(its.names[i] for i in chosen)
+    assert torch.equal(few.splits["train"].cameras.poses, its.cameras.poses[chosen])
+    assert torch.equal(few.splits["train"].image(1), its.image(chosen[1]))
+    assert few.splits["test"].names == whole.splits["test"].names
+    assert len(load(tiny_scene_root, train_views=99).splits["train"]) == len(its)
+    with pytest.raises(UserError, match="scene.train_views=0: give 1 or more"):
+        load(tiny_scene_root, train_views=0)
+
+
 def test_missing_images_are_skipped_on_request(tiny_scene_root, caplog):
     (tiny_scene_root / "train" / "r_2.png").unlink()
     with caplog.at_level(logging.WARNING):
