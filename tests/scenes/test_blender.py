@@ -139,7 +139,7 @@ def test_so_many_views_are_trained_on_as_one_asks_for(tiny_scene_root):
     assert torch.equal(few.splits["train"].image(1), its.image(chosen[1]))
     assert few.splits["test"].names == whole.splits["test"].names
     assert len(load(tiny_scene_root, train_views=99).splits["train"]) == len(its)
-    with pytest.raises(UserError, match="scene.train_views=0: give 1 or more"):
+    with pytest.raises(UserError, match="train_views=0: give 1 or more"):
         load(tiny_scene_root, train_views=0)
 
 
