@@ -322,8 +322,8 @@ def _render(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", help="train, val or test: its views (default test)")
     parser.add_argument(
         "--path",
-        help="orbit, spiral, interpolate, still where the scene moves, or a file that view saved "
-        "(default orbit without split)",
+        help="orbit, spiral, interpolate, still where the scene moves, or a file: one that view "
+        "saved, a transforms.json, or a camera path of nerfstudio's (default orbit without split)",
     )
     parser.add_argument("--frames", type=_positive, help="of the path (default 120)")
     parser.add_argument("--time", type=float, help="0 to 1: stops the time of a scene that moves")
@@ -342,8 +342,7 @@ def _render(arguments: Sequence[str]) -> int:
     run = _load(parsed)
     from nerftrain.evaluation import render_run
 
-    frames = parsed.frames or 120
-    what = parsed.split or "test", path, frames, parsed.checkpoint, parsed.time
+    what = parsed.split or "test", path, parsed.frames, parsed.checkpoint, parsed.time
     render_run(run, *what, parsed.depth, parsed.panorama)
     return 0
 

@@ -30,6 +30,7 @@ from nerftrain.models import RadianceField
 from nerftrain.refinement import Refinement
 from nerftrain.scenes import Scene, Split, composite_over
 from nerftrain.scenes.world import move, scale_of
+from nerftrain.shots import read_shots
 from nerftrain.types import Cameras
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ PATHS: dict[str, Callable[[Cameras, int], Cameras]] = {
     "still": camera_paths.still,
 }
 PATH_FILE = ".json"  # how the name of a path in a file ends
+FRAMES = 120  # of a path, unless another number is asked for
 STILL = "still"  # the path on which nothing moves but time
 VIEWS = "views"  # in place of a path: the cameras of the split themselves
 
@@ -407,7 +409,7 @@ def render_run(
     run: Run,
     split: str,
     path: str,
-    frames: int,
+    frames: int | None,
     checkpoint_name: str,
     time: float | None = None,
     depth: bool = False,
@@ -425,8 +427,9 @@ def render_run(
         run: the run, built from its own config.
         split: one of the scene's splits.
         path: views (the split's own cameras), orbit, spiral, interpolate, still, or a file of a
-            path (see `eyes`).
-        frames: how many frames a path has; the split's own views are all rendered.
+            path (see `eyes`) or of cameras (see `shots`).
+        frames: how many frames a path has, FRAMES where it is None; the split's own views, and the
+            cameras of a file, are all rendered.
         checkpoint_name: last, best or a path to a file.
         time: of all frames, 0..1; None: time moves along the path.
         depth: whether distances are wanted in place of colours.
@@ -436,15 +439,24 @@ def render_run(
         UserError: for a split, path, time or checkpoint that does not exist or does not fit, and
             for far too many frames.
     """
-    check_at_most(MOST_FRAMES, **{"--frames": frames})
+    count = FRAMES if frames is None else frames
+    check_at_most(MOST_FRAMES, **{"--frames": count})
     cameras = find_split(run.scene, split).cameras.to("cpu")
+    fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
     if Path(path).suffix == PATH_FILE:
-        longest = int(torch.maximum(cameras.widths, cameras.heights).max())
-        cameras = _timed_like(read_path(Path(path), longest), run.scene)
-        cameras = stop_time(camera_paths.interpolate(cameras, frames), time, run.scene.name)
+        shots = read_shots(Path(path), run.scene.world)
+        if shots is None:
+            longest = int(torch.maximum(cameras.widths, cameras.heights).max())
+            keys = _timed_like(read_path(Path(path), longest), run.scene)
+            cameras = camera_paths.interpolate(keys, count)
+        elif frames is not None:
+            raise UserError(f"--frames has no effect: {path} lists its cameras; leave it out")
+        else:
+            cameras, fps = _timed_like(shots.cameras, run.scene), shots.fps or fps
+        cameras = stop_time(cameras, time, run.scene.name)
         path = f"path-{Path(path).stem}"
     else:
-        cameras = _path_cameras(cameras, path, frames)
+        cameras = _path_cameras(cameras, path, count)
         cameras = _at_time(cameras, path, time, run.scene.name)
     _, label = load_into(run, checkpoint_name)
     if path == VIEWS:
@@ -464,7 +476,6 @@ def render_run(
         images = _depth_frames(folder / name, (d / scale for d in video.render_depths(*what)))
     else:
         images = video.render_frames(*what)
-    fps = video.FRAMES_PER_SECOND if path != VIEWS else 4  # unrelated views need time to be seen
     kept = video.keep_frames(folder / name, images)
     written = video.write_video(folder / f"{name}.mp4", video.centered(kept, cameras), fps)
     video.drop_later_frames(folder / name, len(cameras))
@@ -506,7 +517,8 @@ def _path_cameras(cameras: Cameras, path: str, frames: int) -> Cameras:
         hint = f"; did you mean {close[0]}? There are" if close else "; there are"
         raise UserError(
             f"no camera path '{path}'{hint}: {', '.join([VIEWS, *PATHS])}, "
-            f"and files *{PATH_FILE} that nerftrain view has saved"
+            f"and files *{PATH_FILE}: what nerftrain view has saved, a transforms.json, or a path "
+            "of nerfstudio's"
         )
     return PATHS[path](cameras, frames)
 

@@ -79,7 +79,8 @@ def read_path(file: Path, longest: int) -> Cameras:
         raise UserError(f"{file} cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{file} is no camera path ({error}): give one that nerftrain view has saved"
+            f"{file} is no camera path ({error}): give one that nerftrain view has saved, a "
+            "transforms.json with frames, or a path of nerfstudio's"
         ) from error
     if len(eyes) < 2:
         raise UserError(f"{file} has {len(eyes)} keyframes: a path needs two or more")

@@ -130,7 +130,7 @@ def shrink(cameras: Cameras, size_limit: int) -> Cameras:
     return replace(cameras, widths=widths, heights=heights, intrinsics=intrinsics)
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> Path:
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> Path:
     """Write frames [H, W, 3] uint8 as H.264 (yuv420p), or as a GIF where there is no ffmpeg.
 
     Returns:
@@ -214,13 +214,18 @@ def why_no_ffmpeg() -> str:
     return ""
 
 
-def _write_h264(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
+def _write_h264(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     import imageio_ffmpeg
 
     first = _even(next(frames))
     height, width = first.shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=fps, codec="libx264", quality=8, macro_block_size=2
+        str(path),
+        (width, height),
+        fps=fps,  # pyright: ignore[reportArgumentType] (any number does)
+        codec="libx264",
+        quality=8,
+        macro_block_size=2,
     )
     writer.send(None)
     try:
@@ -240,7 +245,7 @@ def _even(frame: np.ndarray) -> np.ndarray:
     return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
 
 
-def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
+def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     images = [Image.fromarray(frame).quantize(256) for frame in frames]
     # Browsers slow down what is faster than 50 frames a second.
     milliseconds = max(20, round(1000 / fps))

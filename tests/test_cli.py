@@ -336,16 +336,16 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     [
         (["eval"], ("test", "last", None)),
         (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3)),
-        (["render"], ("test", "orbit", 120, "last", None, False, False)),
-        (["render", "--split=val"], ("val", "views", 120, "last", None, False, False)),
+        (["render"], ("test", "orbit", None, "last", None, False, False)),
+        (["render", "--split=val"], ("val", "views", None, "last", None, False, False)),
         (
             ["render", "--path=spiral", "--frames=8"],
             ("test", "spiral", 8, "last", None, False, False),
         ),
-        (["render", "--path", "still"], ("test", "still", 120, "last", None, False, False)),
-        (["render", "--time", "0.25"], ("test", "orbit", 120, "last", 0.25, False, False)),
-        (["render", "--depth"], ("test", "orbit", 120, "last", None, True, False)),
-        (["render", "--panorama"], ("test", "orbit", 120, "last", None, False, True)),
+        (["render", "--path", "still"], ("test", "still", None, "last", None, False, False)),
+        (["render", "--time", "0.25"], ("test", "orbit", None, "last", 0.25, False, False)),
+        (["render", "--depth"], ("test", "orbit", None, "last", None, True, False)),
+        (["render", "--panorama"], ("test", "orbit", None, "last", None, False, True)),
     ],
 )
 def test_verbs_hand_over_their_options(

@@ -29,7 +29,7 @@ LAYERS = [
         "models.encodings",
     },
     {"models", "samplers", "scenes", "nerfacc"},
-    {"rendering"},
+    {"rendering", "shots"},
     {
         "checkpoint",
         "data",
