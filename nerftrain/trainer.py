@@ -140,8 +140,8 @@ class Run:
 
     def __post_init__(self) -> None:
         """Refuse, with a UserError, a loss of what the scene does not tell."""
-        weight = self.settings.depth_weight
-        if weight > 0 and self.scene.splits["train"].depths is None:
+        weight, wanted = self.settings.depth_weight, self.config["scene"].get("depths")
+        if weight > 0 and self.scene.splits["train"].depths is None and wanted != "auto":
             raise UserError(
                 f"trainer.depth_weight={weight:g} has no effect, for no depth is known in "
                 f"{self.scene.name}: leave it out; scene=colmap reads some by scene.depths=points, "

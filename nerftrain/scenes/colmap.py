@@ -19,7 +19,7 @@ from nerftrain.errors import UserError
 from nerftrain.lens import Lens, check_invertible, together
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
-from nerftrain.scenes.colmap_points import Found, read_points
+from nerftrain.scenes.colmap_points import LEAST_TRACK, Found, read_points
 from nerftrain.scenes.depths import depths_at
 from nerftrain.scenes.images import Picture, read_header, shrunk_size
 from nerftrain.scenes.masks import read_valid, that_lenses_show
@@ -58,7 +58,7 @@ def load_scene(
     far: float,
     contraction: Contraction,
     masks: str | None = None,
-    depths: Literal["none", "points"] = "none",
+    depths: Literal["none", "auto", "points"] = "none",
     train_views: int | None = None,
 ) -> Scene:
     """Read a COLMAP model (sparse/0, sparse, or the folder itself) and its images.
@@ -80,7 +80,8 @@ def load_scene(
         contraction: of the space around the box, which is +-1 on every axis.
         masks: the folder in root of masks, each named as its image (a.png or a.jpg.png for a.jpg);
             what is black there is neither trained on nor judged by. None: all pixels count.
-        depths: points: what the model's points tell of the depths of pixels is trained on, too.
+        depths: points: what the model's points tell of the depths of pixels is trained on, too;
+            auto: so it is if the model has any.
         train_views: so many of the training images are taken, evenly spaced by name; None: all.
 
     Raises:
@@ -113,9 +114,10 @@ def load_scene(
                 )
                 for key, rows in (("train", train), ("test", test))
             }
-            if depths == "points":
+            if depths != "none":
+                its = [photos[i] for i in train]
                 splits["train"] = _with_depths(
-                    splits["train"], [photos[i] for i in train], world, model
+                    splits["train"], its, world, model, needed=depths == "points"
                 )
     except OSError as error:
         raise UserError(
@@ -369,16 +371,29 @@ def check_shape(view: View, picture: Picture, model: Path) -> None:
 # Depths
 
 
-def _with_depths(split: Split, photos: Sequence[Photo], world: torch.Tensor, model: Path) -> Split:
-    found, scale = read_points(model), scale_of(world)
-    places = [_pixels_and_distances(photo, found[photo.view.name], scale) for photo in photos]
-    depths = depths_at(places, split.cameras)
-    if not depths.any():
-        raise UserError(
-            f"scene.depths=points: no point of {model} lies in an image that is trained on: leave "
-            "it out"
-        )
-    return replace(split, depths=depths)
+def _with_depths(
+    split: Split, photos: Sequence[Photo], world: torch.Tensor, model: Path, needed: bool
+) -> Split:
+    try:
+        found = read_points(model)
+    except UserError as error:
+        if needed:
+            raise
+        _log.warning("%s; going on without depths", error)
+        return split
+    if not any(photo.view.name in found for photo in photos):
+        if needed:
+            raise UserError(
+                f"scene.depths=points: {model} has no points3D that {LEAST_TRACK} images show, one "
+                "of them to train on: leave it out"
+            )
+        return split
+    nothing = torch.zeros(0, 2), torch.zeros(0, 3)
+    scale = scale_of(world)
+    places = [
+        _pixels_and_distances(photo, found.get(photo.view.name, nothing), scale) for photo in photos
+    ]
+    return replace(split, depths=depths_at(places, split.cameras))
 
 
 def _pixels_and_distances(photo: Photo, found: Found, scale: float) -> Found:

@@ -32,23 +32,19 @@ def read_points(folder: Path) -> dict[str, Found]:
     """Read which points of the model in a folder its images show, and where.
 
     Returns:
-        By the images' names: pixels [n, 2], the first one's centre at 0.5 0.5, as the images were
-        when COLMAP was run, and places [n, 3] in the model's coordinates.
+        By the names of the images that show any: pixels [n, 2], the first one's centre at 0.5 0.5,
+        as the images were when COLMAP was run, and places [n, 3] in the model's coordinates.
 
     Raises:
-        UserError: the files are damaged, or hold no point that enough images show.
+        UserError: the files are damaged.
     """
     suffix = model_suffix(folder)
     file, images = folder / f"points3D{suffix}", folder / f"images{suffix}"
     if not file.is_file():
-        raise UserError(
-            f"{file} is missing, which scene.depths=points reads: restore it, or leave that out"
-        )
+        return {}
     ids, places = (_binary_points if suffix == ".bin" else _text_points)(file)
     if not len(ids):
-        raise UserError(
-            f"{file} holds no point that {LEAST_TRACK} images show: leave scene.depths=points out"
-        )
+        return {}
     order = np.argsort(ids)
     ids, places = ids[order], places[order]
     seen = {}
@@ -56,7 +52,8 @@ def read_points(folder: Path) -> dict[str, Found]:
         pixels, points = _found(entry.points, f"{images}: the points of {entry.name}")
         at = np.searchsorted(ids, points).clip(max=len(ids) - 1)
         known = ids[at] == points
-        seen[entry.name] = torch.from_numpy(pixels[known]), torch.from_numpy(places[at[known]])
+        if known.any():
+            seen[entry.name] = torch.from_numpy(pixels[known]), torch.from_numpy(places[at[known]])
     return seen
 
 

@@ -90,6 +90,7 @@ def test_points_give_depths_to_the_pixels_that_show_them(tmp_path: Path, model: 
     add_points(tmp_path, binary)
     assert_right(load(tmp_path, depths="points"))
     assert_right(load(tmp_path, depths="points", downscale=1.5), coarseness=1.5)
+    assert_right(load(tmp_path, depths="auto"))
     assert load(tmp_path).splits["train"].depths is None
 
 
@@ -115,7 +116,8 @@ def test_points_that_few_images_show_are_left_out(tmp_path: Path, binary: bool):
     found = read_points(tmp_path / "3/sparse/0")
     assert sum(len(xy) for xy, _ in found.values()) == len(PLACES) * LEAST_TRACK
     said = refused(tmp_path / "2", depths="points")
-    assert "no point that 3 images show: leave scene.depths=points out" in said
+    assert "sparse/0 has no points3D that 3 images show" in said
+    assert load(tmp_path / "2", depths="auto").splits["train"].depths is None
 
 
 def test_the_nearest_of_several_points_in_a_pixel_counts(tmp_path: Path):
@@ -134,18 +136,26 @@ def test_the_nearest_of_several_points_in_a_pixel_counts(tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, -1])
-def test_damaged_points_are_named(tmp_path: Path, size: int):
+def test_damaged_points_are_named(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture):
     capture(tmp_path, num_points=0)
     add_points(tmp_path)
     path = tmp_path / "sparse/0/points3D.bin"
-    path.write_bytes(path.read_bytes()[:size])
-    assert f"{path} is damaged or cut short" in refused(tmp_path, depths="points")
-    path.write_bytes(struct.pack("<Q", 2**60) + bytes(100))
-    assert f"{path} is damaged or cut short" in refused(tmp_path, depths="points")
-    path.unlink()
-    assert f"{path} is missing, which scene.depths=points reads" in refused(
-        tmp_path, depths="points"
-    )
+    for content in (path.read_bytes()[:size], struct.pack("<Q", 2**60) + bytes(100)):
+        path.write_bytes(content)
+        assert f"{path} is damaged or cut short" in refused(tmp_path, depths="points")
+        caplog.clear()
+        assert load(tmp_path, depths="auto").splits["train"].depths is None
+        assert f"{path} is damaged or cut short" in caplog.text
+        assert "going on without depths" in caplog.text
+
+
+def test_a_model_without_points_is_told_where_they_are_asked_for(tmp_path: Path, caplog):
+    capture(tmp_path, num_points=0)
+    (tmp_path / "sparse/0/points3D.bin").unlink()
+    said = refused(tmp_path, depths="points")
+    assert f"{tmp_path / 'sparse/0'} has no points3D" in said
+    assert load(tmp_path, depths="auto").splits["train"].depths is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
