@@ -21,7 +21,7 @@ from nerftrain.models.dynamic import Warp
 from nerftrain.rendering import see_surface
 from nerftrain.report import EVALUATION_KEY, read_curve
 from nerftrain.samplers.uniform import Uniform
-from nerftrain.scenes import Scene
+from nerftrain.scenes import Depths, Scene
 from nerftrain.trainer import Run, State, train
 
 COMMON = [
@@ -577,7 +577,7 @@ def test_surfaces_come_to_lie_where_depths_are_known(make_run: MakeRun) -> None:
         run = make_run(f"run{weight}", "trainer.steps=150", "background=white", choice=choice)
         seen = run.scene.splits["train"]
         grey = torch.tensor([128, 128, 128, 255], dtype=torch.uint8).expand(len(seen.pixels), 4)
-        depths = torch.full((len(grey),), 3.9).half()
+        depths = Depths(torch.full((len(grey),), 3.9).half())
         seen = replace(seen, pixels=grey.contiguous(), depths=depths)
         scene = replace(run.scene, splits={**run.scene.splits, "train": seen})
         run = replace(run, scene=scene, settings=replace(run.settings, depth_weight=weight))

@@ -22,6 +22,29 @@ from nerftrain.types import Batch, Cameras, Contraction
 
 
 @dataclass(frozen=True, eq=False)
+class Depths:
+    """How far away what pixels of a split show is known to lie, along their rays, scene units."""
+
+    values: Tensor  # [K] floats, 0 where unknown
+    pixels: Tensor | None = (
+        None  # [K] int64, whose they are, increasing; None: all pixels', in order
+    )
+
+    def at(self, these: Tensor) -> Tensor:
+        """Look up the depths [R] of pixels [R] int64; 0: unknown."""
+        if self.pixels is None:
+            return self.values.index_select(0, these).float()
+        place = torch.searchsorted(self.pixels, these).clamp(max=len(self.pixels) - 1)
+        found = self.values.index_select(0, place).float()
+        return torch.where(self.pixels.index_select(0, place) == these, found, 0.0)
+
+    def to(self, device: torch.device | str) -> Depths:
+        """Copy them to a device."""
+        pixels = None if self.pixels is None else self.pixels.to(device)
+        return Depths(self.values.to(device), pixels)
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """Cameras and their images, back to back, each row by row from its top left pixel."""
 
@@ -30,8 +53,7 @@ class Split:
     pixels: Tensor  # [P, 3 or 4] uint8, straight colour and, of 4, alpha
     names: tuple[str, ...]  # file names, for reports
     valid: Tensor | None = None  # [P] bool, the pixels that count; None: all of them
-    # [P] floats, the distance to what each shows, along its ray, 0 where unknown; None: all are.
-    depths: Tensor | None = None
+    depths: Depths | None = None  # None: nothing is known of any
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -219,5 +241,5 @@ class Scene:
             rays=pixel_rays(train.cameras, cameras, x, y, self.near, self.far),
             target=pixel_colors(train.pixels, these, background_colors),
             background=background_colors,
-            depths=None if train.depths is None else train.depths.index_select(0, these).float(),
+            depths=None if train.depths is None else train.depths.at(these),
         )

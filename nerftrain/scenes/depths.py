@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from nerftrain.cameras import image_rays
 from nerftrain.errors import UserError
 from nerftrain.memory import check_images_fit
+from nerftrain.scenes import Depths
 from nerftrain.scenes.frames import Frame, is_number, short
 from nerftrain.scenes.images import Picture, read_values
 from nerftrain.scenes.masks import is_scaled
@@ -74,8 +75,8 @@ def read_depths(
     cameras: Cameras,
     unit: float,
     pool: ThreadPoolExecutor,
-) -> Tensor:
-    """Read depth maps as distances along rays [P] float16, in the order of `read_photos`.
+) -> Depths:
+    """Read depth maps as distances along rays, float16, of all pixels of photographs.
 
     Args:
         maps: of each photograph, C of them, 16-bit PNG or .npy, of any size; None: none is known.
@@ -84,15 +85,12 @@ def read_depths(
         unit: of the maps, in the scene's units.
         pool: where decoding runs.
 
-    Returns:
-        0 where nothing is known.
-
     Raises:
         UserError: a map is damaged or of another shape.
     """
     check_images_fit(int((cameras.widths * cameras.heights).sum()) * STORED.itemsize)
     read = partial(_read, cameras, unit)
-    return torch.cat(list(pool.map(read, range(len(maps)), maps, pictures)))
+    return Depths(torch.cat(list(pool.map(read, range(len(maps)), maps, pictures))))
 
 
 def _read(cameras: Cameras, unit: float, index: int, file: Path | None, picture: Picture) -> Tensor:
@@ -142,21 +140,23 @@ def read_map(file: Path, picture: Picture) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def depths_at(places: Sequence[tuple[Tensor, Tensor]], cameras: Cameras) -> Tensor:
-    """Lay single distances into the pixels that show them, [P] float16, 0 elsewhere.
+def depths_at(places: Sequence[tuple[Tensor, Tensor]], cameras: Cameras) -> Depths:
+    """Give single distances, as float16, to the pixels that show them.
 
     Args:
-        places: of each camera, the pixels [n, 2] (x y, the first one's centre at 0.5 0.5) and the
-            distances [n] there, the scene's units; of several in one pixel the nearest is taken.
+        places: of each camera, where in its image [n, 2] (x y, the first pixel's centre at 0.5 0.5)
+            and the distances [n] there, scene units; of several in one pixel the nearest is taken.
         cameras: C of them.
     """
-    parts = []
-    for (xy, distances), width, height in zip(
+    pixels, distances, first = [], [], 0
+    for (xy, its), width, height in zip(
         places, cameras.widths.tolist(), cameras.heights.tolist(), strict=True
     ):
         x, y = xy.floor().long().unbind(1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        nearest = torch.full((width * height,), torch.inf)
-        nearest.scatter_reduce_(0, (y * width + x)[inside], distances[inside].float(), "amin")
-        parts.append(stored(nearest))
-    return torch.cat(parts)
+        pixels.append((first + y * width + x)[inside])
+        distances.append(its[inside].float())
+        first += width * height
+    chosen, own = torch.cat(pixels).unique(return_inverse=True)
+    nearest = torch.full(chosen.shape, torch.inf)
+    return Depths(stored(nearest.scatter_reduce_(0, own, torch.cat(distances), "amin")), chosen)

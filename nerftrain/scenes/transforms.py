@@ -234,7 +234,7 @@ def _with_depths(
             f"{' or '.join(KEYS)}: leave it out"
         )
     depths = read_depths(maps, [picture for _, picture in its], split.cameras, unit, pool)
-    if not depths.any():
+    if not depths.values.any():
         raise UserError(
             f"scene.depths=maps: the depth maps of {path} hold nothing above 0: leave it out"
         )

@@ -141,7 +141,7 @@ def test_polycams_depths_are_named_and_can_be_trained_on(tmp_path, capsys):
     scene = load(folder, depths="maps")
     train = scene.splits["train"]
     assert train.depths is not None
-    middle = train.depths.view(-1, HEIGHT, WIDTH)[0, HEIGHT // 2, WIDTH // 2]
+    middle = train.depths.values.view(-1, HEIGHT, WIDTH)[0, HEIGHT // 2, WIDTH // 2]
     assert abs(float(middle) / scale_of(scene.world) - 2.5) < 0.01
     (folder / "keyframes/depth/1003.png").write_bytes(b"nothing")
     assert main(["data", "check", str(folder), "--out", str(tmp_path / "out")]) == 2

@@ -49,12 +49,18 @@ def add_points(root: Path, binary: bool = True, images_each: int = 10) -> None:
     (model.write_binary if binary else model.write_text)(str(folder))
 
 
+def depths_of(split: Split) -> torch.Tensor:
+    """Look up those of all pixels, [P]."""
+    assert split.depths is not None
+    return split.depths.at(torch.arange(len(split.pixels)))
+
+
 def in_space(scene: Scene, split: Split) -> torch.Tensor:
     """Follow the rays of all pixels whose depth is known, to the dataset's coordinates [n, 3]."""
-    assert split.depths is not None
-    pixels = split.depths.nonzero()[:, 0]
+    depths = depths_of(split)
+    pixels = depths.nonzero()[:, 0]
     rays = pixel_rays(split.cameras, *split.locate(pixels), 0.0, 1.0)
-    ends = rays.origins + split.depths[pixels].float()[:, None] * rays.directions
+    ends = rays.origins + depths[pixels][:, None] * rays.directions
     assert scene.world is not None
     back = torch.linalg.inv(scene.world)
     return ends.double() @ back[:3, :3].T + back[:3, 3]
@@ -69,11 +75,10 @@ def assert_right(scene: Scene, coarseness: float = 1.0) -> None:
     off = torch.cdist(ends, torch.from_numpy(PLACES)).amin(1)
     # Half a pixel's diagonal at a focal length of 30 pixels or more, from 5.2 away at most.
     assert off.max() < 0.71 * coarseness / 30 * 5.2
-    depths = train.depths
-    assert depths is not None
+    depths = depths_of(train)
     distances = torch.cdist(train.cameras.poses[:, :, 3].double(), moved(scene)).float()
     for index in range(len(train)):
-        its = depths[int(train.offsets[index]) : int(train.offsets[index + 1])].float()
+        its = depths[int(train.offsets[index]) : int(train.offsets[index + 1])]
         nearest = (its[its > 0][:, None] - distances[index]).abs() / its[its > 0][:, None]
         assert nearest.amin(1).max() < 1e-3  # float16
 
@@ -124,15 +129,13 @@ def test_the_nearest_of_several_points_in_a_pixel_counts(tmp_path: Path):
     capture(tmp_path, num_points=0)
     add_points(tmp_path)
     fine, coarse = (load(tmp_path, depths="points", downscale=d).splits["train"] for d in (1.0, 6))
-    assert fine.depths is not None
-    assert coarse.depths is not None
     for index in range(len(fine)):
         span = slice(int(fine.offsets[index]), int(fine.offsets[index + 1]))
         few = slice(int(coarse.offsets[index]), int(coarse.offsets[index + 1]))
-        depths = fine.depths[span].float().view(36, 48)
+        depths = depths_of(fine)[span].view(36, 48)
         blocks = torch.where(depths > 0, depths, torch.inf).view(6, 6, 8, 6).amin((1, 3))
         expected = torch.where(blocks.isfinite(), blocks, 0.0)
-        assert torch.equal(coarse.depths[few].float().view(6, 8), expected)
+        assert torch.equal(depths_of(coarse)[few].view(6, 8), expected)
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, -1])

@@ -109,7 +109,7 @@ def heights_of_ends(scene: Scene) -> torch.Tensor:
     assert scene.world is not None
     for index in range(len(train)):
         rays = image_rays(train.cameras, index, 0.0, 1.0)
-        its = train.depths[int(train.offsets[index]) : int(train.offsets[index + 1])].float()
+        its = train.depths.values[int(train.offsets[index]) : int(train.offsets[index + 1])].float()
         places = rays.origins + its[:, None] * rays.directions
         ends.append(places[its > 0])
     back = torch.linalg.inv(scene.world)
@@ -152,7 +152,7 @@ def test_instant_ngps_key_and_arrays_are_read(tmp_path: Path):
     found = load(root).splits["train"].depths
     assert found is not None
     assert whole is not None
-    assert torch.equal(found, whole)
+    assert torch.equal(found.values, whole.values)
 
 
 def test_maps_of_other_sizes_give_the_nearest_pixels_depth(tmp_path: Path):
@@ -163,7 +163,7 @@ def test_maps_of_other_sizes_give_the_nearest_pixels_depth(tmp_path: Path):
     train = load(root).splits["train"]
     assert train.depths is not None
     scene_units = scale_of(load(root).world)  # type: ignore[arg-type]
-    depths = train.depths.float().view(-1, HEIGHT, WIDTH)
+    depths = train.depths.values.float().view(-1, HEIGHT, WIDTH)
     for index in range(len(train)):
         directions = image_rays(train.cameras, index, 0.0, 1.0).directions
         ahead = (directions @ -train.cameras.poses[index, :, 2]).view(HEIGHT, WIDTH)
@@ -173,7 +173,7 @@ def test_maps_of_other_sizes_give_the_nearest_pixels_depth(tmp_path: Path):
         torch.testing.assert_close(depths[index] * ahead / scene_units, expected, rtol=1e-3, atol=0)
     shrunk = load(root, downscale=2.0).splits["train"].depths
     assert shrunk is not None
-    assert len(shrunk) == NUM_TRAIN * WIDTH * HEIGHT // 4
+    assert len(shrunk.values) == NUM_TRAIN * WIDTH * HEIGHT // 4
 
 
 def test_what_is_no_depth_is_unknown(tmp_path: Path):
@@ -191,7 +191,7 @@ def test_what_is_no_depth_is_unknown(tmp_path: Path):
     train = load(root).splits["train"]
     assert train.depths is not None
     assert train.names[:2] == ("1.png", "2.png")
-    first, second = train.depths.view(-1, HEIGHT * WIDTH)[:2]
+    first, second = train.depths.values.view(-1, HEIGHT * WIDTH)[:2]
     assert first.isfinite().all()
     assert (first == 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, WIDTH]
     assert not second.any()
