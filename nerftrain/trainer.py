@@ -307,6 +307,10 @@ def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) ->
         )
     by, device = run.model.evaluated_by(), run.runtime.torch_device
     report.say(f"the field is evaluated by {by} on {device}")
+    depths = run.scene.splits["train"].depths
+    if depths is not None and run.settings.depth_weight > 0:
+        count = int(depths.values.count_nonzero())
+        report.say(f"depths of {count:,} pixels are learnt from, as scene.depths says")
     if device.type == "cpu":
         _warn_of_large_images(run.scene.splits["train"].cameras)
     report.write_env(run.run_dir)

@@ -569,7 +569,9 @@ def test_settings_that_make_no_sense_are_refused_by_name(make_run: MakeRun, over
         make_run("run", override)
 
 
-def test_surfaces_come_to_lie_where_depths_are_known(make_run: MakeRun) -> None:
+def test_surfaces_come_to_lie_where_depths_are_known(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of grey views over white, which tell that something is there and not where."""
     medians = {}
     for weight in (0.0, 0.1):
@@ -581,7 +583,10 @@ def test_surfaces_come_to_lie_where_depths_are_known(make_run: MakeRun) -> None:
         seen = replace(seen, pixels=grey.contiguous(), depths=depths)
         scene = replace(run.scene, splits={**run.scene.splits, "train": seen})
         run = replace(run, scene=scene, settings=replace(run.settings, depth_weight=weight))
+        capsys.readouterr()
         train(run)
+        told = f"depths of {len(grey):,} pixels are learnt from" in capsys.readouterr().out
+        assert told == (weight > 0)
         white = torch.ones(3)
         _, found = see_surface(scene, seen.cameras, 0, run.model, run.sampler, white)
         medians[weight] = float(found.median())
