@@ -183,8 +183,9 @@ def _phone(arguments: Sequence[str], parse: Parse, complain: Complain) -> int:
     from nerftrain.data.phones import convert
 
     folder = Path(parsed.path).expanduser()
-    train = f"train it: nerftrain scene=transforms {as_override('scene.root', folder)} refine=poses"
-    _say("\n".join([*convert(folder, parsed.frames), f"  {train}"]))
+    lines, advised = convert(folder, parsed.frames)
+    train = ["nerftrain", "scene=transforms", as_override("scene.root", folder), *advised]
+    _say("\n".join([*lines, f"  train it: {' '.join(train)}"]))
     return 0
 
 

@@ -191,6 +191,23 @@ def test_infinity_is_refused_elsewhere(key: str):
 
 
 @pytest.mark.parametrize(
+    ("choices", "weight", "spread"),
+    [
+        (["scene=colmap"], 0.0003, 0.01),
+        (["scene=colmap", "scene.depths=none"], 0.0, 0.01),
+        (["scene=transforms"], 0.0, 0.01),
+        (["scene=transforms", "scene.depths=maps"], 0.0007, 0.03),
+        (["scene=mip360/garden"], 0.0, 0.01),  # as its published figures are
+        (["scene=mip360/garden", "scene.depths=points", "trainer.depth_weight=0.1"], 0.1, 0.01),
+        (["scene=lego"], 0.0, 0.01),
+    ],
+)
+def test_depths_that_are_read_are_learnt_from(choices: list[str], weight: float, spread: float):
+    trainer = compose(choices).trainer
+    assert (trainer.depth_weight, trainer.depth_spread) == (weight, spread)
+
+
+@pytest.mark.parametrize(
     ("override", "line"),
     [
         ("trainer.max_seconds=abc", "trainer.max_seconds=abc: must be a number or null"),

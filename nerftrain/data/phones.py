@@ -39,7 +39,7 @@ class Capture:
     note: str = ""
 
 
-def convert(folder: Path, count: int) -> list[str]:
+def convert(folder: Path, count: int) -> tuple[list[str], list[str]]:
     """Write a transforms.json for the images in a folder, where they lie.
 
     Args:
@@ -47,7 +47,7 @@ def convert(folder: Path, count: int) -> list[str]:
         count: of the frames to take at most: the sharpest of each of as many equal stretches.
 
     Returns:
-        Lines that tell what was found and written.
+        Lines that tell what was found and written, and what training should be told.
 
     Raises:
         UserError: it is no such folder, what is in it is damaged, or a file would be overwritten.
@@ -75,11 +75,9 @@ def convert(folder: Path, count: int) -> list[str]:
     lines = [f"{folder}: {len(capture.frames)} frames of {capture.app}, {taken} taken"]
     lines += [f"  left out {capture.without}, camera or image missing"] if capture.without else []
     lines += [f"  {capture.note}"] if capture.note else []
-    with_depths = sum(DEPTHS in frame for frame in frames)
-    lines += (
-        [f"  depths of {with_depths}: scene.depths=maps learns from them"] if with_depths else []
-    )
-    return [*lines, f"  wrote {path}"]
+    lines.append(f"  wrote {path}")
+    with_depths = any(DEPTHS in frame for frame in frames)
+    return lines, ["refine=poses", *(["scene.depths=maps"] if with_depths else [])]
 
 
 def mark_of(folder: Path) -> str | None:
