@@ -77,13 +77,16 @@ def depth_loss(weights: Tensor, samples: Samples, depths: Tensor, spread: float)
         spread: the standard deviation of these, as a share of them.
     """
     known = depths > 0
-    if samples.whole is not None:
+    rays, starts, ends = samples.ray_indices, samples.t_starts, samples.t_ends
+    if samples.whole is None:  # how many samples count may be asked: few, where few rays do
+        chosen = known.index_select(0, rays).nonzero()[:, 0]
+        rays, starts, ends, weights = (x[chosen] for x in (rays, starts, ends, weights))
+    else:
         known = known & samples.whole
-    rays = samples.ray_indices
     # Of rays without a distance any will do, for it is multiplied by nothing.
     middle = torch.where(known, depths, 1.0)
     unit = (math.sqrt(2) * spread * middle).index_select(0, rays)
     middle = middle.index_select(0, rays)
-    share = ((samples.t_ends - middle) / unit).erf() - ((samples.t_starts - middle) / unit).erf()
+    share = ((ends - middle) / unit).erf() - ((starts - middle) / unit).erf()
     share = 0.5 * share * known.index_select(0, rays)
     return -(share * (weights + LEAST_WEIGHT).log()).sum() / known.sum().clamp(min=1)
