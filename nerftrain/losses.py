@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nerftrain.ops import library
 from nerftrain.ops.colors import color_error
 from nerftrain.ops.distortion import distortion
 from nerftrain.spacing import Kind as Spacing
@@ -77,12 +78,12 @@ def depth_loss(weights: Tensor, samples: Samples, depths: Tensor, spread: float)
         spread: the standard deviation of these, as a share of them.
     """
     known = depths > 0
+    if samples.whole is not None:
+        known = known & samples.whole
     rays, starts, ends = samples.ray_indices, samples.t_starts, samples.t_ends
-    if samples.whole is None:  # how many samples count may be asked: few, where few rays do
+    if library.on_cpu(weights):  # a GPU is not asked how many samples count
         chosen = known.index_select(0, rays).nonzero()[:, 0]
         rays, starts, ends, weights = (x[chosen] for x in (rays, starts, ends, weights))
-    else:
-        known = known & samples.whole
     # Of rays without a distance any will do, for it is multiplied by nothing.
     middle = torch.where(known, depths, 1.0)
     unit = (math.sqrt(2) * spread * middle).index_select(0, rays)
