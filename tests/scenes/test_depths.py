@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from PIL import Image
 
 from nerftrain.cameras import image_rays, look_at
+from nerftrain.config import scene_plan
 from nerftrain.errors import UserError
 from nerftrain.scenes import Scene
-from nerftrain.scenes.transforms import load_scene
 from nerftrain.scenes.world import scale_of
 
 WIDTH, HEIGHT, FOCAL = 40, 30, 35.0
@@ -72,21 +73,9 @@ def save_map(path: Path, values: np.ndarray) -> None:
 
 
 def load(root: Path, **changes) -> Scene:
-    values = {
-        "name": "capture",
-        "root": str(root),
-        "downscale": 1.0,
-        "skip_missing": False,
-        "test_every": 8,
-        "contraction": "auto",
-        "center": True,
-        "up": True,
-        "scale": True,
-        "near": 0.05,
-        "far": 1000.0,
-        "depths": "maps",
-    }
-    return load_scene(**(values | changes))
+    plan = scene_plan("transforms")
+    values = {**plan.values, "root": str(root), "depths": "maps"}
+    return replace(plan, values=values | changes).build()
 
 
 def refused(root: Path, **changes) -> str:
