@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,11 +28,7 @@ from nerftrain.scenes.times import have_times, with_times
 from nerftrain.scenes.world import move
 from nerftrain.types import Cameras, Projection
 
-KINDS: dict[str, Projection] = {  # nerfstudio's camera_type
-    "perspective": "perspective",
-    "fisheye": "fisheye",
-    "equirectangular": "equirectangular",
-}
+KINDS = get_args(Projection)  # nerfstudio's camera_type calls them by the same names
 MOST_PIXELS = 1 << 28  # of an image: 16,384 x 16,384
 
 
@@ -80,7 +76,8 @@ def _of_transforms(
     shared = {key: value for key, value in content.items() if key != "frames"}
     lenses = []
     for frame in frames:
-        width, height = (_side(frame.where, {**shared, **frame.entry}, key) for key in "wh")
+        both = {**shared, **frame.entry}
+        width, height = (_side(frame.where, key, both.get(key)) for key in "wh")
         picture = Picture(Path(frame.file_path), width, height, "RGB")
         lenses.append(read_lens(frame.where, shared, frame.entry, picture))
     times = [frame.time for frame in frames if frame.time is not None]
@@ -89,12 +86,10 @@ def _of_transforms(
     return _shots(file, move(poses, to_scene), lenses, times, None)
 
 
-def _side(where: str, keys: Mapping[str, Any], key: str) -> int:
-    value = keys.get(key)
+def _side(where: str, key: str, value: object) -> int:
     if not is_number(value) or value != int(value) or value < 1:
         raise UserError(
-            f"{where}: {key} = {short(value)}: give the size of the image to be rendered in "
-            "pixels, as w and h"
+            f"{where}: {key} = {short(value)}: give the size of the image to be rendered, in pixels"
         )
     return int(value)
 
@@ -103,8 +98,8 @@ def _side(where: str, keys: Mapping[str, Any], key: str) -> int:
 
 
 def _of_path(file: Path, content: Mapping[str, Any], entries: list[Any], world: Tensor) -> Shots:
-    width = _side(str(file), {"w": content.get("render_width")}, "w")
-    height = _side(str(file), {"h": content.get("render_height")}, "h")
+    keys = "render_width", "render_height"
+    width, height = (_side(str(file), key, content.get(key)) for key in keys)
     kind = content.get("camera_type", "perspective")
     if kind not in KINDS:
         raise UserError(
@@ -123,7 +118,7 @@ def _of_path(file: Path, content: Mapping[str, Any], entries: list[Any], world: 
             file, number, {"file_path": f"camera {number}", "transform_matrix": rows}
         )
         poses.append(frame.pose)
-        lenses.append(_lens(where, entry, KINDS[kind], (width, height)))
+        lenses.append(_lens(where, entry, kind, (width, height)))
         if (time := entry.get("render_time")) is not None:
             if not is_number(time) or not 0 <= time <= 1:
                 raise UserError(f"{where}: render_time = {short(time)}: must lie in 0..1")

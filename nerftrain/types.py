@@ -171,7 +171,7 @@ class Batch(_Tensors):
     rays: Rays
     target: Tensor  # [R, 3] composited over background
     background: Tensor  # [R, 3]
-    depths: Tensor | None = None  # [R] distance to what each shows, 0 where unknown; None: all are
+    depths: Tensor | None = None  # [R] distance to what each shows, 0: unknown; None: all are so
 
 
 @dataclass(frozen=True)

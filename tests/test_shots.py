@@ -141,12 +141,12 @@ def test_nerfstudios_kinds_of_cameras(tmp_path: Path, kind: str):
     ("write", "changes", "message"),
     [
         (transforms, {"w": 0}, "frame 0 ('0.png'): w = 0: give the size"),
-        (transforms, {"h": None}, "h = None: give the size of the image to be rendered in pixels"),
+        (transforms, {"h": None}, "h = None: give the size of the image to be rendered, in pixels"),
         (transforms, {"fl_x": None}, "neither fl_x nor camera_angle_x is given"),
         (transforms, {"w": 10**6, "h": 10**6, "fl_x": 1e6}, "images of more than"),
         (transforms, {"frames": [{"file_path": "a"}]}, "transform_matrix must be 4 rows of 4"),
         (path_of_nerfstudio, {"camera_type": "vr180"}, "camera_type = 'vr180' is not supported"),
-        (path_of_nerfstudio, {"render_width": "x"}, "w = 'x': give the size"),
+        (path_of_nerfstudio, {"render_width": "x"}, "render_width = 'x': give the size"),
         (path_of_nerfstudio, {"camera_path": [3]}, "camera 0 is no object"),
         (path_of_nerfstudio, {"camera_path": [{"fov": 3}]}, "camera_to_world must be 4 rows"),
         (

@@ -381,22 +381,24 @@ def _with_depths(
             raise
         _log.warning("%s; going on without depths", error)
         return split
-    if not any(photo.view.name in found for photo in photos):
-        if needed:
-            raise UserError(
-                f"scene.depths=points: {model} has no points3D that {LEAST_TRACK} images show, one "
-                "of them to train on: leave it out"
-            )
-        return split
-    nothing = torch.zeros(0, 2), torch.zeros(0, 3)
-    scale = scale_of(world)
+    none, scale = (torch.zeros(0, 2), torch.zeros(0, 3)), scale_of(world)
     places = [
-        _pixels_and_distances(photo, found.get(photo.view.name, nothing), scale) for photo in photos
+        _pixels_and_distances(photo, found.get(photo.view.name, none), scale) for photo in photos
     ]
-    return replace(split, depths=depths_at(places, split.cameras))
+    depths = depths_at(places, split.cameras)
+    if len(depths.values):
+        return replace(split, depths=depths)
+    if needed:
+        raise UserError(
+            f"scene.depths=points: no image to train on shows a point of {model} that "
+            f"{LEAST_TRACK} images show: leave it out"
+        )
+    return split
 
 
-def _pixels_and_distances(photo: Photo, found: Found, scale: float) -> Found:
+def _pixels_and_distances(
+    photo: Photo, found: Found, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where the points [n, 2] that a photo shows are in it as it is trained on, and how far.
 
     Distances [n] are enlarged by a scale.

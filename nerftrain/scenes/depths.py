@@ -31,7 +31,7 @@ KEYS = ("depth_file_path", "depth_path")  # nerfstudio's, instant-ngp's
 _UNITS = ("depth_unit_scale_factor", "integer_depth_scale")
 _MILLIMETRE = 0.001  # of nerfstudio's maps, where the file says nothing else
 
-STORED = torch.float16  # of distances that are known to a centimetre or so: 1 part in 2,048
+STORED = torch.float16  # 1 part in 2,048, finer than the spreads that the loss assumes
 
 
 def find_map(root: Path, frame: Frame) -> Path | None:

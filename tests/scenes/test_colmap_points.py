@@ -30,14 +30,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     paths.cache_dir.cache_clear()
 
 
-def add_points(root: Path, binary: bool = True, images_each: int = 10) -> None:
+def add_points(root: Path, binary: bool = True, images_each: int = 10, shift: float = 0.0) -> None:
     """Find PLACES in the images of a capture, as COLMAP does."""
     folder = root / "sparse/0"
     model = pycolmap.Reconstruction(str(folder))
     for image in model.images.values():
         seen = [image.project_point(place) for place in PLACES]
         assert all(xy is not None for xy in seen)
-        points = [pycolmap.Point2D(np.array([7.0, 5.0])), *(pycolmap.Point2D(xy) for xy in seen)]
+        points = [
+            pycolmap.Point2D(np.array([7.0, 5.0])),
+            *(pycolmap.Point2D(xy + shift) for xy in seen),
+        ]
         image.points2D = pycolmap.Point2DList(points)  # the first of them is of no point
     for number, place in enumerate(PLACES, start=1):
         track = pycolmap.Track()
@@ -121,7 +124,8 @@ def test_points_that_few_images_show_are_left_out(tmp_path: Path, binary: bool):
     found = read_points(tmp_path / "3/sparse/0")
     assert sum(len(xy) for xy, _ in found.values()) == len(PLACES) * LEAST_TRACK
     said = refused(tmp_path / "2", depths="points")
-    assert "sparse/0 has no points3D that 3 images show" in said
+    assert "shows a point of" in said
+    assert "2/sparse/0 that 3 images show: leave it out" in said
     assert load(tmp_path / "2", depths="auto").splits["train"].depths is None
 
 
@@ -156,9 +160,16 @@ def test_a_model_without_points_is_told_where_they_are_asked_for(tmp_path: Path,
     capture(tmp_path, num_points=0)
     (tmp_path / "sparse/0/points3D.bin").unlink()
     said = refused(tmp_path, depths="points")
-    assert f"{tmp_path / 'sparse/0'} has no points3D" in said
+    assert f"no image to train on shows a point of {tmp_path / 'sparse/0'}" in said
     assert load(tmp_path, depths="auto").splits["train"].depths is None
     assert not caplog.records
+
+
+def test_points_outside_of_every_image_give_no_depths(tmp_path: Path):
+    capture(tmp_path, num_points=0)
+    add_points(tmp_path, shift=1000.0)
+    assert "no image to train on shows a point" in refused(tmp_path, depths="points")
+    assert load(tmp_path, depths="auto").splits["train"].depths is None
 
 
 @pytest.mark.parametrize(
