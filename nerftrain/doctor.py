@@ -6,11 +6,14 @@ import importlib.util
 import os
 import platform
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,6 +58,14 @@ SCENE_MARKS = {
 Row = tuple[str, str]
 
 
+class Trial(NamedTuple):
+    """What became of a device's compiled ops when they were held to torch."""
+
+    num_agreeing: int = 0  # families of ops
+    wrong: Mapping[str, str] = MappingProxyType({})  # families, and what is wrong with them
+    missing: str | None = None  # why there are none
+
+
 def report() -> str:
     """Return the state of this machine, section by section, faults last with their remedies."""
     sections: dict[str, Callable[[], Iterator[Row]]] = {
@@ -92,8 +103,15 @@ def faults() -> Iterator[str]:
     if fault := toolkit.gpu_fault():
         yield fault
     for device in _devices():
-        if reason := native_fault(device):
-            yield f"the compiled {device} ops do not work, slow torch references serve: {reason}"
+        _, wrong, missing = native_trial(device)
+        if missing:
+            yield f"there are no compiled {device} ops, slow torch references serve: {missing}"
+        if wrong:
+            what = "; ".join(f"{name}: {outcome}" for name, outcome in wrong.items())
+            yield (
+                f"the compiled {device} ops err ({what}): remove {cache_dir() / 'ops'} and try "
+                f"again; runtime=reference trains without them, slowly"
+            )
     yield from _folder_faults()
 
 
@@ -122,28 +140,24 @@ def find_scenes(root: Path) -> dict[str, str]:
     return found
 
 
-def native_fault(device: str) -> str | None:
+@cache
+def native_trial(device: str) -> Trial:
     """Try the compiled ops of ``cpu`` or ``cuda``, compiling them if need be.
 
-    Returns:
-        Why they do not work, in one line, or None where they agree with their torch reference.
+    They are tried in a process of their own, which kernels that do not run here may end.
     """
-    try:
-        from nerftrain.ops import library
-        from nerftrain.ops import spherical_harmonics as family
-    except ImportError as error:
-        return f"{error}: install nerftrain again"
-    library.set_mode("native")  # an error with its cause in place of a silent fall-back
-    try:
-        directions = torch.eye(3, device=device)
-        compiled = family.spherical_harmonics(directions, 4)
-    except Exception as error:  # whatever a foreign compiler or loader does, doctor must tell it
-        return _one_line(error)
-    finally:
-        library.set_mode("auto")
-    if torch.allclose(compiled, family.spherical_harmonics_reference(directions, 4), atol=1e-5):
-        return None
-    return f"they disagree with their torch reference: remove {cache_dir() / 'ops'} and try again"
+    from nerftrain.ops.proof import AGREES, NO_OPS
+
+    command = [sys.executable, "-m", "nerftrain.ops.proof", device]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines, ended = result.stdout.splitlines(), f"ended the process, status {result.returncode}"
+    if result.returncode and (result.returncode == NO_OPS or not lines):
+        return Trial(missing=lines[-1] if lines else f"trying them {ended}")
+    tried = dict(line.split(": ", 1) for line in lines)
+    if result.returncode:
+        tried[[*tried][-1]] = ended
+    wrong = {name: outcome for name, outcome in tried.items() if outcome != AGREES}
+    return Trial(len(tried) - len(wrong), wrong)
 
 
 def _python_rows() -> Iterator[Row]:
@@ -175,8 +189,9 @@ def _gpu_rows() -> Iterator[Row]:
 def _native_rows() -> Iterator[Row]:
     yield from native_status().items()
     for device in _devices():
-        reason = native_fault(device)
-        yield f"{device} check", "does not work" if reason else "works, agrees with its reference"
+        num, wrong, missing = native_trial(device)
+        held = f"{num} of {num + len(wrong)} families of ops agree with torch"
+        yield f"{device} check", "there are none" if missing else held
 
 
 def _optional_rows() -> Iterator[Row]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,17 +20,31 @@ def _no_data_root(monkeypatch):
 
 
 @pytest.fixture
-def native(monkeypatch) -> types.SimpleNamespace:
-    """Native ops whose state the test decides; nothing is compiled."""
-    library = types.SimpleNamespace(status=lambda: {"cpu ops": "ops.so"}, set_mode=lambda _: None)
-    reference = lambda directions, degree: directions.repeat(1, degree)  # noqa: E731
-    family = types.SimpleNamespace(
-        spherical_harmonics=reference, spherical_harmonics_reference=reference
-    )
-    package = types.SimpleNamespace(library=library, spherical_harmonics=family)
-    monkeypatch.setitem(sys.modules, "nerftrain.ops", package)
+def native(monkeypatch) -> Callable[[doctor.Trial], None]:
+    """Native ops of which the test decides what becomes of them; nothing is compiled or tried."""
+    library = types.SimpleNamespace(status=lambda: {"cpu ops": "ops.so"})
+    monkeypatch.setitem(sys.modules, "nerftrain.ops", types.SimpleNamespace(library=library))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return package
+
+    def become(trial: doctor.Trial) -> None:
+        monkeypatch.setattr(doctor, "native_trial", lambda _: trial)
+
+    become(doctor.Trial(14))
+    return become
+
+
+@pytest.fixture
+def tried(monkeypatch) -> Callable[[str], doctor.Trial]:
+    """Try ops by a process that runs the test's code in place of the proof."""
+
+    run = subprocess.run
+
+    def trial(code: str) -> doctor.Trial:
+        command = [sys.executable, "-c", code]
+        monkeypatch.setattr(subprocess, "run", lambda _, **how: run(command, **how))
+        return doctor.native_trial.__wrapped__("cpu")
+
+    return trial
 
 
 def test_the_report_names_machine_torch_and_native_ops(native):
@@ -37,7 +53,7 @@ def test_the_report_names_machine_torch_and_native_ops(native):
         torch.__version__,
         doctor.cpu_model(),
         "ops.so",
-        "works",
+        "14 of 14 families",
         "lpips",
         "cache",
         "No faults",
@@ -45,23 +61,45 @@ def test_the_report_names_machine_torch_and_native_ops(native):
     assert [part for part in expected if part not in text] == []
 
 
-def test_a_failed_build_is_a_fault_with_its_cause(native, monkeypatch):
-    def fails(*_: object) -> None:
-        raise RuntimeError("no C++ compiler was found:\n install g++")
-
-    monkeypatch.setattr(native.spherical_harmonics, "spherical_harmonics", fails)
+def test_a_failed_build_is_a_fault_with_its_cause(native):
+    native(doctor.Trial(missing="no C++ compiler was found: install g++"))
     assert any("no C++ compiler was found: install g++" in fault for fault in doctor.faults())
-    assert "! the compiled cpu ops do not work" in doctor.report()
+    assert "! there are no compiled cpu ops" in doctor.report()
 
 
-def test_ops_that_disagree_with_their_reference_are_a_fault(native, monkeypatch):
-    wrong = lambda directions, degree: directions.repeat(1, degree) + 1  # noqa: E731
-    monkeypatch.setattr(native.spherical_harmonics, "spherical_harmonics", wrong)
-    assert any("disagree" in fault and "remove" in fault for fault in doctor.faults())
+def test_ops_that_disagree_with_torch_are_a_fault_with_remedies(native):
+    native(doctor.Trial(13, {"marching": "0.3 of the size from torch's"}))
+    (fault,) = doctor.faults()
+    assert "marching: 0.3 of the size" in fault
+    assert "remove" in fault
+    assert "runtime=reference" in fault
+    assert "13 of 14 families of ops agree with torch" in doctor.report()
+
+
+def test_what_is_tried_is_told_family_by_family(tried):
+    assert tried("print('a: agrees'); print('b: agrees')") == doctor.Trial(2)
+    wrong = tried("print('a: agrees'); print('b: 0.2 of the size')")
+    assert wrong == doctor.Trial(1, {"b": "0.2 of the size"})
+
+
+def test_ops_that_end_the_process_are_named(tried):
+    code = "import os; print('a: agrees'); print('b: ', end='', flush=True); os.abort()"
+    assert tried(code) == doctor.Trial(1, {"b": "ended the process, status -6"})
+    trial = tried("import os; os.abort()")
+    assert trial == doctor.Trial(missing="trying them ended the process, status -6")
+
+
+def test_why_there_are_no_ops_is_told_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("NERFTRAIN_CACHE", str(tmp_path))
+    trial = doctor.native_trial.__wrapped__("cpu")
+    assert trial.missing is not None
+    assert trial.missing.startswith("no C++ compiler was found: install g++")
 
 
 def test_a_broken_status_does_not_crash_the_report(native, monkeypatch):
-    monkeypatch.setattr(native.library, "status", lambda: 1 / 0)
+    monkeypatch.setattr(sys.modules["nerftrain.ops"].library, "status", lambda: 1 / 0)
     assert doctor.native_status() == {"error": "division by zero"}
     assert "division by zero" in doctor.report()
 

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +127,17 @@ def set_mode(mode: Mode) -> None:
     """
     global _mode
     _mode = mode
+
+
+@contextmanager
+def mode(temporary: Mode) -> Iterator[None]:
+    """Choose so for a while."""
+    before = _mode
+    set_mode(temporary)
+    try:
+        yield
+    finally:
+        set_mode(before)
 
 
 def set_cpu_isa(name: CpuIsa) -> None:

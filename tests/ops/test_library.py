@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from registered import CPU_ONLY, GPU_ONLY, registered_ops
 
 from nerftrain import ops
 from nerftrain.errors import UserError
@@ -29,7 +30,7 @@ from nerftrain.ops.composite import composite
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode
 from nerftrain.ops.mlp import BEST
 from nerftrain.ops.spherical_harmonics import spherical_harmonics
-from nerftrain.paths import cache_dir, data_dir
+from nerftrain.paths import cache_dir
 
 TOY = 'extern "C" int answer() { return 42; }\n'
 COMPILER = """#!/bin/sh
@@ -655,41 +656,6 @@ def op_arguments(device: torch.device) -> dict[str, list[tuple]]:
         arguments["ngp_fwd"] = [(*inputs, *shape)]
         arguments["ngp_bwd"] = [(*inputs, random(7, 4), random(7), *shape)]
     return arguments
-
-
-CPU_ONLY = (
-    "march",
-    "select",
-    "ray_offsets",
-    "mlp_fwd",
-    "mlp_bwd",
-    "adam_with_copy_",
-    "hash_encode_bwd_",
-    "ngp_density",
-    "ngp_fwd",
-    "ngp_bwd",
-    "find_ngp",
-    "render_ngp",
-)
-
-
-GPU_ONLY = (
-    "march_runs",
-    "march_fill",
-    "hash_encode_half",
-    "ngp_half_density",
-    "ngp_half_density_bwd",
-    "ngp_half_fwd",
-    "ngp_half_bwd",
-    "warp_half_fwd",
-    "warp_half_bwd",
-)
-
-
-def registered_ops() -> list[str]:
-    schemas = (data_dir("csrc") / "nerftrain.cpp").read_text()
-    names = re.findall(r'm\.def\(\s*"(\w+)\(', schemas)
-    return [name for name in names if name != "use_lanes"]  # a setting, without tensors
 
 
 @pytest.mark.parametrize("name", registered_ops())

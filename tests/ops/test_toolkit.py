@@ -175,5 +175,5 @@ def test_gpus_of_others_have_no_compiled_ops(monkeypatch):
 def test_doctor_names_a_torch_that_the_driver_cannot_serve(program, monkeypatch):
     program("nvidia-smi", **{"": SMI})
     monkeypatch.setattr(doctor.torch.version, "cuda", "13.0")
-    monkeypatch.setattr(doctor, "native_fault", lambda _: None)
+    monkeypatch.setattr(doctor, "native_trial", lambda _: doctor.Trial(1))
     assert any("this torch is built for CUDA 13.0" in fault for fault in doctor.faults())

@@ -1,0 +1,69 @@
+"""Doctor's proof that compiled ops compute what torch does: it passes, and finds what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from registered import CPU_ONLY, GPU_ONLY, registered_ops
+
+from nerftrain.ops import library, proof
+
+
+@pytest.mark.parametrize("family", proof.FAMILIES)
+def test_every_family_agrees_with_torch(device, family):
+    assert dict(proof.prove(device))[family]() is None
+
+
+def test_fields_on_tensor_cores_are_among_what_is_proved(device):
+    trials = dict(proof.prove(device))
+    on_tensor_cores = [name for name in trials if "tensor cores" in name]
+    has_any = library.has_tensor_cores(torch.zeros(1, device=device))
+    assert bool(on_tensor_cores) == has_any
+    assert [trials[name]() for name in on_tensor_cores] == [None] * len(on_tensor_cores)
+
+
+class OneWrong:
+    """The compiled ops, one of which errs: floats are a third too large, the rest is zero."""
+
+    def __init__(self, ops: Any, wrong: str) -> None:
+        self._ops, self._wrong = ops, wrong
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(self._ops, name)
+        return (
+            (lambda *arguments: self._err(op(*arguments), arguments)) if name == self._wrong else op
+        )
+
+    @torch.no_grad()
+    def _err(self, results: Any, arguments: tuple[Any, ...]) -> Any:
+        touched = arguments if results is None else results  # what works in place returns nothing
+        for one in touched if isinstance(touched, tuple | list) else [touched]:
+            if isinstance(one, torch.Tensor):
+                one.mul_(1.33 if one.is_floating_point() else 0)
+        return results
+
+
+# The CPU has faster ones of its own, by which everything goes there.
+SPARE_ON_CPU = ("march_count", "march_write", "gather_rows")
+
+
+@pytest.mark.parametrize("wrong", registered_ops())
+def test_whichever_op_is_wrong_is_noticed(device, monkeypatch, wrong):
+    on_cpu = library.on_cpu(torch.zeros(1, device=device))
+    if wrong in ((*GPU_ONLY, *SPARE_ON_CPU) if on_cpu else CPU_ONLY):
+        pytest.skip(f"it serves on {'a GPU' if on_cpu else 'the CPU'} alone")
+    library.native(torch.zeros(1, device=device))
+    monkeypatch.setattr(torch.ops, "nerftrain", OneWrong(torch.ops.nerftrain, wrong))
+    fault = next((fault for _, trial in proof.prove(device) if (fault := trial())), None)
+    assert fault is not None
+    assert "torch" in fault
+
+
+def test_a_process_of_its_own_names_each_family_and_what_became_of_it():
+    command = [sys.executable, "-m", "nerftrain.ops.proof", "cpu"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [f"{name}: agrees" for name in proof.FAMILIES]
