@@ -43,7 +43,7 @@ class OneWrong:
         touched = arguments if results is None else results  # what works in place returns nothing
         for one in touched if isinstance(touched, tuple | list) else [touched]:
             if isinstance(one, torch.Tensor):
-                one.mul_(1.33 if one.is_floating_point() else 0)
+                _ = one.mul_(1.33) if one.is_floating_point() else one.zero_()
         return results
 
 
