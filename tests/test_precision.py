@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from nerftrain import assemble, compose, trainer
+from nerftrain.models.dynamic import Warp
+from nerftrain.models.mlp import MLP
 from nerftrain.ops import library, ngp_half
 from nerftrain.runtime import Runtime, bfloat16
 
@@ -78,6 +81,36 @@ def test_a_step_in_bfloat16_moves_every_parameter_by_float32_gradients(monkeypat
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
         assert not torch.equal(old, parameter)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_products_in_bfloat16_come_in_few_sizes_and_samples_in_any(monkeypatch, dynamic):
+    warp = Warp(depth=1, width=8, position_frequencies=2, time_frequencies=1, reach=0.1)
+    aabb = torch.tensor([-1.0, -1, -1, 1, 1, 1])
+    field = MLP(4, 32, 2, 4, 2, warp, {"semantics": 2}, aabb=aabb, is_dynamic=dynamic)
+    positions, times = torch.rand(1_000, 3) * 2 - 1, torch.rand(1_000)
+    directions = functional.normalize(torch.rand(1_000, 3), dim=1)
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: False)
+    exact = [*field(positions, directions, times), field.density(positions, times)]
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: True)
+    sizes, linear = set[int](), functional.linear
+
+    def spied(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            sizes.add(len(x))
+        return linear(x, *weights)
+
+    monkeypatch.setattr(functional, "linear", spied)
+    for num in (0, 1, 500, 600, 700, 1_000):
+        rows = positions[:num].clone().requires_grad_()
+        found = [*field(rows, directions[:num], times[:num]), field.density(rows, times[:num])]
+        for rounded, whole in zip(found, exact, strict=True):
+            torch.testing.assert_close(rounded, whole[:num], atol=0.02, rtol=0.02)
+        torch.cat([figures.flatten() for figures in found]).sum().backward()
+        assert rows.grad is not None
+        assert rows.grad.isfinite().all()
+        assert bool(rows.grad.abs().sum(1).all())
+    assert sizes == {0, 256, 512, 768, 1_024}
 
 
 def _raise(error: Exception) -> Callable[[torch.device], bool]:

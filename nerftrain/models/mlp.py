@@ -20,6 +20,10 @@ from nerftrain.types import Contraction
 
 _log = logging.getLogger(__name__)
 
+# In training on a CPU rows come in multiples of this many. For each number of them that it has not
+# met oneDNN compiles its products of bfloat16 numbers anew, which takes longer than they do.
+ROWS = 256
+
 
 class MLP(RadianceField):
     """A deep MLP on frequencies of the position.
@@ -69,31 +73,44 @@ class MLP(RadianceField):
         self.warp = WarpField(warp) if is_dynamic else None
 
     def _trunk(self, positions: Tensor, times: Tensor | None) -> Tensor:
-        unit = self.unit_positions(positions)
+        unit = self.unit_positions(self._filled(positions))
         if self.warp is not None:
-            unit = self.warp(unit, self.unit_times(times))
+            unit = self.warp(unit, self._filled(self.unit_times(times)))
         # The box is -1..1 here: the frequencies are meant for coordinates of about one.
-        encoded = self.positions(unit * 2 - 1)
-        x = encoded
-        with self._rounding(x):
+        x = encoded = self._rounded(self.positions(unit * 2 - 1))
+        with self._rounding():
             for i, layer in enumerate(self.trunk):
                 if i == self.skip and i > 0:
                     x = torch.cat([x, encoded], -1)
                 x = layer(x).relu()
         return x
 
-    def _rounding(self, x: Tensor) -> AbstractContextManager[object]:
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Fill up with zeros to a number of rows that has been met before."""
+        if not self._rounds():
+            return rows
+        return functional.pad(rows, (*[0, 0] * (rows.dim() - 1), 0, -len(rows) % ROWS))
+
+    def _rounds(self) -> bool:
+        weight = self.density_head.weight
+        return (
+            self.training and weight.dtype == torch.float32 and library.multiplies_bfloat16(weight)
+        )
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Round once what several layers take; autocast would, in each, what it made wider."""
+        return x.bfloat16() if self._rounds() else x
+
+    def _rounding(self) -> AbstractContextManager[object]:
         """Train in products of bfloat16 numbers where the CPU has them.
 
         They take a quarter of the time; the last layers and evaluation do without.
         """
-        if self.training and library.multiplies_bfloat16(x):
-            return bfloat16("cpu")
-        return nullcontext()
+        return bfloat16("cpu") if self._rounds() else nullcontext()
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Evaluate the density at positions [N, 3] and, in a dynamic scene, times [N]: [N]."""
-        return self._density(self._trunk(positions, times))
+        return self._density(self._trunk(positions, times))[: len(positions)]
 
     def _density(self, trunk: Tensor) -> Tensor:
         # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF,
@@ -109,8 +126,9 @@ class MLP(RadianceField):
         directions [N, 3].
         """
         trunk = self._trunk(positions, times)
-        with self._rounding(trunk):
-            seen = torch.cat([self.bottleneck(trunk), self.directions(directions)], -1)
-            hidden = self.color_hidden(seen).relu()
+        with self._rounding():
+            ahead = self._rounded(self.directions(self._filled(directions)))
+            hidden = self.color_hidden(torch.cat([self.bottleneck(trunk), ahead], -1)).relu()
         raw = self.color_head(hidden.to(self.color_head.weight))
-        return self.activate(raw), self._density(trunk)
+        rows = slice(len(positions))
+        return self.activate(raw)[rows], self._density(trunk)[rows]
