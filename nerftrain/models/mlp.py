@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 # In training on a CPU rows come in multiples of this many. For each number of them that it has not
 # met oneDNN compiles its products of bfloat16 numbers anew, which takes longer than they do.
 ROWS = 256
+# The logarithm below which a density's gradients grow no smaller.
+LEAST = -10.0
 
 
 class MLP(RadianceField):
@@ -115,7 +117,12 @@ class MLP(RadianceField):
     def _density(self, trunk: Tensor) -> Tensor:
         # Softplus, not the paper's ReLU: a ReLU that starts dead never learns (mip-NeRF,
         # arXiv:2103.13415, appendix C).
-        return functional.softplus(self.density_head(trunk.to(self.density_head.weight))[:, 0])
+        raw = self.density_head(trunk.to(self.density_head.weight))[:, 0]
+        density = functional.softplus(raw)
+        # Before a field has found anything, rays that meet nothing drive all of it down, and by
+        # momentum on to where no gradient of others is left (jumpingjacks: 1e-24 after 100 steps).
+        passing = functional.softplus(raw + (raw.clamp(min=LEAST) - raw).detach())
+        return passing + (density - passing).detach()
 
     def forward(
         self, positions: Tensor, directions: Tensor, times: Tensor | None = None

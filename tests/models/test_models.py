@@ -167,3 +167,16 @@ def test_the_density_activation_neither_overflows_nor_explodes() -> None:
     assert x.grad is not None
     assert x.grad[0] == pytest.approx(1)
     assert x.grad[1] == x.grad[2] == pytest.approx(float(torch.tensor(15.0).exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("driven_to", [-8.0, -12.0, -60.0, -1e4])
+def test_an_mlp_that_has_been_driven_to_nothing_still_learns(driven_to: float) -> None:
+    model = make("mlp")
+    with torch.no_grad():
+        model.density_head.bias.fill_(driven_to)
+    density = model.density(points()[0])
+    expected = torch.nn.functional.softplus(torch.full((50,), driven_to))
+    torch.testing.assert_close(density, expected, rtol=0.5, atol=1e-9)
+    density.mean().backward()
+    assert model.density_head.bias.grad is not None
+    assert 4e-5 < float(model.density_head.bias.grad) < 1e-3
