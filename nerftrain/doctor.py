@@ -64,6 +64,7 @@ class Trial(NamedTuple):
     num_agreeing: int = 0  # families of ops
     wrong: Mapping[str, str] = MappingProxyType({})  # families, and what is wrong with them
     missing: str | None = None  # why there are none
+    march: str | None = None  # how long one takes
 
 
 def report() -> str:
@@ -103,7 +104,7 @@ def faults() -> Iterator[str]:
     if fault := toolkit.gpu_fault():
         yield fault
     for device in _devices():
-        _, wrong, missing = native_trial(device)
+        _, wrong, missing, _ = native_trial(device)
         if missing:
             yield f"there are no compiled {device} ops, slow torch references serve: {missing}"
         if wrong:
@@ -146,7 +147,7 @@ def native_trial(device: str) -> Trial:
 
     They are tried in a process of their own, which kernels that do not run here may end.
     """
-    from nerftrain.ops.proof import AGREES, NO_OPS
+    from nerftrain.ops.proof import AGREES, NO_OPS, TIMED
 
     command = [sys.executable, "-m", "nerftrain.ops.proof", device]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -156,8 +157,9 @@ def native_trial(device: str) -> Trial:
     tried = dict(line.split(": ", 1) for line in lines)
     if result.returncode:
         tried[[*tried][-1]] = ended
+    march = tried.pop(TIMED, None)
     wrong = {name: outcome for name, outcome in tried.items() if outcome != AGREES}
-    return Trial(len(tried) - len(wrong), wrong)
+    return Trial(len(tried) - len(wrong), wrong, march=march)
 
 
 def _python_rows() -> Iterator[Row]:
@@ -189,9 +191,11 @@ def _gpu_rows() -> Iterator[Row]:
 def _native_rows() -> Iterator[Row]:
     yield from native_status().items()
     for device in _devices():
-        num, wrong, missing = native_trial(device)
+        num, wrong, missing, march = native_trial(device)
         held = f"{num} of {num + len(wrong)} families of ops agree with torch"
         yield f"{device} check", "there are none" if missing else held
+        if march:
+            yield f"{device} march", march
 
 
 def _optional_rows() -> Iterator[Row]:

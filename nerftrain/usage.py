@@ -23,7 +23,7 @@ Usage:
   nerftrain data pose PHOTOS          find the cameras of photographs, or of a film (COLMAP)
   nerftrain data phone PATH           take the cameras that a telephone's app has found
   nerftrain data check PATH           say what a folder of images is and all that is wrong with it
-  nerftrain doctor                    show the machine and what was built for it
+  nerftrain doctor                    show the machine, and try what was built for it
   nerftrain doctor --build all        compile ahead, for every GPU, and show what the kernels use
 
 RUN is a run's folder; `nerftrain eval --help` and so on list the options.

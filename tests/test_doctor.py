@@ -29,7 +29,7 @@ def native(monkeypatch) -> Callable[[doctor.Trial], None]:
     def become(trial: doctor.Trial) -> None:
         monkeypatch.setattr(doctor, "native_trial", lambda _: trial)
 
-    become(doctor.Trial(14))
+    become(doctor.Trial(14, march="9 rays in 1.00 ms"))
     return become
 
 
@@ -54,6 +54,7 @@ def test_the_report_names_machine_torch_and_native_ops(native):
         doctor.cpu_model(),
         "ops.so",
         "14 of 14 families",
+        "9 rays in 1.00 ms",
         "lpips",
         "cache",
         "No faults",
@@ -78,6 +79,7 @@ def test_ops_that_disagree_with_torch_are_a_fault_with_remedies(native):
 
 def test_what_is_tried_is_told_family_by_family(tried):
     assert tried("print('a: agrees'); print('b: agrees')") == doctor.Trial(2)
+    assert tried("print('a: agrees'); print('march: 1 ms')") == doctor.Trial(1, march="1 ms")
     wrong = tried("print('a: agrees'); print('b: 0.2 of the size')")
     assert wrong == doctor.Trial(1, {"b": "0.2 of the size"})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -55,6 +56,8 @@ NUM_RAYS = 200  # more than the lanes of several warps, and no multiple of any
 # a wall or a threshold lies on either side; networks multiply in bfloat16 where that is faster.
 IN_ORDER, AT_WALLS, IN_HALF = 1e-3, 0.05, 0.12
 AGREES = "agrees"
+TIMED = "march"  # what is timed, not tried
+MARCHED = 1 << 16  # rays
 NO_OPS = 3  # the exit status where nothing could be compiled; then the reason is all that is said
 
 Results = Sequence[Tensor]
@@ -77,12 +80,12 @@ class Inputs:
         numbers = torch.randn(shape, generator=self._generator) * 0.3
         return numbers.to(self.device).requires_grad_()
 
-    def rays(self) -> Rays:
+    def rays(self, num: int = NUM_RAYS) -> Rays:
         """Aim rays at the box from around it."""
-        aims, origins = (self.even(NUM_RAYS, 3) * 2 - 1 for _ in range(2))
+        aims, origins = (self.even(num, 3) * 2 - 1 for _ in range(2))
         origins = 3 * torch.nn.functional.normalize(origins, dim=1)
-        near = torch.full((NUM_RAYS,), 0.5, device=self.device)
-        times = self.even(NUM_RAYS)
+        near = torch.full((num,), 0.5, device=self.device)
+        times = self.even(num)
         directions = torch.nn.functional.normalize(aims - origins, dim=1)
         return Rays(origins, directions, near, near + 6, times)
 
@@ -184,8 +187,8 @@ def _points(inputs: Inputs) -> Results:
 
 def _hash_encoding(inputs: Inputs) -> Results:
     found: list[Tensor] = []
-    for num_features, time in ((2, None), (4, None), (2, (4, 8))):
-        levels = HashLevels.geometric(6, 4, 64, 10, time)
+    for num_features, times in ((2, None), (4, None), (2, (4, 8))):
+        levels = HashLevels.geometric(6, 4, 64, 10, times)
         table = inputs.learnt(levels.offsets[-1], num_features)
         places = inputs.even(500, levels.num_axes)
         leaves = [table, places.clone().requires_grad_()]
@@ -329,6 +332,29 @@ def prove(device: torch.device) -> Iterator[tuple[str, Callable[[], str | None]]
         yield "warps on tensor cores", lambda: _fault_of(warp.agrees, device)
 
 
+def time_march(device: torch.device) -> str:
+    """Say how long rays take through a hollow ball of 128^3 cells, the fastest of some times."""
+    inputs = Inputs(device)
+    rays, jitter = inputs.rays(MARCHED), inputs.even(MARCHED)
+    places = torch.linspace(-1, 1, 128, device=device)
+    radius = torch.stack(torch.meshgrid(places, places, places, indexing="ij")).norm(dim=0)
+    grid = pack_grid(((radius - 0.6).abs() < 0.04)[None], BOX)
+    settings = March(12**0.5 / 1024, 0.0, 1024)
+    num = len(march_to(rays, jitter, grid, settings)[0])
+    seconds = []
+    for _ in range(10):
+        began = _finished(device)
+        march_to(rays, jitter, grid, settings, num)
+        seconds.append(_finished(device) - began)
+    return f"{MARCHED:,} rays, {num:,} samples in {1000 * min(seconds):.2f} ms"
+
+
+def _finished(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _fault(compute: Callable[[Inputs], Results], device: torch.device, bound: float) -> str | None:
     try:
         with library.mode("native"):
@@ -375,6 +401,7 @@ def main() -> None:
     for name, fault in prove(device):
         print(f"{name}: ", end="", flush=True)
         print(fault() or AGREES, flush=True)
+    print(f"{TIMED}: {time_march(device)}")
 
 
 if __name__ == "__main__":
