@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 # met oneDNN compiles its products of bfloat16 numbers anew, which takes longer than they do.
 ROWS = 256
 # The logarithm below which a density's gradients grow no smaller.
-LEAST = -10.0
+LEAST = -5.0
 
 
 class MLP(RadianceField):

@@ -179,4 +179,4 @@ def test_an_mlp_that_has_been_driven_to_nothing_still_learns(driven_to: float) -
     torch.testing.assert_close(density, expected, rtol=0.5, atol=1e-9)
     density.mean().backward()
     assert model.density_head.bias.grad is not None
-    assert 4e-5 < float(model.density_head.bias.grad) < 1e-3
+    assert 6e-3 < float(model.density_head.bias.grad) < 7e-3  # as at -5
