@@ -70,3 +70,20 @@ def test_a_process_of_its_own_names_each_family_and_what_became_of_it():
     *tried, timed = said.splitlines()
     assert tried == [f"{name}: agrees" for name in proof.FAMILIES]
     assert re.fullmatch(r"march: 65,536 rays, [\d,]{7,} samples in \d+\.\d\d ms", timed)
+
+
+@pytest.mark.parametrize("error", ["CUDA error: an illegal address\nmore", "an op refuses"])
+def test_what_raises_is_told_and_ends_the_proof_only_where_nothing_runs_any_more(
+    monkeypatch, capsys, error
+):
+    def raises() -> None:
+        raise RuntimeError(error)
+
+    trials = [("first", raises), ("second", lambda: None)]
+    monkeypatch.setattr(proof, "prove", lambda _: trials)
+    monkeypatch.setattr(proof, "time_march", lambda _: "1 ms")
+    monkeypatch.setattr(sys, "argv", ["proof", "cpu"])
+    monkeypatch.setattr(proof.logging, "disable", lambda: None)
+    proof.main()
+    after = [] if "CUDA" in error else ["second: agrees", "march: 1 ms"]
+    assert capsys.readouterr().out.splitlines() == [f"first: {error.splitlines()[0]}", *after]
