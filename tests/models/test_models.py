@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from nerftrain.composition import compose
 from nerftrain.config import build
 from nerftrain.errors import UserError
-from nerftrain.models import RadianceField
+from nerftrain.models import RadianceField, mlp
 from nerftrain.models.encodings import FrequencyEncoding, truncated_exp
 from nerftrain.ops import library
 
@@ -23,9 +24,7 @@ def make(name: str, *overrides: str) -> RadianceField:
 def points(num: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     positions = (torch.rand(num, 3, generator=generator) * 2 - 1) * BOX[3:]
-    return positions, torch.nn.functional.normalize(
-        torch.randn(num, 3, generator=generator), dim=-1
-    )
+    return positions, functional.normalize(torch.randn(num, 3, generator=generator), dim=-1)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -94,8 +93,9 @@ def test_the_nerf_mlp_takes_double_precision() -> None:
         torch.testing.assert_close(a.float(), e, rtol=1e-3, atol=1e-4)
 
 
-def test_the_nerf_mlp_trains_in_rounded_products_where_a_cpu_has_them(monkeypatch) -> None:
-    field, (positions, directions) = make("mlp"), points()
+@pytest.mark.parametrize("training", [True, False])
+def test_the_nerf_mlp_rounds_products_where_a_cpu_multiplies_so(monkeypatch, training) -> None:
+    field, (positions, directions) = make("mlp").train(training), points()
     monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: False)
     exact = field(positions, directions)
     monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: True)
@@ -104,8 +104,27 @@ def test_the_nerf_mlp_trains_in_rounded_products_where_a_cpu_has_them(monkeypatc
         assert a.dtype == torch.float32
         assert not torch.equal(a, b)
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
-    field.eval()
-    assert all(map(torch.equal, field(positions, directions), exact))
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("num", [0, 1, mlp.BLOCK, 2 * mlp.BLOCK + 300])
+def test_the_nerf_mlp_takes_a_block_at_a_time_without_gradients(monkeypatch, num, rounds) -> None:
+    monkeypatch.setattr(library, "multiplies_bfloat16", lambda _: rounds)
+    field, (positions, directions) = make("mlp", "model.width=16"), points(num)
+    with_gradients = [*field(positions, directions), field.density(positions)]
+    sizes, linear = set[int](), functional.linear
+
+    def spied(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(x))
+        return linear(x, *weights)
+
+    monkeypatch.setattr(functional, "linear", spied)
+    with torch.no_grad():
+        without = [*field(positions, directions), field.density(positions)]
+    assert max(sizes) <= mlp.BLOCK
+    bounds = {"rtol": 0.02, "atol": 1e-3} if rounds else {"rtol": 1e-5, "atol": 1e-6}
+    for a, b in zip(without, with_gradients, strict=True):
+        torch.testing.assert_close(a, b, **bounds)
 
 
 @pytest.mark.parametrize(("skip", "said"), [(0, False), (2, False), (3, True), (4, True)])
