@@ -7,12 +7,13 @@ Free of torch at import: help and tab completion have to be instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -109,7 +110,8 @@ def _hydra_command(arguments: list[str]) -> int:
     from nerftrain.composition import CONFIG_NAME, Source, compose, is_sweep, jobs
     from nerftrain.paths import data_dir
 
-    parser = get_args_parser()
+    with _helps_unchecked():
+        parser = get_args_parser()
     parser.prog = "nerftrain"
     parsed = _parse_flags(parser, arguments)
     # Overrides may stand before and after flags, which Hydra's own parser does not take.
@@ -142,6 +144,24 @@ def _hydra_command(arguments: list[str]) -> int:
             "or go on with one by nerftrain resume RUN"
         )
     return _call_hydra([*flags, *parsed.overrides], source)
+
+
+@contextlib.contextmanager
+def _helps_unchecked() -> Iterator[None]:
+    """Let Hydra make its parser, whose help of a flag argparse refuses since Python 3.14.
+
+    It is made only when it is printed: facebookresearch/hydra#3121, in all of Hydra 1.3.
+    """
+    container = argparse._ActionsContainer
+    check = getattr(container, "_check_help", None)
+    if check is None:
+        yield
+        return
+    setattr(container, "_check_help", lambda *_: None)  # noqa: B010 (older Pythons lack it)
+    try:
+        yield
+    finally:
+        setattr(container, "_check_help", check)  # noqa: B010
 
 
 def _parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -184,7 +204,8 @@ def _call_hydra(arguments: Sequence[str], source: Source, sweeps: bool = False) 
     _statuses.clear()
     program, sys.argv = sys.argv, [_program(), *arguments]
     try:
-        hydra.main(str(source.main), source.name, VERSION_BASE)(_task)()
+        with _helps_unchecked():
+            hydra.main(str(source.main), source.name, VERSION_BASE)(_task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
     except _JobError as failure:

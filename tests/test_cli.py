@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -426,6 +427,31 @@ def test_cfg_prints_the_config_alone(capfd: pytest.CaptureFixture[str]):
     out, err = capfd.readouterr()
     assert OmegaConf.create(out).seed == 4
     assert err == ""
+
+
+def test_hydras_own_help_is_no_string_when_its_parser_is_made(
+    toy: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    container = argparse._ActionsContainer
+
+    def check(_self: object, action: argparse.Action) -> None:
+        if action.help and not isinstance(action.help, str):
+            raise ValueError("badly formed help string")
+
+    add = argparse.ArgumentParser.add_argument
+
+    def add_argument(self: Any, *names: str, **how: Any) -> argparse.Action:
+        action = add(self, *names, **how)
+        self._check_help(action)  # as Python 3.14 does
+        return action
+
+    monkeypatch.setattr(container, "_check_help", check, raising=False)
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
+    assert main(toy) == 0
+    assert len(calls) == 1
+    assert main(["--hydra-help"]) == 0
+    assert "shell completion" in capfd.readouterr().out
+    assert container._check_help is check
 
 
 def test_help_lists_every_preset_with_its_description(capfd: pytest.CaptureFixture[str]):
