@@ -73,6 +73,8 @@ def _outcome(command: Callable[[], int]) -> tuple[int, str]:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  flushed at exit
         return 0, ""
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            return _failure(_MISTAKE, f"{error.filename}: {error.strerror}: check its rights")
         traceback.print_exc()
         return _failure(_FAILED, f"failed: {type(error).__name__}: {error}")
 

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nerftrain import schema
 from nerftrain.errors import UserError
-from nerftrain.paths import data_dir
+from nerftrain.paths import check_reach, data_dir
 
 VERSION_BASE = "1.3"  # of Hydra's behaviour
 CONFIG_NAME = "config"
@@ -258,6 +258,7 @@ def _hydra(source: Source) -> Iterator[Hydra]:
     version.setbase(VERSION_BASE)
     search_path = create_config_search_path(str(source.main))
     if source.extra is not None:
+        check_reach(Path(source.extra))
         if not Path(source.extra).is_dir():
             raise UserError(f"--config-dir {source.extra}: there is no such folder")
         extra = f"file://{Path(source.extra).absolute()}"

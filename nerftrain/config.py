@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nerftrain import schema
 from nerftrain.composition import apply_override, compose, interpolation_mistake, one_line
 from nerftrain.errors import UserError
-from nerftrain.paths import data_dir
+from nerftrain.paths import check_reach, data_dir
 
 if TYPE_CHECKING:
     from nerftrain.scenes import Scene
@@ -447,6 +447,7 @@ def load_run(run_dir: Path, overrides: Sequence[str], trust: bool = False) -> Di
         UserError: no run there, a config that cannot be read, an override of no key of the run.
     """
     file = run_dir / SNAPSHOT
+    check_reach(file)
     if not file.is_file():
         raise UserError(
             f"{run_dir} is no run: it has no {SNAPSHOT}; "

@@ -1,6 +1,6 @@
 """Where the files that ship beside the code are, and how a command names others.
 
-Imports nothing of the project.
+Free of torch.
 """
 
 import atexit
@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from nerftrain.errors import UserError
 
 _logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent
@@ -29,6 +31,26 @@ def data_dir(name: str) -> Path:
     raise FileNotFoundError(
         f"{name}/ is neither in {_PACKAGE} nor beside it: install nerftrain again"
     )
+
+
+def check_reach(path: Path) -> None:
+    """Check that one can tell whether there is anything at a path.
+
+    Since Python 3.14 `is_dir` and its like call what cannot be looked at missing; before they raise
+    what not everybody catches.
+
+    Raises:
+        UserError: rights forbid it, or no file system takes the name.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{path} cannot be read ({reason}): check its name and its rights"
+        ) from None
 
 
 @cache

@@ -69,6 +69,8 @@ def train(run: Any, resume: bool = False, checkpoint_name: str | None = None) ->
         raise RuntimeError("loss is nan")
     if run.settings == "diverge":
         raise RunError("the huber term of the loss is not a number")
+    if run.settings == "rights":
+        raise PermissionError(13, "Permission denied", "elsewhere")
     if run.settings == "interrupt":
         raise KeyboardInterrupt
     return {"psnr": 30.0}
@@ -399,6 +401,36 @@ def test_a_wrong_command_is_one_line(
     err = capfd.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "check", "{}"],
+        ["data", "pose", "{}"],
+        ["data", "phone", "{}"],
+        ["eval", "{}"],
+        ["scene=blender", "scene.root={}"],
+        ["scene=colmap", "scene.root={}"],
+        ["scene=transforms", "scene.root={}"],
+        ["--config-dir", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_looked_at_is_not_called_missing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str]
+):
+    name = str(tmp_path / ("x" * 300))  # longer than file systems take; without rights it is alike
+    assert main([argument.format(name) for argument in arguments]) == 2
+    err = capfd.readouterr().err
+    assert "cannot be read (File name too long): check its name and its rights" in err
+    assert err.count("\n") == 1
+
+
+def test_what_rights_forbid_is_one_line(toy: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*toy, "trainer.ending=rights"]) == 2
+    err = capfd.readouterr().err
+    assert err == "nerftrain: elsewhere: Permission denied: check its rights\n"
 
 
 def test_names_without_letters_on_the_screen_are_printed_all_the_same(tmp_path: Path):

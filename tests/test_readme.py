@@ -50,3 +50,11 @@ def test_what_is_installed_has_a_lowest_version_that_the_tested_one_keeps() -> N
             continue
         assert {s.operator for s in requirement.specifier} & {">=", "=="}, requirement.name
         assert requirement.specifier.contains(tested[requirement.name]), requirement.name
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"])
+def test_every_python_is_held_to_one_version_of_a_package(python: str) -> None:
+    lines = map(Requirement, (ROOT / "constraints.txt").read_text().splitlines())
+    held = [r.name for r in lines if not r.marker or r.marker.evaluate({"python_version": python})]
+    assert len(held) == len(set(held))
+    assert {"torch", "hydra-core"} <= set(held)

@@ -21,7 +21,7 @@ from nerftrain.data.drawing import Frustum, Print, camera_plot, choose, contact_
 from nerftrain.data.formats import SPLIT_FOLDERS, Faults, Format, Offer, View
 from nerftrain.errors import UserError
 from nerftrain.lens import COEFFICIENTS, as_pinholes
-from nerftrain.paths import as_override
+from nerftrain.paths import as_override, check_reach
 from nerftrain.scenes.images import decode
 from nerftrain.scenes.photos import photo_folder
 from nerftrain.scenes.world import move, normalization
@@ -116,6 +116,7 @@ def _kinds(folder: Path) -> list[Format]:
 
 
 def _recognise(folder: Path, kind: str | None) -> list[Format]:
+    check_reach(folder)
     if not folder.is_dir():
         what = "is a file: give its folder" if folder.is_file() else "does not exist"
         raise UserError(f"data check: {folder} {what}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nerftrain.errors import UserError
+from nerftrain.paths import check_reach
 from nerftrain.scenes.depths import KEYS
 from nerftrain.scenes.frames import IMAGE_SUFFIXES, is_number
 
@@ -52,6 +53,7 @@ def convert(folder: Path, count: int) -> tuple[list[str], list[str]]:
     Raises:
         UserError: it is no such folder, what is in it is damaged, or a file would be overwritten.
     """
+    check_reach(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file: unpack it (.r3d, too, is a ZIP) and give its folder")
     if not folder.is_dir():

@@ -11,7 +11,7 @@ from nerftrain.data.capture_formats import CAPTURES
 from nerftrain.data.formats import SPLIT_FOLDERS
 from nerftrain.data.frames_of_video import VIDEO_SUFFIXES
 from nerftrain.errors import UserError
-from nerftrain.paths import as_override
+from nerftrain.paths import as_override, check_reach
 from nerftrain.scenes.images import Picture, open_image, read_header
 from nerftrain.scenes.photos import check_alpha, photo_folder, photo_names
 
@@ -70,6 +70,7 @@ def find_place(source: Path, out: Path | None, nested: bool = False) -> Place:
     # Absolute, so that "." has a name and a parent; links stay as the user sees them.
     source = Path(os.path.abspath(source))
     folder = Path(os.path.abspath(out)) if out is not None else None
+    check_reach(source)
     if nested:
         return _nested_place(source, folder or source)
     if source.is_dir():

@@ -53,6 +53,8 @@ def fetch(urls: Sequence[str], path: Path, size: int | None, sha256: str | None)
         try:
             _fetch_from_any(urls, file, record, size, sha256)
         except BaseException:
+            with contextlib.suppress(OSError):  # a full disk
+                file.flush()
             if os.fstat(file.fileno()).st_size == 0:  # nothing that could be gone on with
                 for path_left in (part, record):
                     path_left.unlink(missing_ok=True)

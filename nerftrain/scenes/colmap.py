@@ -17,6 +17,7 @@ import torch
 
 from nerftrain.errors import UserError
 from nerftrain.lens import Lens, check_invertible, together
+from nerftrain.paths import check_reach
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.colmap_model import View, model_suffix, num_images, read_model
 from nerftrain.scenes.colmap_points import LEAST_TRACK, Found, read_points
@@ -184,6 +185,7 @@ def _find_folder(name: str, root: str | None, data_root: str | None) -> Path:
 
 
 def _given_folder(root: Path) -> Path:
+    check_reach(root)
     if root.is_file():
         raise UserError(f"scene.root={root} is a file: give its folder, scene.root={root.parent}")
     if not root.is_dir():

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nerftrain.errors import UserError
+from nerftrain.paths import check_reach
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.frames import Frame, find_images, read_angle, read_transforms
 from nerftrain.scenes.images import Picture, check_alike, read_header, read_pixels, shrunk_size
@@ -162,6 +163,7 @@ def _find_folder(name: str, layout: Layout, root: str | None, data_root: str | N
 
 
 def _given_folder(root: Path, layout: Layout) -> Path:
+    check_reach(root)
     if root.is_file():
         raise UserError(f"scene.root={root} is a file: give its folder, scene.root={root.parent}")
     if not root.is_dir():

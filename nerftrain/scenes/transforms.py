@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nerftrain.errors import UserError
 from nerftrain.lens import check_invertible, together
+from nerftrain.paths import check_reach
 from nerftrain.scenes import Scene, Split
 from nerftrain.scenes.calibration import read_circle, read_lens
 from nerftrain.scenes.depths import KEYS, find_map, read_depths, read_unit
@@ -112,6 +113,7 @@ def _find_file(root: str | None) -> Path:
     if root is None:
         raise UserError(f"scene=transforms needs scene.root=FOLDER, the one with {FILE}")
     folder = Path(root).expanduser()
+    check_reach(folder)
     if folder.is_file():
         raise UserError(f"scene.root={root} is a file: give its folder, scene.root={folder.parent}")
     if (folder / FILE).is_file():
