@@ -332,11 +332,12 @@ def _eval(arguments: Sequence[str]) -> int:
     parser = _verb("eval", "Judge a checkpoint of a run; write figures and images into its folder.")
     parser.add_argument("--split", default="test", help="train, val or test (default %(default)s)")
     parser.add_argument("--views", type=_positive, help="evenly spaced views (default all)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="in place of RUN/eval")
     parsed = _parse_flags(parser, arguments)
     run = _load(parsed)
     from nerftrain.evaluation import evaluate_run
 
-    evaluate_run(run, parsed.split, parsed.checkpoint, parsed.views)
+    evaluate_run(run, parsed.split, parsed.checkpoint, parsed.views, parsed.out)
     return 0
 
 
@@ -358,6 +359,7 @@ def _render(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--panorama", action="store_true", help="all around, equirectangular, twice as wide as high"
     )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="in place of RUN/renders")
     parsed = _parse_flags(parser, arguments)
     path = parsed.path or ("views" if parsed.split else "orbit")
     if path == "views" and parsed.frames:
@@ -366,7 +368,7 @@ def _render(arguments: Sequence[str]) -> int:
     from nerftrain.evaluation import render_run
 
     what = parsed.split or "test", path, parsed.frames, parsed.checkpoint, parsed.time
-    render_run(run, *what, parsed.depth, parsed.panorama)
+    render_run(run, *what, parsed.depth, parsed.panorama, parsed.out)
     return 0
 
 
@@ -470,7 +472,7 @@ def _resume(arguments: Sequence[str]) -> int:
     from nerftrain.trainer import train
 
     before = (run.run_dir / SNAPSHOT).read_bytes()
-    write_snapshot(run.config, run.run_dir)
+    write_snapshot(run.config, run.run_dir, "copy it to where you may, and resume the copy")
     try:
         _start_logging(run.run_dir)
         train(run, resume=True, checkpoint_name=parsed.checkpoint)

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 SNAPSHOT = "config.yaml"  # the resolved config in a run's folder
+_ANOTHER_FOLDER = "choose another with run_dir=PATH"
 
 # The config's groups in the order of building, and the objects that the program offers to each.
 _GROUPS: dict[str, tuple[str, ...]] = {
@@ -290,7 +291,7 @@ def create_run_dir(run: Run, job_dir: Path | None = None) -> Run:
         else:
             folder = _new_folder(run)
     except OSError as error:
-        raise _unwritable(error) from None
+        raise _unwritable(error, _ANOTHER_FOLDER) from None
     write_snapshot(run.config, folder)
     return replace(run, run_dir=folder)
 
@@ -308,8 +309,8 @@ def _refuse_a_runs_folder(folder: Path, of_sweep: bool) -> None:
     )
 
 
-def write_snapshot(values: Mapping[str, Any], run_dir: Path) -> None:
-    """Write ``config.yaml`` whole or not at all.
+def write_snapshot(values: Mapping[str, Any], run_dir: Path, remedy: str = _ANOTHER_FOLDER) -> None:
+    """Write ``config.yaml`` whole or not at all; the remedy is for a folder that does not take it.
 
     Raises:
         UserError: the folder cannot be written.
@@ -319,14 +320,12 @@ def write_snapshot(values: Mapping[str, Any], run_dir: Path) -> None:
         OmegaConf.save(OmegaConf.create(dict(values)), partial)
         partial.replace(run_dir / SNAPSHOT)
     except OSError as error:
-        raise _unwritable(error) from None
+        raise _unwritable(error, remedy) from None
 
 
-def _unwritable(error: OSError) -> UserError:
-    return UserError(
-        f"the run's folder cannot be written ({error.strerror}: {error.filename}): "
-        "choose another with run_dir=PATH"
-    )
+def _unwritable(error: OSError, remedy: str) -> UserError:
+    why = f"{error.strerror}: {error.filename}"
+    return UserError(f"the run's folder cannot be written ({why}): {remedy}")
 
 
 def _new_folder(run: Run) -> Path:
@@ -481,9 +480,15 @@ def check_same_data(recorded: DictConfig, cfg: DictConfig) -> None:
         cfg: the config to go on with.
 
     Raises:
-        UserError: a changed value of ``seed``, ``data_root`` or the scene, or a mistake in ``cfg``.
+        UserError: a changed value of ``seed``, ``data_root``, ``run_dir`` or the scene, or a
+            mistake in ``cfg``.
     """
     check(cfg)
+    if cfg.get("run_dir") != recorded.get("run_dir"):
+        raise UserError(
+            f"run_dir={cfg.run_dir}: a run is gone on with where it lies; leave it out, or copy "
+            "the run's folder and resume the copy"
+        )
     before, after = ({k: _snapshot(plain(c))[k] for k in _LASTING} for c in (recorded, cfg))
     changed = dict(_changes(before, after))
     for key, (old, new) in changed.items():

@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -365,7 +366,9 @@ def _sheet(rows: list[tuple[str, dict[str, Image.Image]]]) -> Image.Image:
     return sheet
 
 
-def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) -> Evaluation:
+def evaluate_run(
+    run: Run, split: str, checkpoint_name: str, views: int | None, out: Path | None = None
+) -> Evaluation:
     """Score a checkpoint of a run on a split; writes and shows the figures.
 
     Everything lies in ``run_dir/eval/<split>-<checkpoint>``: metrics.json, views.json and images.
@@ -375,12 +378,15 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
         split: one of the scene's splits.
         checkpoint_name: last, best or a path.
         views: how many evenly spaced views; None for all.
+        out: a folder in place of ``run_dir/eval``.
 
     Raises:
-        UserError: for a split or a checkpoint that does not exist or does not fit.
+        UserError: for a split or a checkpoint that does not exist or does not fit, and a folder
+            that cannot be written.
     """
     find_split(run.scene, split)
     state, label = load_into(run, checkpoint_name)
+    folder = _make_folder((out or run.run_dir / "eval") / f"{split}-{label}")
     background = background_color(run.background.evaluation)
     result = evaluate(
         as_found(run),
@@ -392,8 +398,6 @@ def evaluate_run(run: Run, split: str, checkpoint_name: str, views: int | None) 
         with_lpips=True,
         num_pictures=6,
     )
-    folder = run.run_dir / "eval" / f"{split}-{label}"
-    folder.mkdir(parents=True, exist_ok=True)
     final = {**result.summary(), **_training_figures(state, run.seed)}
     report.write_metrics(folder, final)
     (folder / "views.json").write_text(json.dumps(result.rows(), indent=1) + "\n", encoding="utf-8")
@@ -414,6 +418,7 @@ def render_run(
     time: float | None = None,
     depth: bool = False,
     panorama: bool = False,
+    out: Path | None = None,
 ) -> Path:
     """Render a split, or a camera path derived from it, to a film and single frames.
 
@@ -434,10 +439,11 @@ def render_run(
         time: of all frames, 0..1; None: time moves along the path.
         depth: whether distances are wanted in place of colours.
         panorama: whether all is to be seen that is around the cameras.
+        out: a folder in place of ``run_dir/renders``.
 
     Raises:
-        UserError: for a split, path, time or checkpoint that does not exist or does not fit, and
-            for far too many frames.
+        UserError: for a split, path, time or checkpoint that does not exist or does not fit, for
+            far too many frames, and a folder that cannot be written.
     """
     count = FRAMES if frames is None else frames
     check_at_most(MOST_FRAMES, **{"--frames": count})
@@ -467,7 +473,7 @@ def render_run(
         name += "-panorama"
         up = camera_paths.up_vector(find_split(run.scene, split).cameras.poses.double().cpu())
         cameras = camera_paths.panoramas(cameras, up.to(cameras.poses))
-    folder = run.run_dir / "renders"
+    folder = _make_folder(out or run.run_dir / "renders")
     background = background_color(run.background.evaluation)
     what = run.scene, cameras, run.model, run.sampler, background
     if depth:
@@ -481,6 +487,18 @@ def render_run(
     video.drop_later_frames(folder / name, len(cameras))
     report.say(f"{len(cameras)} frames: {written} and {folder / name}")
     return written
+
+
+def _make_folder(folder: Path) -> Path:
+    """Make a folder; what takes long must not end before one that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): give another folder by --out"
+        ) from None
 
 
 def _depth_frames(folder: Path, distances: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -308,6 +308,18 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_with_another_seed(
     assert len(calls) == 1
 
 
+def test_a_run_in_a_folder_of_others_is_gone_on_with_as_a_copy(
+    toy: list[str], capfd: pytest.CaptureFixture[str]
+):
+    main(toy)
+    (the_run() / ".config.yaml").mkdir()  # where it would be written first
+    capfd.readouterr()
+    assert main(["resume", str(the_run()), "--trust"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("nerftrain: the run's folder cannot be written (Is a directory: ")
+    assert err.endswith(": copy it to where you may, and resume the copy\n")
+
+
 def test_a_run_whose_scene_has_moved_is_gone_on_with(toy: list[str]):
     Path("data").mkdir()
     main([*toy, "scene.root=data"])
@@ -337,18 +349,23 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["eval"], ("test", "last", None)),
-        (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3)),
-        (["render"], ("test", "orbit", None, "last", None, False, False)),
-        (["render", "--split=val"], ("val", "views", None, "last", None, False, False)),
+        (["eval"], ("test", "last", None, None)),
+        (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3, None)),
+        (["eval", "--out", "there"], ("test", "last", None, Path("there"))),
+        (["render"], ("test", "orbit", None, "last", None, False, False, None)),
+        (["render", "--split=val"], ("val", "views", None, "last", None, False, False, None)),
         (
             ["render", "--path=spiral", "--frames=8"],
-            ("test", "spiral", 8, "last", None, False, False),
+            ("test", "spiral", 8, "last", None, False, False, None),
         ),
-        (["render", "--path", "still"], ("test", "still", None, "last", None, False, False)),
-        (["render", "--time", "0.25"], ("test", "orbit", None, "last", 0.25, False, False)),
-        (["render", "--depth"], ("test", "orbit", None, "last", None, True, False)),
-        (["render", "--panorama"], ("test", "orbit", None, "last", None, False, True)),
+        (["render", "--path", "still"], ("test", "still", None, "last", None, False, False, None)),
+        (["render", "--time", "0.25"], ("test", "orbit", None, "last", 0.25, False, False, None)),
+        (["render", "--depth"], ("test", "orbit", None, "last", None, True, False, None)),
+        (
+            ["render", "--out=there"],
+            ("test", "orbit", None, "last", None, False, False, Path("there")),
+        ),
+        (["render", "--panorama"], ("test", "orbit", None, "last", None, False, True, None)),
     ],
 )
 def test_verbs_hand_over_their_options(

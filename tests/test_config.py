@@ -800,6 +800,10 @@ def run_dir(tmp_path: Path) -> Path:
         ({"data_root": "/new"}, "leave it out, or scene.root=PATH for a scene that has moved"),
         ({"scene__root": "/new"}, "scene.root=/new: the run's scene can still be read with"),
         ({"scene__root": "/new", "scene__alpha": False}, "scene.alpha=false: the run has begun"),
+        (
+            {"run_dir": "/new"},
+            "run_dir=/new: a run is gone on with where it lies; leave it out, or",
+        ),
     ],
 )
 def test_a_run_stays_with_its_seed_and_its_data(changes: dict[str, Any], line: str):

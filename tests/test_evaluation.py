@@ -238,6 +238,27 @@ def test_evaluating_a_run_uses_averaged_weights_and_writes_everything(run, rende
     assert "100.00" in capsys.readouterr().out
 
 
+def test_what_is_written_may_lie_elsewhere(run, rendered, tmp_path):
+    evaluation.evaluate_run(run, "test", "last", 1, tmp_path / "scores")
+    assert (tmp_path / "scores" / "test-last" / "metrics.json").is_file()
+    written = evaluation.render_run(run, "test", "orbit", 2, "last", out=tmp_path / "films")
+    assert written == tmp_path / "films" / "orbit-test-last.mp4"
+    assert sorted(path.name for path in run.run_dir.iterdir()) == ["checkpoints"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_rendered(
+    run, rendered, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    for write in (
+        lambda: evaluation.evaluate_run(run, "test", "last", 1, tmp_path / "file"),
+        lambda: evaluation.render_run(run, "test", "orbit", 2, "last", out=tmp_path / "file"),
+    ):
+        with pytest.raises(UserError, match=r"cannot be written \(.*: give another .* by --out"):
+            write()
+    assert rendered == []
+
+
 def test_an_evaluation_tells_the_seed_that_was_trained_with(run, rendered):
     path = checkpoint.find(run.run_dir, "last")
     checkpoint.save(path, {**checkpoint.load(path), "config": {"seed": 3}})

@@ -108,6 +108,8 @@ def _turns(image: Image.Image) -> int:
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
+    if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the image
+        return UserError(f"{path} cannot be read ({error.strerror}): check its name and its rights")
     reason = " ".join(str(error).split()).replace(f" '{path}'", "")
     return UserError(f"{path} is truncated or no image ({reason}): restore the file")
 

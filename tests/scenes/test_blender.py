@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nerftrain.errors import UserError
-from nerftrain.scenes import Scene, composite_over
+from nerftrain.scenes import Scene, composite_over, images
 from nerftrain.scenes.blender import load_scene
 from nerftrain.scenes.images import shrink
 
@@ -320,6 +320,18 @@ def test_truncated_image(tiny_scene_root, share, suffix):
 def test_file_that_is_no_image(tiny_scene_root):
     (tiny_scene_root / "test" / "r_0.png").write_text("not a picture")
     assert "r_0.png is truncated or no image" in refused(tiny_scene_root)
+
+
+def test_image_that_rights_keep_to_others(tiny_scene_root, monkeypatch):
+    def locked(path, *_args, **_kwargs):
+        if path.name == "r_1.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    opened = images.open_image
+    monkeypatch.setattr(images, "open_image", locked)
+    expected = "r_1.png cannot be read (Permission denied): check its name and its rights"
+    assert expected in refused(tiny_scene_root)
 
 
 def test_image_of_a_kind_that_pillow_knows_by_name_only(tiny_scene_root):
