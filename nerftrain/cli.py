@@ -85,7 +85,8 @@ def _failure(status: int, text: str) -> tuple[int, str]:
 
 
 def _complain(line: str) -> None:
-    print(f"nerftrain: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may have gone
+        print(f"nerftrain: {' '.join(line.split())}", file=sys.stderr, flush=True)
 
 
 def _unknown_verb(word: str) -> str:
@@ -271,9 +272,10 @@ def _train(cfg: DictConfig) -> int:
 
 
 def _job(cfg: DictConfig, hydra_config: Any) -> float | None:
+    from nerftrain import report
     from nerftrain.launch import run_job
 
-    print(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}", flush=True)
+    report.show(f"job {hydra_config.job.num}: {hydra_config.job.override_dirname}")
     status, psnr = run_job(cfg, hydra_config, _outcome)
     if status == _INTERRUPTED:
         raise KeyboardInterrupt  # which ends the sweep as well
@@ -294,7 +296,7 @@ def _start_logging(run_dir: Path | None) -> None:
 
 def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resume: bool) -> int:
     """Let Hydra run all jobs, wherever its launcher does so, and end with one table of them."""
-    from nerftrain import composition, sweep
+    from nerftrain import composition, report, sweep
 
     folder = composition.sweep_dir(overrides, source)
     overrides = composition.with_sweep_dir(overrides, folder)
@@ -309,18 +311,18 @@ def _sweep(flags: Sequence[str], overrides: Sequence[str], source: Source, resum
             jobs = sweep.read(folder, planned)
             _start_logging(None)
             sweep.write_table(folder, planned)
-            print(f"\n{sweep.table(jobs)}\n\nwritten to {folder}/sweep.csv and SWEEP.md")
+            report.show(f"\n{sweep.table(jobs)}\n\nwritten to {folder}/sweep.csv and SWEEP.md")
             _say_what_is_left(jobs, [*flags, *overrides], resume)
     return sweep.exit_status(jobs) or status
 
 
 def _say_what_is_left(jobs: Sequence[Job], arguments: Sequence[str], resume: bool) -> None:
-    from nerftrain.report import program
+    from nerftrain import report
 
     if all(job.finished for job in jobs):
         return
-    again = [program("nerftrain"), *arguments, *([] if resume else ["sweep.resume=true"])]
-    print(f"go on with: {shlex.join(again)}", flush=True)
+    again = [report.program("nerftrain"), *arguments, *([] if resume else ["sweep.resume=true"])]
+    report.show(f"go on with: {shlex.join(again)}")
     if failed := sum(job.status != 0 for job in jobs):
         _complain(f"{failed} of {len(jobs)} jobs of the sweep failed")
 

@@ -37,7 +37,7 @@ PLAIN_LINE_SECONDS = 10.0  # between two progress lines where there is no termin
 
 def say(text: str) -> None:
     """Print a line or several without breaking a progress bar, and logs them."""
-    _print(text, "stdout")
+    show(text)
     _log.info("%s", text)
 
 
@@ -50,11 +50,12 @@ def say_amid(text: str) -> None:
         os.write(2, f"\nnerftrain: {text}\n".encode())
 
 
-def _print(text: str, stream: Literal["stdout", "stderr"]) -> None:
+def show(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
+    """Print a line or several without breaking a progress bar."""
     try:
         tqdm.write(text, file=getattr(sys, stream))
         getattr(sys, stream).flush()
-    except BrokenPipeError:  # who read it, such as head, has gone: training must not end with it
+    except OSError:  # who read it, head or a terminal, has gone: training must not end with it
         setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  lasts
 
 
@@ -63,7 +64,7 @@ def _print(text: str, stream: Literal["stdout", "stderr"]) -> None:
 
 class _ProgressSafe(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        _print(self.format(record), "stderr")
+        show(self.format(record), "stderr")
 
 
 def setup_logging(run_dir: Path | None) -> None:

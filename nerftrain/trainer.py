@@ -328,7 +328,8 @@ def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) ->
     try:
         if interrupted.is_set():
             raise KeyboardInterrupt
-        with _handled(signal.default_int_handler, signal.SIGTERM):  # which would end it in silence
+        # Which would end it in silence.
+        with _handled(signal.default_int_handler, signal.SIGTERM, *_hangup()):
             final = _finish(run, state)
     except KeyboardInterrupt:
         if unsaved is None:
@@ -528,17 +529,26 @@ def _resume_command(run: Run) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM end the loop after a whole step; a second one ends it at once."""
+    """Let Ctrl-C, SIGTERM and the loss of the terminal end the loop after a whole step.
+
+    A second Ctrl-C or SIGTERM ends it at once; of a terminal's end shells tell once more.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked.is_set() and number not in _hangup():
             raise KeyboardInterrupt
         asked.set()  # an evaluation may have to end first: silence would invite the second one
         report.say_amid("ending after this step, saved; once more ends at once, without saving")
 
-    with _handled(ask, signal.SIGINT, signal.SIGTERM):
+    with _handled(ask, signal.SIGINT, signal.SIGTERM, *_hangup()):
         yield asked
+
+
+def _hangup() -> list[int]:
+    """Name the signal of a terminal that goes, such as by ssh, unless nohup keeps it off."""
+    number = getattr(signal, "SIGHUP", None)  # Windows has none
+    return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import math
@@ -160,10 +162,22 @@ def test_who_no_longer_reads_does_not_end_a_training(monkeypatch, caplog, stream
     monkeypatch.setattr(sys, stream, os.fdopen(write, "w"))
     caplog.set_level(logging.INFO)
     for _ in range(2):
-        report._print("step 1", stream)
+        report.show("step 1", stream)
     assert getattr(sys, stream).name == os.devnull
     report.say("step 2")
     assert "step 2" in caplog.messages
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_terminal_that_is_gone_does_not_end_a_training(monkeypatch, stream):
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, stream, Gone())
+    report.show("step 1", stream)
+    report.show("step 2", stream)
+    assert getattr(sys, stream).name == os.devnull
 
 
 def test_plain_progress_is_spaced_and_ends_with_the_last_state(capsys, monkeypatch):

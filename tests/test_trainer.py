@@ -198,14 +198,18 @@ def test_ctrl_c_saves_a_whole_step_and_names_the_command(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGHUP, signal.SIGHUP]],
+)
 def test_ctrl_c_at_the_last_save_waits_for_it(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys, number: signal.Signals
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys, numbers: list[signal.Signals]
 ) -> None:
     save = checkpoint.save
 
     def interrupted(*arguments: Any) -> None:
-        os.kill(os.getpid(), number)
+        for number in numbers:
+            os.kill(os.getpid(), number)
         save(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
@@ -214,6 +218,24 @@ def test_ctrl_c_at_the_last_save_waits_for_it(
         train(run)
     assert checkpoint.load(checkpoint.find(run.run_dir, "last"))["step"] == 4
     assert "interrupted; the trained state is saved" in capsys.readouterr().out
+
+
+def test_a_terminal_that_goes_does_not_end_what_nohup_has_begun(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def hung_up(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(make_run("run", "trainer.steps=4"))["steps"] == 4
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_ctrl_c_says_what_a_second_one_costs(
