@@ -140,6 +140,12 @@ def _rendered_tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pycolmap() -> Any:
+    """What COLMAP models are read with; some Pythons and machines have no wheels of it."""
+    return pytest.importorskip("pycolmap", reason="COLMAP models: pip install pycolmap")
+
+
 @pytest.fixture
 def tiny_scene_root(_rendered_tiny_scene: Path, tmp_path: Path) -> Path:
     """A Blender folder of one's own: 6 train and 2 test views of 24x24 pixels with alpha."""

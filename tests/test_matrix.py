@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -68,8 +69,7 @@ def make_transforms(folder: Path) -> None:
 
 def make_colmap(folder: Path) -> None:
     """Turn a Blender folder into a capture with a COLMAP model in text."""
-    import pycolmap
-
+    pycolmap = pytest.importorskip("pycolmap", reason="COLMAP models: pip install pycolmap")
     angle, views = make_photographs(folder)
     size = Image.open(next((folder / "images").iterdir())).width
     focal = 0.5 * size / math.tan(0.5 * angle)
@@ -96,14 +96,17 @@ SCENES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture(scope="session")
-def scene_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One tiny folder for each kind of scene."""
-    roots = {}
-    for kind, change in SCENES.items():
-        roots[kind] = tmp_path_factory.mktemp(kind)
-        render_folder(roots[kind], 24, 7, 2)
-        change(roots[kind])
-    return roots
+def scene_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes one tiny folder for each kind of scene."""
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        root = tmp_path_factory.mktemp(kind)
+        render_folder(root, 24, 7, 2)
+        SCENES[kind](root)
+        return root
+
+    return make
 
 
 @pytest.mark.parametrize("background", ["auto", "random", "white", "black"])
@@ -111,7 +114,7 @@ def scene_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("scene", SCENES)
 def test_every_combination_trains_or_is_refused_in_a_sentence(
-    scene_roots: dict[str, Path],
+    scene_root: Callable[[str], Path],
     tmp_path: Path,
     scene: str,
     model: str,
@@ -119,7 +122,7 @@ def test_every_combination_trains_or_is_refused_in_a_sentence(
     background: str,
 ):
     choices = [f"scene={scene}", f"model={model}", f"sampler={sampler}", f"background={background}"]
-    folders = [f"scene.root={scene_roots[scene]}", f"run_dir={tmp_path / 'run'}"]
+    folders = [f"scene.root={scene_root(scene)}", f"run_dir={tmp_path / 'run'}"]
     cfg = compose([*choices, *folders, *MODELS[model], *SAMPLERS[sampler], *COMMON])
     if background == "random" and scene in ("colmap", "transforms"):
         with pytest.raises(UserError, match=r"needs images with alpha, .*: leave it out, or add"):
@@ -136,11 +139,11 @@ def test_every_combination_trains_or_is_refused_in_a_sentence(
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("scene", ["dnerf", "colmap"])
 def test_a_resumed_run_is_the_same_bit_for_bit(
-    scene_roots: dict[str, Path], tmp_path: Path, scene: str, sampler: str
+    scene_root: Callable[[str], Path], tmp_path: Path, scene: str, sampler: str
 ):
     def make(name: str, steps: int) -> Run:
         choices = [f"scene={scene}", "model=ngp", f"sampler={sampler}", *MODELS["ngp"]]
-        folders = [f"scene.root={scene_roots[scene]}", f"run_dir={tmp_path / name}"]
+        folders = [f"scene.root={scene_root(scene)}", f"run_dir={tmp_path / name}"]
         # A constant rate: how far a run is on its way must not matter where it is stopped.
         rates = [f"trainer.steps={steps}", "scheduler=constant", "scheduler.warmup_steps=10"]
         return assemble(compose([*choices, *folders, *SAMPLERS[sampler], *COMMON, *rates]))

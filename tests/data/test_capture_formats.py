@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def capture(tiny_scene_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def colmap_root(capture: Path, tiny_scene_root: Path) -> Path:
+def colmap_root(capture: Path, tiny_scene_root: Path, pycolmap: Any) -> Path:
     model = capture / "sparse" / "0"
     model.mkdir(parents=True)
     (model / "cameras.txt").write_text(f"1 PINHOLE 24 24 {FOCAL} {FOCAL} 12 12\n")
@@ -242,6 +243,7 @@ def test_cameras_in_one_point_are_told_and_drawn(transforms_root):
     assert all(path.is_file() for path in found.pictures)
 
 
+@pytest.mark.usefixtures("pycolmap")
 def test_a_real_capture_has_no_fault(real_scene, tmp_path):
     for kind in ("colmap", "transforms"):
         found = inspect(real_scene("mip360/bonsai"), tmp_path, scene_plan, kind)
@@ -250,6 +252,7 @@ def test_a_real_capture_has_no_fault(real_scene, tmp_path):
         assert (splits.count("train"), splits.count("test")) == (255, 37)
 
 
+@pytest.mark.usefixtures("pycolmap")
 def test_faults_in_a_real_capture_are_found(real_scene, tmp_path):
     root = shutil.copytree(real_scene("mip360/bonsai"), tmp_path / "bonsai")
     images = sorted((root / "images").iterdir())

@@ -91,6 +91,7 @@ def test_frames_are_taken_once(tmp_path: Path):
         is_taken(path, folder, 3)
 
 
+@pytest.mark.usefixtures("pycolmap")
 def test_what_is_no_film_is_one_line_and_leaves_nothing(tmp_path: Path, capsys):
     (tmp_path / "film.mov").write_bytes(b"no film")
     assert main(["data", "pose", str(tmp_path / "film.mov")]) == 2
@@ -123,6 +124,7 @@ def test_an_interruption_leaves_no_half_of_the_frames(tmp_path: Path, monkeypatc
     assert [entry.name for entry in tmp_path.iterdir()] == ["scene.mp4"]
 
 
+@pytest.mark.usefixtures("pycolmap")
 def test_a_film_is_posed_beside_it(tmp_path: Path, capfd):
     sharp = photographs(16)
     frames = [frame for picture in sharp for frame in (blurred(picture), picture)]

@@ -41,6 +41,8 @@ from nerftrain.lens import MODELS
 from nerftrain.scenes import Scene
 from nerftrain.scenes.colmap_model import View, import_pycolmap, read_model
 
+pytestmark = pytest.mark.usefixtures("pycolmap")
+
 COUNT = 9
 PRIOR = "SELECT prior_focal_length FROM cameras"
 

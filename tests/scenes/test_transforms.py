@@ -695,6 +695,7 @@ def test_real_bonsai_loads(real_scene):
     assert train.cameras.poses[:, :, 3].norm(dim=1).max() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.usefixtures("pycolmap")
 def test_real_bonsai_is_the_same_by_its_colmap_model(real_scene):
     folder = real_scene("mip360/bonsai")
     ours = load(folder, downscale=8.0)
