@@ -361,6 +361,9 @@ def _render(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--panorama", action="store_true", help="all around, equirectangular, twice as wide as high"
     )
+    parser.add_argument(
+        "--transparent", action="store_true", help="PNGs with opacity in place of the background"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="in place of RUN/renders")
     parsed = _parse_flags(parser, arguments)
     path = parsed.path or ("views" if parsed.split else "orbit")
@@ -370,7 +373,8 @@ def _render(arguments: Sequence[str]) -> int:
     from nerftrain.evaluation import render_run
 
     what = parsed.split or "test", path, parsed.frames, parsed.checkpoint, parsed.time
-    render_run(run, *what, parsed.depth, parsed.panorama, parsed.out)
+    kinds = {name: getattr(parsed, name) for name in ("depth", "panorama", "transparent")}
+    render_run(run, *what, **kinds, out=parsed.out)
     return 0
 
 

@@ -418,15 +418,16 @@ def render_run(
     time: float | None = None,
     depth: bool = False,
     panorama: bool = False,
+    transparent: bool = False,
     out: Path | None = None,
 ) -> Path:
     """Render a split, or a camera path derived from it, to a film and single frames.
 
     Both lie in ``run_dir/renders``: ``<path>-<split>-<checkpoint>.mp4`` and a folder of PNGs; a
-    time is part of the name, ``<path>-time<time>-...``, and so are ``-panorama`` and ``-depth`` at
-    its end. With depth there is beside each PNG what it shows, .npy, [H, W] float32: how far along
-    each pixel's ray, in the dataset's units, half of its light has gone; infinite where it never
-    has.
+    time is part of the name, ``<path>-time<time>-...``, and so are ``-panorama``, ``-depth`` and
+    ``-transparent`` at its end. With depth there is beside each PNG what it shows, .npy, [H, W]
+    float32: how far along each pixel's ray, in the dataset's units, half of its light has gone;
+    infinite where it never has.
 
     Args:
         run: the run, built from its own config.
@@ -439,12 +440,15 @@ def render_run(
         time: of all frames, 0..1; None: time moves along the path.
         depth: whether distances are wanted in place of colours.
         panorama: whether all is to be seen that is around the cameras.
+        transparent: whether the PNGs keep opacity in place of the background, which the film has.
         out: a folder in place of ``run_dir/renders``.
 
     Raises:
         UserError: for a split, path, time or checkpoint that does not exist or does not fit, for
             far too many frames, and a folder that cannot be written.
     """
+    if depth and transparent:
+        raise UserError("--transparent has no effect on --depth: leave one of them out")
     count = FRAMES if frames is None else frames
     check_at_most(MOST_FRAMES, **{"--frames": count})
     cameras = find_split(run.scene, split).cameras.to("cpu")
@@ -481,8 +485,11 @@ def render_run(
         scale = 1.0 if run.scene.world is None else scale_of(run.scene.world)
         images = _depth_frames(folder / name, (d / scale for d in video.render_depths(*what)))
     else:
-        images = video.render_frames(*what)
+        name += "-transparent" if transparent else ""
+        images = video.render_frames(*what, transparent)
     kept = video.keep_frames(folder / name, images)
+    if transparent:
+        kept = video.lay_over(kept, background)
     written = video.write_video(folder / f"{name}.mp4", video.centered(kept, cameras), fps)
     video.drop_later_frames(folder / name, len(cameras))
     report.say(f"{len(cameras)} frames: {written} and {folder / name}")

@@ -66,15 +66,36 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def render_frames(
-    scene: Scene, cameras: Cameras, model: RadianceField, sampler: Any, background: Tensor
+    scene: Scene,
+    cameras: Cameras,
+    model: RadianceField,
+    sampler: Any,
+    background: Tensor,
+    transparent: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yield a frame [H, W, 3] uint8 for each camera, with a progress line on a terminal."""
+    """Yield a frame [H, W, 3] uint8 for each camera, with a progress line on a terminal.
+
+    Transparent ones are [H, W, 4], with opacity at the end and nothing of the background.
+    """
+    behind = torch.zeros_like(background) if transparent else background
     for index in tqdm(
         range(len(cameras)), desc="rendering", unit="frame", leave=False, disable=None
     ):
-        rgb = render_view(scene, cameras, index, model, sampler, background).rgb
+        seen = render_view(scene, cameras, index, model, sampler, behind)
+        colors = seen.rgb.float()
+        if transparent:
+            opacity = seen.opacity.float()[:, None].clamp(0, 1)
+            colors = torch.cat([colors / opacity.clamp_min(1 / 255), opacity], 1)
         height, width = int(cameras.heights[index]), int(cameras.widths[index])
-        yield to_uint8(rgb.reshape(height, width, 3))
+        yield to_uint8(colors.reshape(height, width, -1))
+
+
+def lay_over(frames: Iterable[np.ndarray], background: Tensor) -> Iterator[np.ndarray]:
+    """Lay transparent frames [H, W, 4] uint8 over a background [3] in 0..1: [H, W, 3] uint8."""
+    behind = background.float().cpu().numpy() * 255
+    for frame in frames:
+        opacity = frame[..., 3:].astype(np.float32) / 255
+        yield (frame[..., :3] * opacity + behind * (1 - opacity)).round().astype(np.uint8)
 
 
 def render_depths(
@@ -168,7 +189,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> Path:
 
 
 def keep_frames(folder: Path, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass frames [H, W, 3] uint8 on, each written to ``folder`` as a numbered PNG on the way."""
+    """Pass frames [H, W, 3 or 4] uint8 on, each written to ``folder`` as a numbered PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{number:04d}.png")

@@ -341,7 +341,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     seen: list[tuple[Any, ...]] = []
     module = ModuleType("nerftrain.evaluation")
     for name in ("evaluate_run", "render_run"):
-        setattr(module, name, lambda run, *args: seen.append(args))
+        setattr(module, name, lambda run, *args, **more: seen.append((*args, *more.values())))
     monkeypatch.setitem(sys.modules, "nerftrain.evaluation", module)
     return seen
 
@@ -352,20 +352,33 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         (["eval"], ("test", "last", None, None)),
         (["eval", "--split", "val", "--checkpoint=best", "--views=3"], ("val", "best", 3, None)),
         (["eval", "--out", "there"], ("test", "last", None, Path("there"))),
-        (["render"], ("test", "orbit", None, "last", None, False, False, None)),
-        (["render", "--split=val"], ("val", "views", None, "last", None, False, False, None)),
+        (["render"], ("test", "orbit", None, "last", None, False, False, False, None)),
+        (
+            ["render", "--split=val"],
+            ("val", "views", None, "last", None, False, False, False, None),
+        ),
         (
             ["render", "--path=spiral", "--frames=8"],
-            ("test", "spiral", 8, "last", None, False, False, None),
+            ("test", "spiral", 8, "last", None, False, False, False, None),
         ),
-        (["render", "--path", "still"], ("test", "still", None, "last", None, False, False, None)),
-        (["render", "--time", "0.25"], ("test", "orbit", None, "last", 0.25, False, False, None)),
-        (["render", "--depth"], ("test", "orbit", None, "last", None, True, False, None)),
+        (
+            ["render", "--path", "still"],
+            ("test", "still", None, "last", None, False, False, False, None),
+        ),
+        (
+            ["render", "--time", "0.25"],
+            ("test", "orbit", None, "last", 0.25, False, False, False, None),
+        ),
+        (["render", "--depth"], ("test", "orbit", None, "last", None, True, False, False, None)),
         (
             ["render", "--out=there"],
-            ("test", "orbit", None, "last", None, False, False, Path("there")),
+            ("test", "orbit", None, "last", None, False, False, False, Path("there")),
         ),
-        (["render", "--panorama"], ("test", "orbit", None, "last", None, False, True, None)),
+        (
+            ["render", "--transparent"],
+            ("test", "orbit", None, "last", None, False, False, True, None),
+        ),
+        (["render", "--panorama"], ("test", "orbit", None, "last", None, False, True, False, None)),
     ],
 )
 def test_verbs_hand_over_their_options(

@@ -311,6 +311,35 @@ def test_a_film_of_panoramas(run, rendered, monkeypatch):
     assert frame.size == (2 * WIDTH, WIDTH)
 
 
+def test_transparent_frames_lie_over_any_background_as_they_were_rendered(run, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    colors, opacity = torch.rand(WIDTH * HEIGHT, 3, generator=generator), torch.ones(WIDTH * HEIGHT)
+    opacity[:50], opacity[50:90] = 0, torch.linspace(0.1, 0.9, 40)
+
+    def render(scene, cameras, index, model, sampler, background):
+        seen = colors * opacity[:, None] + background * (1 - opacity[:, None])
+        return Rendering(seen, opacity, opacity, opacity, {}, opacity)
+
+    monkeypatch.setattr(video.rendering, "render_image", render)
+    plain = evaluation.render_run(run, "test", "orbit", 2, "last")
+    written = evaluation.render_run(run, "test", "orbit", 2, "last", transparent=True)
+    assert written == run.run_dir / "renders" / "orbit-test-last-transparent.mp4"
+    frame = Image.open(written.with_suffix("") / "0001.png")
+    assert frame.mode == "RGBA"
+    values = np.asarray(frame).reshape(-1, 4).astype(int)
+    assert np.abs(values[:, 3] - (opacity * 255).numpy()).max() <= 0.5
+    assert np.abs(values[90:, :3] - (colors[90:] * 255).numpy()).max() <= 0.5
+    assert np.abs(values[50:90, :3] - (colors[50:90] * 255).numpy()).max() <= 0.51
+    assert (values[:50] == 0).all()
+    white = Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB")
+    expected = np.asarray(Image.open(plain.with_suffix("") / "0001.png")).astype(int)
+    assert np.abs(np.asarray(white).astype(int) - expected).max() <= 2
+    (over,) = video.lay_over([np.asarray(frame)], WHITE)
+    assert np.abs(over.astype(int) - expected).max() <= 2
+    with pytest.raises(UserError, match="--transparent has no effect on --depth"):
+        evaluation.render_run(run, "test", "orbit", 2, "last", depth=True, transparent=True)
+
+
 def test_distances_are_kept_in_the_datasets_units_and_coloured_alike(run, monkeypatch):
     seen = []
 
