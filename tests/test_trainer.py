@@ -198,6 +198,15 @@ def test_ctrl_c_saves_a_whole_step_and_names_the_command(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.fixture
+def heard_hangup() -> Iterator[None]:
+    """Hear of a terminal that goes, even where nohup has begun these tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize(
     "numbers",
     [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGHUP, signal.SIGHUP]],
