@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -138,6 +139,19 @@ def _rendered_tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_scene")
     render_folder(folder, 24, 6, 2)
     return folder
+
+
+@pytest.fixture
+def own_scene(real_scene: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a real scene, which may be read only, to spoil it."""
+
+    def copy(name: str) -> Path:
+        root = shutil.copytree(real_scene(name), tmp_path / "own")
+        for path in (root, *root.rglob("*")):
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+        return root
+
+    return copy
 
 
 @pytest.fixture(scope="session")
