@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nerftrain import __version__, usage
 from nerftrain.bounds import MOST_PIXELS
 from nerftrain.errors import RunError, UserError
+from nerftrain.memory import has_run_out
 from nerftrain.schema import suggestion
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from nerftrain.trainer import Run
 
 _FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
+_NO_MEMORY = (
+    "out of memory: free some, or take smaller images (scene.downscale) or a smaller model; what a "
+    "run has saved is gone on with by nerftrain resume RUN"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +80,8 @@ def _outcome(command: Callable[[], int]) -> tuple[int, str]:
     except Exception as error:
         if isinstance(error, PermissionError) and error.filename is not None:
             return _failure(_MISTAKE, f"{error.filename}: {error.strerror}: check its rights")
+        if has_run_out(error):
+            return _failure(_FAILED, _NO_MEMORY)
         traceback.print_exc()
         return _failure(_FAILED, f"failed: {type(error).__name__}: {error}")
 

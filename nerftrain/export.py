@@ -17,6 +17,7 @@ from nerftrain import mesh, report, texture, video
 from nerftrain.errors import UserError
 from nerftrain.evaluation import Run, background_color, load_into, spaced, stop_time
 from nerftrain.lens import as_pinholes
+from nerftrain.memory import has_run_out
 from nerftrain.mesh import DepthViews
 from nerftrain.rendering import see_surface
 from nerftrain.scenes import Scene
@@ -110,7 +111,9 @@ def _extract(views: DepthViews, box: Tensor, wishes: Wishes) -> mesh.Mesh | text
     grid = mesh.Grid.over(mesh.tight_box(views, box), wishes.resolution)
     try:
         found = mesh.extract(views, grid)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not has_run_out(error):
+            raise
         raise UserError(
             f"memory does not hold --resolution {wishes.resolution}: give less, an eighth of it is "
             "needed for half as much"

@@ -1,4 +1,6 @@
-"""How much memory is free, so that what cannot fit is refused before the system ends the process.
+"""How much memory is free, and whether it has run out.
+
+What cannot fit is refused before the system ends the process.
 
 Free of torch.
 """
@@ -13,8 +15,23 @@ from nerftrain.errors import UserError
 
 SHARE = 0.9  # of what is free, that images may take: they are not alone
 
+# How torch, CUDA and C++ call it.
+_SIGNS = ("out of memory", "not enough memory", "t allocate memory", "annot allocate", "bad_alloc")
+# Through its stable ABI torch only tells which call of an op failed. These do by want of memory.
+_ALLOCATING = ("new_empty", "new_zeros", "clone", "empty", "contiguous")
+
 _GROUP = Path("/sys/fs/cgroup")  # of this process, where it has one
 _KNOWN = Path("/proc/meminfo")
+
+
+def has_run_out(error: BaseException) -> bool:
+    """Say whether an error is that of memory which does not suffice, by whichever name."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if any(sign in text for sign in _SIGNS):
+        return True
+    return "API call failed" in text and any(f'"aten::{name}"' in text for name in _ALLOCATING)
 
 
 def free_memory() -> int | None:

@@ -17,6 +17,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from nerftrain.memory import has_run_out
+
 _log = logging.getLogger(__name__)
 
 AHEAD = 8  # steps by which the host is ahead of a GPU, at most
@@ -123,9 +125,9 @@ class Recorder(Generic[T]):
         if self.why_not is None and self._times > AGAIN:
             try:
                 return self._record(key)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if has_run_out(error):
+                    raise
                 self.forget()
                 self.why_not = str(error).strip().splitlines()[0]
                 _log.warning(

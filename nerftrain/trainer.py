@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from nerftrain import checkpoint, evaluation, report, video
+from nerftrain import checkpoint, evaluation, memory, report, video
 from nerftrain.bounds import MOST_BUDGET, MOST_FRAMES, MOST_RAYS, check_at_most
 from nerftrain.checks import check_made
 from nerftrain.errors import RunError, UserError
@@ -215,14 +215,14 @@ class State:
         self.num_rays = min(max(self.num_rays, MIN_RAYS), settings.max_rays)
 
     def make_do(self) -> None:
-        """Halve the samples of a step, after one that did not fit into the GPU's memory.
+        """Halve the samples of a step, after one that did not fit into memory.
 
         Raises RunError where not even a small step fits.
         """
         if self.sample_budget // 2 < MIN_BUDGET:
             raise RunError(
-                f"out of GPU memory with {self.sample_budget} samples a step: free some, or take "
-                "a smaller model (model.encoding.log2_table_size)"
+                f"out of memory with {self.sample_budget} samples a step: free some, or take a "
+                "smaller model (model.encoding.log2_table_size)"
             )
         self.sample_budget //= 2
         self.num_rays = max(self.num_rays / 2, MIN_RAYS)
@@ -365,7 +365,9 @@ def _on_device(scene: Scene, device: torch.device) -> Scene:
     """Copy a scene to the device; raises UserError where its images do not fit."""
     try:
         return scene.to(device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not memory.has_run_out(error):
+            raise
         taken = sum(split.pixels.nbytes for split in scene.splits.values()) / 2**30
         raise UserError(
             f"the images take {taken:.1f} GiB, more than the GPU has free: give a larger "
@@ -400,7 +402,7 @@ def loop(run: Run, state: State, journal: Journal) -> None:
                 room = state.sample_budget if fixed else None
                 taken = steps.step(int(state.num_rays), room, sampler.phase())
                 sampler.update(state.step, run.model.density, state.generator)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 steps.forget()
                 _after_fault(run, state, error)
                 continue
@@ -488,25 +490,30 @@ def _count(num_rays: int, samples: Samples, num_evaluated: int | Tensor, asked: 
     return torch.stack([whole, last, evaluated])
 
 
-def _after_fault(run: Run, state: State, error: RuntimeError) -> None:
+def _after_fault(run: Run, state: State, error: Exception) -> None:
     """Make do with less memory; say how to go on where the GPU has failed; pass others on."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if memory.has_run_out(error):
         run.optimizer.zero_grad(set_to_none=True)
-        state.make_do()
-        torch.cuda.empty_cache()
-        _log.warning(
-            "out of GPU memory at step %d: going on with %d samples a step",
-            state.step,
-            state.sample_budget,
-        )
-    elif "CUDA error" in str(error):
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as failed:  # of a GPU on which no call succeeds any more
+            error = failed
+        else:
+            state.make_do()
+            _log.warning(
+                "out of %s at step %d: going on with %d samples a step",
+                "GPU memory" if run.runtime.torch_device.type == "cuda" else "memory",
+                state.step,
+                state.sample_budget,
+            )
+            return
+    if "CUDA error" in str(error):
         cause = str(error).splitlines()[0]
         raise RunError(
             f"the GPU failed at step {state.step} ({cause}); from the last checkpoint go on with: "
             f"{_resume_command(run)}"
         ) from error
-    else:
-        raise error
+    raise error
 
 
 def loss_terms(run: Run, batch: Batch, samples: Samples, rendering: Rendering) -> dict[str, Tensor]:

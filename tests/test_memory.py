@@ -1,8 +1,10 @@
-"""How much memory is free, and images that do not fit."""
+"""How much memory is free, images that do not fit, and memory that has run out."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -95,3 +97,48 @@ def test_images_that_do_not_fit_on_the_gpu_are_refused():
     scene = SimpleNamespace(splits={"train": SimpleNamespace(pixels=pixels)}, to=to)
     with pytest.raises(UserError, match=r"^the images take 3\.0 GiB, more than the GPU has free: "):
         trainer._on_device(cast("Scene", scene), torch.device("cuda"))
+
+
+# Memory that runs out, in a process that may not have much
+
+
+def limited(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in which `short()` leaves the process no more memory than 64 MiB."""
+    begin = (
+        "import resource, torch\n"
+        "from nerftrain import memory\n"
+        "from nerftrain.ops import library\n"
+        "library.native(torch.zeros(1))\n"
+        "def short():\n"
+        "    taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20),) * 2)\n"
+    )
+    command = [sys.executable, "-c", begin + code]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize(
+    "take",
+    [
+        "torch.empty(1 << 30)",
+        "torch.ops.nerftrain.scan_sum(*scan, True, False)",
+        "bytearray(1 << 30)",
+    ],
+)
+def test_memory_that_has_run_out_is_known_by_every_name(take):
+    code = (
+        "scan = torch.ones(1 << 26), torch.zeros(1, dtype=torch.int64), torch.tensor([1 << 26])\n"
+        "short()\n"
+        f"try:\n    {take}\n"
+        "except Exception as error:\n"
+        "    print(memory.has_run_out(error), type(error).__name__, error)\n"
+    )
+    done = limited(code)
+    assert done.stdout.startswith("True "), (done.stdout, done.stderr)
+
+
+def test_other_errors_are_no_lack_of_memory():
+    for error in (RuntimeError("CUDA error: an illegal memory access"), ValueError("empty")):
+        assert not memory.has_run_out(error)
+    assert not memory.has_run_out(RuntimeError('"aten::copy_" API call failed at ops.h'))

@@ -123,15 +123,28 @@ def test_resume_is_bit_identical(make_run: MakeRun) -> None:
     assert [r["step"] for r in read_curve(again.run_dir) if "loss" in r] == list(range(5, 41, 5))
 
 
+# As a GPU's torch says, and what is left of it where an op of ours has asked for the memory.
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError('torch_call_dispatcher( "aten::new_empty", "", ..) API call failed at ops.h'),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("short", SHORT, ids=lambda error: type(error).__name__)
 def test_a_step_that_does_not_fit_into_memory_is_tried_again_with_half_the_samples(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_run: MakeRun,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    short: Exception,
 ) -> None:
     run, step, faults = make_run("run", "trainer.steps=10"), trainer._step, [3, 3, 7]
 
     def stumbling(run: Run, state: State, scene: Scene, *key: Any) -> object:
         if faults and state.step == faults[0]:
             faults.pop(0)
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise short
         budgets.append(state.sample_budget)
         return step(run, state, scene, *key)
 
@@ -141,11 +154,28 @@ def test_a_step_that_does_not_fit_into_memory_is_tried_again_with_half_the_sampl
     final, whole = train(run), run.settings.sample_budget
     assert final["steps"] == 10
     assert budgets == [whole] * 3 + [whole // 4] * 4 + [whole // 8] * 3
-    assert [m for m in caplog.messages if m.startswith("out of GPU memory at step 3")] != []
+    assert [m for m in caplog.messages if m.startswith("out of memory at step 3")] != []
     monkeypatch.setattr(trainer, "MIN_BUDGET", whole)
     faults[:] = [0]
-    with pytest.raises(RunError, match=r"out of GPU memory with .* take a smaller model"):
+    with pytest.raises(RunError, match=r"out of memory with .* take a smaller model"):
         train(make_run("other", "trainer.steps=10"))
+
+
+def test_a_gpu_on_which_nothing_runs_any_more_is_not_short_of_memory(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> Any:
+        def failing(*_: object) -> None:
+            raise error
+
+        return failing
+
+    run = make_run("run", "trainer.steps=10")
+    monkeypatch.setattr(trainer, "_step", fail(SHORT[1]))
+    failed = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail(failed))
+    with pytest.raises(RunError, match=r"the GPU failed at step 0 \(CUDA error: an illegal"):
+        train(run)
 
 
 def test_a_gpu_that_fails_leaves_a_line_that_says_how_to_go_on(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nerftrain.memory import has_run_out
 from nerftrain.ops import library
 from nerftrain.ops.hash_encoding import HashLevels, hash_encode_reference
 from nerftrain.ops.mlp import flat, widths
@@ -267,9 +268,9 @@ def is_trusted(device: torch.device, agrees: Callable[[torch.device], bool]) -> 
     try:
         if agrees(device):
             return True
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # such as a launch that asks for more than the GPU has
+        if has_run_out(error):
+            raise
         fault = f"do not run ({str(error).splitlines()[0]})"
     _log.warning(
         "kernels in half precision %s on %s, others serve (slower); please report it with what "
