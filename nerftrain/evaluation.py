@@ -386,7 +386,7 @@ def evaluate_run(
     """
     find_split(run.scene, split)
     state, label = load_into(run, checkpoint_name)
-    folder = _make_folder((out or run.run_dir / "eval") / f"{split}-{label}")
+    folder = make_folder((out or run.run_dir / "eval") / f"{split}-{label}")
     background = background_color(run.background.evaluation)
     result = evaluate(
         as_found(run),
@@ -477,7 +477,7 @@ def render_run(
         name += "-panorama"
         up = camera_paths.up_vector(find_split(run.scene, split).cameras.poses.double().cpu())
         cameras = camera_paths.panoramas(cameras, up.to(cameras.poses))
-    folder = _make_folder(out or run.run_dir / "renders")
+    folder = make_folder(out or run.run_dir / "renders")
     background = background_color(run.background.evaluation)
     what = run.scene, cameras, run.model, run.sampler, background
     if depth:
@@ -496,15 +496,19 @@ def render_run(
     return written
 
 
-def _make_folder(folder: Path) -> Path:
-    """Make a folder; what takes long must not end before one that cannot be written."""
+def make_folder(folder: Path) -> Path:
+    """Make a folder; what takes long must not end before one that cannot be written.
+
+    Raises:
+        UserError: that is so.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another folder by --out"
+            f"{folder} cannot be written ({error.strerror}): give another place by --out"
         ) from None
 
 

@@ -15,7 +15,14 @@ from tqdm import tqdm
 
 from nerftrain import mesh, report, texture, video
 from nerftrain.errors import UserError
-from nerftrain.evaluation import Run, background_color, load_into, spaced, stop_time
+from nerftrain.evaluation import (
+    Run,
+    background_color,
+    load_into,
+    make_folder,
+    spaced,
+    stop_time,
+)
 from nerftrain.lens import as_pinholes
 from nerftrain.memory import has_run_out
 from nerftrain.mesh import DepthViews
@@ -58,11 +65,12 @@ def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
     Raises:
         UserError: a wish that cannot be fulfilled, a missing library, an unwritable file.
     """
-    path = _check(run, wishes)
+    _check(run, wishes)
     _, label = load_into(run, checkpoint_name)
     time = "" if wishes.time is None else f"-time{wishes.time:g}"
     suffix = "ply" if wishes.texture is None else "glb"
-    path = path or run.run_dir / "exports" / f"{wishes.kind}{time}-{label}.{suffix}"
+    path = wishes.out or run.run_dir / "exports" / f"{wishes.kind}{time}-{label}.{suffix}"
+    make_folder(path.parent)
     views = depth_views(run, wishes)
     box = _scaled(run.scene.aabb, wishes.box).to(views.cameras.poses.device)
     world = run.scene.world if wishes.coordinates == "dataset" else None
@@ -81,8 +89,8 @@ def export_run(run: Run, wishes: Wishes, checkpoint_name: str) -> Path:
     return path
 
 
-def _check(run: Run, wishes: Wishes) -> Path | None:
-    """Refuse at once what cannot end well; return where the file is wanted."""
+def _check(run: Run, wishes: Wishes) -> None:
+    """Refuse at once what cannot end well."""
     mesh.library("trimesh", "trimesh")
     if wishes.kind == "mesh":
         mesh.library("skimage.measure", "scikit-image")
@@ -102,9 +110,6 @@ def _check(run: Run, wishes: Wishes) -> Path | None:
     known = SUFFIXES[what]
     if wishes.out is not None and wishes.out.suffix.lower() not in known:
         raise UserError(f"--out {wishes.out}: a {what} file ends in {' '.join(known)}")
-    if wishes.out is not None:
-        _make_folder(wishes.out)
-    return wishes.out
 
 
 def _extract(views: DepthViews, box: Tensor, wishes: Wishes) -> mesh.Mesh | texture.Textured:
@@ -200,27 +205,15 @@ def write_points(path: Path, positions: np.ndarray, colors: np.ndarray) -> None:
     _write(path, mesh.library("trimesh", "trimesh").PointCloud(positions, colors))
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path} cannot be written ({error.strerror or error}): give another file by --out"
-    )
-
-
 def _write(path: Path, shape: Any) -> None:
     partial = path.with_name(f".part-{path.name}")
-    _make_folder(path)
     try:
         shape.export(partial)
         partial.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): give another file by --out"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from nerftrain.errors import UserError
 SHARE = 0.9  # of what is free, that images may take: they are not alone
 
 # How torch, CUDA and C++ call it.
-_SIGNS = ("out of memory", "not enough memory", "t allocate memory", "annot allocate", "bad_alloc")
+_SIGNS = ("out of memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
 # Through its stable ABI torch only tells which call of an op failed. These do by want of memory.
 _ALLOCATING = ("new_empty", "new_zeros", "clone", "empty", "contiguous")
 

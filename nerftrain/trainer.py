@@ -328,7 +328,7 @@ def train(run: Run, resume: bool = False, checkpoint_name: str | None = None) ->
     try:
         if interrupted.is_set():
             raise KeyboardInterrupt
-        # Which would end it in silence.
+        # Signals that would end it in silence.
         with _handled(signal.default_int_handler, signal.SIGTERM, *_hangup()):
             final = _finish(run, state)
     except KeyboardInterrupt:

@@ -93,6 +93,15 @@ def test_what_cannot_be_done_is_one_line(
     assert line in last
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_rendered(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(export, "depth_views", lambda *_: pytest.fail("it has been rendered"))
+    assert main(["export", str(run), "--out", str(tmp_path / "file" / "a.ply")]) == 2
+    assert "give another place by --out" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("time", "line"), [([], "moves: say of which"), (["--time", "2"], "0 for")]
 )
